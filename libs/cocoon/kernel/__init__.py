@@ -1,0 +1,1 @@
+"""Ids, money, canonical bytes, time and errors: standard library only, imported by everything."""

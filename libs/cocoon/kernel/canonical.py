@@ -1,0 +1,76 @@
+"""Canonical JSON: the one byte form that is hashed, signed and stored.
+
+Sorted keys, no spaces, UTF-8, no floats, no duplicate keys, integers within 2**53 (larger
+amounts travel as decimal strings). The subset of RFC 8785 that needs no number formatting.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, cast
+
+_MAX_SAFE_INT = 2**53
+
+
+def _check(value: object) -> None:
+    if value is None or isinstance(value, bool):
+        return
+    if isinstance(value, str):
+        value.encode("utf-8")  # a lone surrogate has no UTF-8 form
+        return
+    if isinstance(value, int):
+        if abs(value) > _MAX_SAFE_INT:
+            raise ValueError("canonical JSON holds integers up to 2**53; use a decimal string")
+        return
+    if isinstance(value, list | tuple):
+        for item in value:
+            _check(item)
+        return
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str) or not key.isascii():
+                # ASCII keys sort alike by bytes, code points and UTF-16 units
+                raise ValueError("canonical JSON keys are ASCII strings")
+            _check(item)
+        return
+    raise ValueError(f"canonical JSON cannot hold {type(value).__name__}")
+
+
+def dumps(value: object) -> bytes:
+    """Return the canonical bytes. Raises ValueError for floats, big integers or odd keys."""
+    _check(value)
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode("utf-8")
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("canonical JSON has no duplicate keys")
+    return result
+
+
+def loads(data: bytes, *, strict: bool = True) -> Any:
+    """Parse JSON. With `strict`, refuse bytes that are not the canonical form of their value."""
+    try:
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates)
+    except RecursionError:
+        raise ValueError("canonical JSON is nested too deeply") from None
+    if strict and dumps(value) != data:
+        raise ValueError("the bytes are not canonical JSON")
+    return value
+
+
+def loads_object(data: bytes, *, strict: bool = True) -> dict[str, Any]:
+    """Like `loads`, and refuse anything but an object."""
+    value = loads(data, strict=strict)
+    if not isinstance(value, dict):
+        raise ValueError("a JSON object is expected")  # noqa: TRY004 - one error type for input
+    return cast("dict[str, Any]", value)
+
+
+def digest(value: object) -> bytes:
+    """SHA-256 of the canonical bytes."""
+    return hashlib.sha256(dumps(value)).digest()

@@ -1,0 +1,56 @@
+"""Typed ids. Each is a string with a fixed form, made from injected randomness."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import uuid
+from typing import NewType
+
+JobId = NewType("JobId", str)  # 32 lower-case hex digits (16 random bytes, drawn by the client)
+AccountId = NewType("AccountId", str)  # "acct_" + 16 hex
+ProviderId = NewType("ProviderId", str)  # "prov_" + 32 hex, from the agent's identity key
+ApiKeyId = NewType("ApiKeyId", str)  # "key_" + 12 hex; the public name of an API key
+ModelId = NewType("ModelId", str)  # 64 hex: SHA-256 of the model's manifest
+GatewayId = NewType("GatewayId", str)  # "gw" + 12 hex, one per gateway process
+
+_JOB = re.compile(r"[0-9a-f]{32}\Z")
+_NAMESPACE = uuid.UUID("6f1c2f0e-0c61-5d0b-9a53-434149310001")
+
+
+def job_id(raw: bytes) -> JobId:
+    """Return the id for 16 raw bytes. Raises ValueError for another length."""
+    if len(raw) != 16:
+        raise ValueError("a job id is 16 bytes")
+    return JobId(raw.hex())
+
+
+def is_job_id(text: str) -> bool:
+    return _JOB.match(text) is not None
+
+
+def provider_id(identity_public_key: bytes) -> ProviderId:
+    """Derive a provider's id from its 32-byte Ed25519 identity key."""
+    return ProviderId(
+        "prov_" + hashlib.sha256(b"cocoon provider id\0" + identity_public_key).hexdigest()[:32]
+    )
+
+
+def event_id(causation_id: str, index: int) -> str:
+    """uuid5 of the causing command and the event's place in it: a repeat gives the same id."""
+    return str(uuid.uuid5(_NAMESPACE, f"event\0{causation_id}\0{index}"))
+
+
+def reaction_command_id(consumer: str, caused_by_event_id: str) -> str:
+    """The command id of a consumer's reaction to an event: a lost checkpoint cannot double it."""
+    return str(uuid.uuid5(_NAMESPACE, f"reaction\0{consumer}\0{caused_by_event_id}"))
+
+
+def request_command_id(account: AccountId, idempotency_key: str) -> str:
+    """The command id of a client's request: (account, key) names one job for ever."""
+    return str(uuid.uuid5(_NAMESPACE, f"request\0{account}\0{idempotency_key}"))
+
+
+def named_command_id(*parts: str) -> str:
+    """A deterministic command id from a tuple of names, e.g. ("expire", job, epoch)."""
+    return str(uuid.uuid5(_NAMESPACE, "named\0" + "\0".join(parts)))
