@@ -1,0 +1,232 @@
+"""Every event that the log holds: one frozen model per (type, version), never edited, only added.
+
+`data` holds ids, digests, sizes and integers; never a prompt, a result or a person's name.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from cocoon.contracts.base import Contract, Count, Hex16, Hex32, Name, Nanoton, TimeMs
+
+Position = Annotated[int, Field(ge=0, le=2**53)]
+BasisPoints = Annotated[int, Field(ge=0, le=10_000)]
+Epoch = Annotated[int, Field(ge=1, le=2**32 - 1)]
+
+
+class EventData(Contract):
+    """Base of all events' data. `event_type` is the class's name unless a version suffixes it."""
+
+    event_type: ClassVar[str]
+    schema_version: ClassVar[int] = 1
+
+
+class Quote(Contract):
+    """Price terms, copied whole into the match: nanoTON per million tokens, fee in basis points."""
+
+    model_id: Hex32
+    input_nanoton_per_mtok: Nanoton
+    cached_input_nanoton_per_mtok: Nanoton
+    output_nanoton_per_mtok: Nanoton
+    fee_bps: BasisPoints
+
+
+# ---- the job: stream job/<job_id>, account shards ----
+
+
+class JobRequested(EventData):
+    event_type: ClassVar[str] = "JobRequested"
+    job_id: Hex16
+    account_id: Name
+    api_key_id: Name
+    model_id: Hex32
+    req_hash: Hex32
+    envelope_bytes: Count
+    max_price_nanoton: Nanoton
+    max_input_tokens: Count
+    max_output_tokens: Count
+    not_after_ms: TimeMs
+    policy_hash: Hex32
+    recipient_key_ids: tuple[Hex16, ...]
+    stream: bool
+
+
+class FundsHeld(EventData):
+    event_type: ClassVar[str] = "FundsHeld"
+    job_id: Hex16
+    account_id: Name
+    amount_nanoton: Nanoton
+
+
+class FundsRefused(EventData):
+    event_type: ClassVar[str] = "FundsRefused"
+    job_id: Hex16
+    account_id: Name
+    needed_nanoton: Nanoton
+    available_nanoton: Nanoton
+
+
+class ProviderMatched(EventData):
+    event_type: ClassVar[str] = "ProviderMatched"
+    job_id: Hex16
+    provider_id: Name
+    epoch: Epoch
+    key_id: Hex16
+    lease_ttl_ms: TimeMs
+    quote: Quote
+    quote_id: Hex32
+    evidence_id: Hex32
+    signing_key: Hex32
+    attested_position: Position
+
+
+class LeaseExpired(EventData):
+    event_type: ClassVar[str] = "LeaseExpired"
+    job_id: Hex16
+    provider_id: Name
+    epoch: Epoch
+    reason: Literal["expired", "silent", "busy", "refused", "rejected", "revoked", "gone"]
+    counts: bool  # whether the epoch counts against the job's three attempts (a busy one does not)
+
+
+class JobFailed(EventData):
+    event_type: ClassVar[str] = "JobFailed"
+    job_id: Hex16
+    account_id: Name
+    reason: Name
+    released_nanoton: Nanoton
+
+
+class JobCancelled(EventData):
+    event_type: ClassVar[str] = "JobCancelled"
+    job_id: Hex16
+    account_id: Name
+    released_nanoton: Nanoton
+
+
+class ResultSealed(EventData):
+    event_type: ClassVar[str] = "ResultSealed"
+    job_id: Hex16
+    provider_id: Name
+    epoch: Epoch
+    status: Literal["complete", "length", "cancelled", "refused", "failed"]
+    receipt: Annotated[str, Field(pattern=r"^[0-9a-f]{840}$")]  # 420 bytes, public
+    resp_hash: Hex32
+    response_bytes: Count
+    input_tokens: Count
+    cached_input_tokens: Count
+    output_tokens: Count
+    reasoning_tokens: Count
+
+
+class ResultRejected(EventData):
+    event_type: ClassVar[str] = "ResultRejected"
+    job_id: Hex16
+    provider_id: Name
+    epoch: Epoch
+    reason: Name
+    receipt_hash: Hex32
+
+
+class PaymentSettled(EventData):
+    event_type: ClassVar[str] = "PaymentSettled"
+    job_id: Hex16
+    account_id: Name
+    api_key_id: Name
+    provider_id: Name
+    epoch: Epoch
+    quote_id: Hex32
+    held_nanoton: Nanoton
+    price_nanoton: Nanoton
+    provider_nanoton: Nanoton
+    fee_nanoton: Nanoton
+    released_nanoton: Nanoton
+
+
+# ---- accounts: stream account/<account_id>, account shards ----
+
+
+class AccountOpened(EventData):
+    event_type: ClassVar[str] = "AccountOpened"
+    account_id: Name
+
+
+class DepositCredited(EventData):
+    event_type: ClassVar[str] = "DepositCredited"
+    account_id: Name
+    amount_nanoton: Nanoton
+    source: Literal["dev", "ton"]
+    reference: Name
+
+
+# ---- providers and policy: shard 0 ----
+
+
+class ProviderEnrolled(EventData):
+    event_type: ClassVar[str] = "ProviderEnrolled"
+    provider_id: Name
+    identity_key: Hex32
+    tier: Literal["facility", "attested", "simulated", "open"]
+
+
+class OfferedModel(Contract):
+    model_id: Hex32
+    name: Name
+    context_tokens: Count
+    input_nanoton_per_mtok: Nanoton
+    cached_input_nanoton_per_mtok: Nanoton
+    output_nanoton_per_mtok: Nanoton
+
+
+class OfferPublished(EventData):
+    event_type: ClassVar[str] = "OfferPublished"
+    provider_id: Name
+    models: tuple[OfferedModel, ...]
+    concurrency: Annotated[int, Field(ge=1, le=65_536)]
+
+
+class ProviderAttested(EventData):
+    event_type: ClassVar[str] = "ProviderAttested"
+    provider_id: Name
+    evidence_id: Hex32
+    verdict: Name
+    assurance: Literal["facility", "attested", "simulated", "open"]
+    signing_key: Hex32
+    models_root: Hex32
+    valid_until_ms: TimeMs
+    collateral_hash: Hex32
+    policy_hash: Hex32
+
+
+class AttestationRevoked(EventData):
+    event_type: ClassVar[str] = "AttestationRevoked"
+    provider_id: Name
+    evidence_id: Hex32
+    reason: Name
+
+
+class PolicyPublished(EventData):
+    event_type: ClassVar[str] = "PolicyPublished"
+    policy_hash: Hex32
+    version: Count
+    previous_hash: Hex32 | None
+
+
+ALL_EVENTS: tuple[type[EventData], ...] = (
+    JobRequested, FundsHeld, FundsRefused, ProviderMatched, LeaseExpired, JobFailed, JobCancelled,
+    ResultSealed, ResultRejected, PaymentSettled, AccountOpened, DepositCredited, ProviderEnrolled,
+    OfferPublished, ProviderAttested, AttestationRevoked, PolicyPublished,
+)  # fmt: skip
+
+_REGISTRY = {(cls.event_type, cls.schema_version): cls for cls in ALL_EVENTS}
+JOB_ENDS = ("PaymentSettled", "FundsRefused", "JobFailed", "JobCancelled")
+
+
+def decode_event(event_type: str, schema_version: int, data: bytes) -> EventData:
+    """Return the model for stored bytes, upcast to the newest version.
+
+    Raises KeyError for an unknown (type, version) and pydantic.ValidationError for bad data.
+    """
+    return _REGISTRY[(event_type, schema_version)].model_validate_json(data)
