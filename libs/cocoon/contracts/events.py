@@ -114,6 +114,7 @@ class ResultSealed(EventData):
     status: Literal["complete", "length", "cancelled", "refused", "failed"]
     receipt: Annotated[str, Field(pattern=r"^[0-9a-f]{840}$")]  # 420 bytes, public
     resp_hash: Hex32
+    blob_hash: Hex32  # SHA-256 of all response bytes: the blob's name in SEALED
     response_bytes: Count
     input_tokens: Count
     cached_input_tokens: Count
@@ -207,6 +208,16 @@ class AttestationRevoked(EventData):
     reason: Name
 
 
+class KeyBundlePublished(EventData):
+    event_type: ClassVar[str] = "KeyBundlePublished"
+    provider_id: Name
+    key_id: Hex16
+    evidence_id: Hex32
+    not_before_ms: TimeMs
+    not_after_ms: TimeMs
+    bundle: Annotated[str, Field(pattern=r"^[0-9a-f]{2,8192}$")]  # the signed bundle's bytes
+
+
 class PolicyPublished(EventData):
     event_type: ClassVar[str] = "PolicyPublished"
     policy_hash: Hex32
@@ -217,7 +228,8 @@ class PolicyPublished(EventData):
 ALL_EVENTS: tuple[type[EventData], ...] = (
     JobRequested, FundsHeld, FundsRefused, ProviderMatched, LeaseExpired, JobFailed, JobCancelled,
     ResultSealed, ResultRejected, PaymentSettled, AccountOpened, DepositCredited, ProviderEnrolled,
-    OfferPublished, ProviderAttested, AttestationRevoked, PolicyPublished,
+    OfferPublished, ProviderAttested, AttestationRevoked, KeyBundlePublished,
+    PolicyPublished,
 )  # fmt: skip
 
 _REGISTRY = {(cls.event_type, cls.schema_version): cls for cls in ALL_EVENTS}

@@ -81,8 +81,18 @@ def sealed_chunk(provider: str, digest: str, index: int) -> str:
 
 def attestation(provider: str, verb: str) -> str:
     """Provider to attestation, core request: enrol, challenge, submit_evidence, publish_offer,
-    publish_bundle."""
+    publish_bundle; or an operator's verb with provider = "platform"."""
     return f"rpc.attestation.{provider}.{verb}"
 
 
 DIRECTORY_REQUEST = "rpc.attestation.platform.directory"
+
+
+def billing(shard: int, verb: str) -> str:
+    """Operator to billing, core request: open_account, credit_deposit, balance."""
+    return f"rpc.billing.{shard}.{verb}"
+
+
+def gateway_keys(verb: str) -> str:
+    """Operator to gateways, core request: create, list, revoke."""
+    return f"rpc.gateway.keys.{verb}"

@@ -1,0 +1,170 @@
+"""Commands with every input of their decision: what `replay --decisions` runs again.
+
+A command's canonical bytes are stored with its events. It holds the content-free snapshot that
+the decider saw (candidates, balance, time, seed), so deciders are functions of the folded stream
+and the command alone.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from cocoon.contracts.base import Contract, Count, Hex16, Hex32, Name, Nanoton, TimeMs
+from cocoon.contracts.events import Epoch, OfferedModel, Position, Quote
+from cocoon.kernel import canonical
+
+
+class Command(Contract):
+    """Base of all commands. `command_type` is stored beside the fields."""
+
+    command_type: ClassVar[str]
+
+    def to_stored(self) -> bytes:
+        """Canonical JSON of {"type": ..., "command": {...}}."""
+        return canonical.dumps({"type": self.command_type, "command": self.model_dump(mode="json")})
+
+
+class Candidate(Contract):
+    """A provider as the matcher saw it when it decided: offer, key, attestation, load."""
+
+    provider_id: Name
+    key_id: Hex16
+    quote: Quote
+    evidence_id: Hex32
+    signing_key: Hex32
+    attested_position: Position
+    valid_until_ms: TimeMs  # the earliest of evidence, bundle and collateral
+    context_tokens: Count
+    running: Count
+    concurrency: Count
+    first_token_us: Count  # moving average of the time to first token; 0 = no history
+    alive: bool
+
+
+class RequestJob(Command):
+    command_type: ClassVar[str] = "RequestJob"
+    job_id: Hex16
+    account_id: Name
+    api_key_id: Name
+    model_id: Hex32
+    req_hash: Hex32
+    envelope_bytes: Count
+    max_price_nanoton: Nanoton
+    max_input_tokens: Count
+    max_output_tokens: Count
+    not_after_ms: TimeMs
+    policy_hash: Hex32
+    recipient_key_ids: tuple[Hex16, ...]
+    stream: bool
+    available_nanoton: Nanoton
+    candidates: tuple[Candidate, ...]
+    lease_ttl_ms: TimeMs
+    seed: Hex32
+    now_ms: TimeMs
+
+
+class ExpireLease(Command):
+    """End the live lease; match again if a candidate and an attempt are left, else fail."""
+
+    command_type: ClassVar[str] = "ExpireLease"
+    job_id: Hex16
+    epoch: Epoch
+    reason: Literal["expired", "silent", "busy", "refused", "rejected", "revoked", "gone"]
+    may_rematch: bool
+    cancelled: bool  # the client has gone: end as cancelled instead of matching again
+    failure: Name  # the reason given if the job fails now
+    candidates: tuple[Candidate, ...]
+    lease_ttl_ms: TimeMs
+    seed: Hex32
+    now_ms: TimeMs
+
+
+class SettleResult(Command):
+    command_type: ClassVar[str] = "SettleResult"
+    job_id: Hex16
+    provider_id: Name
+    epoch: Epoch
+    receipt: Annotated[str, Field(pattern=r"^[0-9a-f]{840}$")]
+    blob_hash: Hex32
+    response_bytes: Count
+
+
+class OpenAccount(Command):
+    command_type: ClassVar[str] = "OpenAccount"
+    account_id: Name
+
+
+class CreditDeposit(Command):
+    command_type: ClassVar[str] = "CreditDeposit"
+    account_id: Name
+    amount_nanoton: Nanoton
+    source: Literal["dev", "ton"]
+    reference: Name
+
+
+class EnrolProvider(Command):
+    command_type: ClassVar[str] = "EnrolProvider"
+    provider_id: Name
+    identity_key: Hex32
+    tier: Literal["facility", "attested", "simulated", "open"]
+
+
+class PublishOffer(Command):
+    command_type: ClassVar[str] = "PublishOffer"
+    provider_id: Name
+    models: tuple[OfferedModel, ...]
+    concurrency: Annotated[int, Field(ge=1, le=65_536)]
+
+
+class AttestProvider(Command):
+    """A verdict reached by the pure verifier; its inputs are named by their hashes."""
+
+    command_type: ClassVar[str] = "AttestProvider"
+    provider_id: Name
+    evidence_id: Hex32
+    verdict: Name
+    assurance: Literal["facility", "attested", "simulated", "open"]
+    signing_key: Hex32
+    models_root: Hex32
+    valid_until_ms: TimeMs
+    collateral_hash: Hex32
+    policy_hash: Hex32
+
+
+class RevokeAttestation(Command):
+    command_type: ClassVar[str] = "RevokeAttestation"
+    provider_id: Name
+    evidence_id: Hex32
+    reason: Name
+
+
+class PublishKeyBundle(Command):
+    command_type: ClassVar[str] = "PublishKeyBundle"
+    provider_id: Name
+    key_id: Hex16
+    evidence_id: Hex32
+    not_before_ms: TimeMs
+    not_after_ms: TimeMs
+    bundle: Annotated[str, Field(pattern=r"^[0-9a-f]{2,8192}$")]
+
+
+class PublishPolicy(Command):
+    command_type: ClassVar[str] = "PublishPolicy"
+    policy_hash: Hex32
+    version: Count
+    previous_hash: Hex32 | None
+
+
+ALL_COMMANDS: tuple[type[Command], ...] = (
+    RequestJob, ExpireLease, SettleResult, OpenAccount, CreditDeposit, EnrolProvider,
+    PublishOffer, AttestProvider, RevokeAttestation, PublishKeyBundle, PublishPolicy,
+)  # fmt: skip
+_REGISTRY = {cls.command_type: cls for cls in ALL_COMMANDS}
+
+
+def decode_command(stored: bytes) -> Command:
+    """Return the command for stored bytes. Raises KeyError or ValueError for anything else."""
+    value = canonical.loads_object(stored, strict=False)
+    return _REGISTRY[value["type"]].model_validate_json(canonical.dumps(value["command"]))

@@ -1,0 +1,189 @@
+"""Messages of core NATS and INGRESS: requests, replies and updates between services.
+
+They are never stored. Ciphertext travels as raw message bodies beside them, never inside JSON.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from cocoon.contracts.base import Contract, Count, Hex16, Hex32, Name, Nanoton, TimeMs
+from cocoon.contracts.events import Epoch, OfferedModel, Quote
+
+MAX_INLINE_ENVELOPE_BYTES = 512 * 1024  # larger envelopes reach the provider through SEALED
+
+# NATS headers of `run_job`; the body is the envelope, or empty when H_SEALED names the blob.
+H_JOB = "Cocoon-Job"
+H_EPOCH = "Cocoon-Epoch"
+H_REQ_HASH = "Cocoon-Req-Hash"
+H_GATEWAY = "Cocoon-Gateway"
+H_QUOTE = "Cocoon-Quote"  # canonical JSON of the Quote
+H_SEALED = "Cocoon-Sealed"  # SHA-256 of the envelope in SEALED, under the provider's name
+H_TRACEPARENT = "traceparent"
+
+
+class ErrorBody(Contract):
+    """A refusal on its way to an HTTP answer: the error tree's fields."""
+
+    status: Annotated[int, Field(ge=400, le=599)]
+    code: Name
+    message: Annotated[str, Field(max_length=1000)]
+    retry_after_s: Annotated[int, Field(ge=0, le=3600)] | None = None
+
+
+class JobRequest(Contract):
+    """Gateway to matcher: the envelope's public header and who pays; never the ciphertext."""
+
+    gateway_id: Name
+    command_id: Name
+    job_id: Hex16
+    account_id: Name
+    api_key_id: Name
+    model_id: Hex32
+    req_hash: Hex32
+    envelope_bytes: Count
+    max_price_nanoton: Nanoton
+    max_input_tokens: Count
+    max_output_tokens: Count
+    not_after_ms: TimeMs
+    policy_hash: Hex32
+    recipient_key_ids: tuple[Hex16, ...]
+    stream: bool
+
+
+class MatchUpdate(Contract):
+    """Matcher to gateway on `match_updates(gateway, job)`.
+
+    matched: dispatch now (epoch rises at every match). committed: the match of `epoch` is in the
+    log, bytes may go out. existing: this command id already has a job. refused: nothing was
+    accepted. ended: the job failed or was cancelled.
+    """
+
+    kind: Literal["matched", "committed", "existing", "refused", "ended"]
+    job_id: Hex16
+    epoch: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
+    provider_id: str = ""
+    key_id: str = ""
+    quote: Quote | None = None
+    quote_id: str = ""
+    lease_ttl_ms: TimeMs = 0
+    position: Annotated[int, Field(ge=0, le=2**53)] = 0
+    req_hash: str = ""
+    error: ErrorBody | None = None
+
+
+class DispatchReport(Contract):
+    """Gateway to matcher: what became of a dispatch."""
+
+    job_id: Hex16
+    epoch: Epoch
+    outcome: Literal["busy", "refused", "silent", "began"]
+    code: Name = "none"
+
+
+class CancelJob(Contract):
+    """The client has gone, or asked: stop. To the matcher, and to the provider."""
+
+    job_id: Hex16
+    epoch: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
+
+
+class DispatchReply(Contract):
+    """Provider to gateway: accepted, or the coarse code of a refusal (CAI/1, Errors)."""
+
+    accepted: bool
+    code: Literal["ok", "busy", "bad_request", "unknown_key", "wrong_policy", "expired"] = "ok"
+
+
+class Heartbeat(Contract):
+    """Provider to matcher, once a second: which jobs run (renews their leases) and the load."""
+
+    provider_id: Name
+    boot_id: Hex16
+    sequence: Count
+    running: tuple[tuple[Hex16, Epoch], ...]
+    concurrency: Count
+    draining: bool = False
+
+
+class SubmitResult(Contract):
+    """Provider to billing through INGRESS. `signature` is the identity key's over `signed_bytes`."""
+
+    provider_id: Name
+    job_id: Hex16
+    epoch: Epoch
+    receipt: Annotated[str, Field(pattern=r"^[0-9a-f]{840}$")]
+    blob_hash: Hex32
+    response_bytes: Count
+    signature: Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
+
+    def signed_bytes(self) -> bytes:
+        """What the provider's Ed25519 identity key signs."""
+        return submission_bytes(
+            self.provider_id, self.job_id, self.epoch, self.receipt, self.blob_hash
+        )
+
+
+def submission_bytes(
+    provider_id: str, job_id: str, epoch: int, receipt: str, blob_hash: str
+) -> bytes:
+    text = "\n".join((provider_id, job_id, str(epoch), receipt, blob_hash))
+    return b"cocoon submit result\0" + text.encode()
+
+
+class ResultAck(Contract):
+    """Billing to provider: the network has the result, or refused it for good."""
+
+    job_id: Hex16
+    epoch: Epoch
+    outcome: Literal["result_sealed", "result_rejected"]
+    reason: Name = "none"
+
+
+class Reply(Contract):
+    """The answer to any operator's or provider's request: an error, or `data` (JSON text)."""
+
+    ok: bool
+    error: ErrorBody | None = None
+    data: str = ""
+
+
+class EnrolRequest(Contract):
+    identity_key: Hex32  # also the agent's NATS user key
+
+
+class OfferRequest(Contract):
+    models: tuple[OfferedModel, ...]
+    concurrency: Annotated[int, Field(ge=1, le=65_536)]
+
+
+class Challenge(Contract):
+    challenge: Hex32
+    expires_ms: TimeMs
+
+
+class BundleRequest(Contract):
+    bundle: Annotated[str, Field(pattern=r"^[0-9a-f]{2,8192}$")]
+
+
+class OpenAccountRequest(Contract):
+    account_id: Name
+
+
+class CreditRequest(Contract):
+    account_id: Name
+    amount_nanoton: Nanoton
+    reference: Name  # one credit per reference, however often it is sent
+
+
+class CreateKeyRequest(Contract):
+    api_key_id: Name
+    secret_hash: Hex32  # SHA-256 of the key's text; the text never leaves the CLI
+    account_id: Name
+    label: Annotated[str, Field(max_length=64)]
+
+
+class RevokeKeyRequest(Contract):
+    api_key_id: Name
