@@ -109,7 +109,7 @@ class Heartbeat(Contract):
 
 
 class SubmitResult(Contract):
-    """Provider to billing through INGRESS. `signature` is the identity key's over `signed_bytes`."""
+    """Provider to billing through INGRESS; the identity key signs `signed_bytes`."""
 
     provider_id: Name
     job_id: Hex16

@@ -1,0 +1,99 @@
+"""Postings: a pure function from an event to ledger entries that sum to zero.
+
+Accounts: client:<id>, hold:<job>, provider:<id>, platform:fees, escrow:<client> (the chain's side
+of deposits), faucet (the devnet's side of them).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from cocoon.contracts.events import (
+    DepositCredited,
+    EventData,
+    FundsHeld,
+    JobCancelled,
+    JobFailed,
+    PaymentSettled,
+)
+
+FEES = "platform:fees"
+FAUCET = "faucet"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of a posting: nanoTON, signed (positive = the account gains)."""
+
+    account: str
+    amount_nanoton: int
+
+
+def client(account_id: str) -> str:
+    return f"client:{account_id}"
+
+
+def hold(job_id: str) -> str:
+    return f"hold:{job_id}"
+
+
+def provider(provider_id: str) -> str:
+    return f"provider:{provider_id}"
+
+
+def _deposit(event: DepositCredited) -> list[Entry]:
+    other_side = FAUCET if event.source == "dev" else f"escrow:{event.account_id}"
+    return [
+        Entry(client(event.account_id), event.amount_nanoton),
+        Entry(other_side, -event.amount_nanoton),
+    ]
+
+
+def _settle(event: PaymentSettled) -> list[Entry]:
+    return [
+        Entry(hold(event.job_id), -event.held_nanoton),
+        Entry(provider(event.provider_id), event.provider_nanoton),
+        Entry(FEES, event.fee_nanoton),
+        Entry(client(event.account_id), event.released_nanoton),
+    ]
+
+
+def postings(event: EventData) -> list[Entry]:
+    """Return the event's entries without zero lines. They sum to 0 for every event."""
+    match event:
+        case FundsHeld():
+            entries = [
+                Entry(client(event.account_id), -event.amount_nanoton),
+                Entry(hold(event.job_id), event.amount_nanoton),
+            ]
+        case PaymentSettled():
+            entries = _settle(event)
+        case JobFailed() | JobCancelled():
+            entries = [
+                Entry(hold(event.job_id), -event.released_nanoton),
+                Entry(client(event.account_id), event.released_nanoton),
+            ]
+        case DepositCredited():
+            entries = _deposit(event)
+        case _:
+            return []
+    total = sum(entry.amount_nanoton for entry in entries)
+    if total:
+        raise ValueError(f"the entries of {event.event_type} sum to {total}, not 0")
+    return [entry for entry in entries if entry.amount_nanoton]
+
+
+def apply(balances: Mapping[str, int], entries: Iterable[Entry]) -> dict[str, int]:
+    """Return the changed balances only: account -> new balance, in nanoTON.
+
+    Raises ValueError if a client's or a hold's balance would fall below zero.
+    """
+    changed: dict[str, int] = {}
+    for entry in entries:
+        before = changed.get(entry.account, balances.get(entry.account, 0))
+        changed[entry.account] = before + entry.amount_nanoton
+    for account, amount in changed.items():
+        if amount < 0 and account.startswith(("client:", "hold:", "provider:", FEES)):
+            raise ValueError(f"{account} would fall below zero")
+    return changed

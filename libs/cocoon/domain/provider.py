@@ -1,0 +1,107 @@
+"""A provider as shard 0 tells it: enrolled, attested, with an offer and current key bundles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from cocoon.contracts.commands import (
+    AttestProvider,
+    EnrolProvider,
+    PublishKeyBundle,
+    PublishOffer,
+    RevokeAttestation,
+)
+from cocoon.contracts.events import (
+    AttestationRevoked,
+    EventData,
+    KeyBundlePublished,
+    OfferPublished,
+    ProviderAttested,
+    ProviderEnrolled,
+)
+from cocoon.kernel.errors import Conflict, Forbidden, NotFound
+
+MAX_BUNDLES = 4  # the current epoch, the next, and those that still run out
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderState:
+    enrolled: ProviderEnrolled | None = None
+    offer: OfferPublished | None = None
+    attested: ProviderAttested | None = None  # None also after a revocation
+    bundles: tuple[KeyBundlePublished, ...] = ()
+    version: int = 0
+
+
+def evolve(state: ProviderState, event: EventData) -> ProviderState:
+    state = replace(state, version=state.version + 1)
+    match event:
+        case ProviderEnrolled():
+            return replace(state, enrolled=event)
+        case OfferPublished():
+            return replace(state, offer=event)
+        case ProviderAttested():
+            known = state.attested and state.attested.evidence_id == event.evidence_id
+            return replace(state, attested=event, bundles=state.bundles if known else ())
+        case AttestationRevoked():
+            return replace(state, attested=None, bundles=())
+        case KeyBundlePublished():
+            return replace(state, bundles=(*state.bundles, event)[-MAX_BUNDLES:])
+        case _:
+            return state
+
+
+def decide_enrol_provider(state: ProviderState, command: EnrolProvider) -> tuple[EventData, ...]:
+    """Enrol once. Raises Conflict if the id is taken by another key."""
+    event = ProviderEnrolled(
+        provider_id=command.provider_id, identity_key=command.identity_key, tier=command.tier
+    )
+    if state.enrolled is None or state.enrolled.tier != event.tier:
+        return (event,)
+    if state.enrolled.identity_key != command.identity_key:
+        raise Conflict("this provider id belongs to another identity key", code="identity_taken")
+    return ()
+
+
+def _require_enrolled(state: ProviderState) -> None:
+    if state.enrolled is None:
+        raise NotFound("this provider has not enrolled; run `cocoon provider run` again")
+
+
+def decide_publish_offer(state: ProviderState, command: PublishOffer) -> tuple[EventData, ...]:
+    """Publish models, prices and concurrency; an unchanged offer writes nothing."""
+    _require_enrolled(state)
+    event = OfferPublished(
+        provider_id=command.provider_id, models=command.models, concurrency=command.concurrency
+    )
+    return () if event == state.offer else (event,)
+
+
+def decide_attest_provider(state: ProviderState, command: AttestProvider) -> tuple[EventData, ...]:
+    """Record an ok verdict. Raises Forbidden for a verdict that is not ok: fail closed."""
+    _require_enrolled(state)
+    if not (command.verdict == "ok" or command.verdict.startswith("ok:")):
+        raise Forbidden(f"the evidence was refused: {command.verdict}", code="evidence_rejected")
+    event = ProviderAttested(**command.model_dump())
+    return () if event == state.attested else (event,)
+
+
+def decide_revoke_attestation(
+    state: ProviderState, command: RevokeAttestation
+) -> tuple[EventData, ...]:
+    """Revoke the named evidence if it is the current one."""
+    if state.attested is None or state.attested.evidence_id != command.evidence_id:
+        return ()
+    return (AttestationRevoked(**command.model_dump()),)
+
+
+def decide_publish_bundle(state: ProviderState, command: PublishKeyBundle) -> tuple[EventData, ...]:
+    """Publish an epoch's key under the current evidence. Raises Forbidden under any other."""
+    if state.attested is None or state.attested.evidence_id != command.evidence_id:
+        raise Forbidden(
+            "the key bundle names evidence that is not the current one; attest again",
+            code="stale_evidence",
+        )
+    if any(bundle.key_id == command.key_id for bundle in state.bundles):
+        return ()
+    return (KeyBundlePublished(**command.model_dump()),)
