@@ -48,6 +48,7 @@ class RequestJob(Command):
     job_id: Hex16
     account_id: Name
     api_key_id: Name
+    gateway_id: Name
     model_id: Hex32
     req_hash: Hex32
     envelope_bytes: Count

@@ -41,6 +41,7 @@ class JobRequested(EventData):
     job_id: Hex16
     account_id: Name
     api_key_id: Name
+    gateway_id: Name  # where a new match is announced
     model_id: Hex32
     req_hash: Hex32
     envelope_bytes: Count
