@@ -1,0 +1,279 @@
+"""Writing the log: group commit for many deciders, and one transaction for a projection.
+
+An append whose outcome is unknown is repeated with the same command ids before anything else is
+sent, so an item is never written twice and never forgotten. A stale term stops the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import asyncpg
+
+from cocoon.contracts.envelope import AppendItem
+from cocoon.eventlog.batch import (
+    APPEND_SQL,
+    Appended,
+    Conflict,
+    Prepared,
+    Repeated,
+    call_arguments,
+    outcomes,
+    prepare,
+    repeated,
+)
+from cocoon.eventlog.connection import StaleTerm, connect, tree_errors
+from cocoon.eventlog.read import read_batch
+from cocoon.kernel.errors import CocoonError, Fatal, Transient, Unavailable
+
+if TYPE_CHECKING:
+    from cocoon.eventlog.connection import Connection, Pool
+
+__all__ = ["Appended", "Conflict", "LogAppender", "LogTransaction", "StaleTerm", "transaction"]
+
+_STREAMS_ARGUMENT = 10
+_FIRST_RETRY_S, _LONGEST_RETRY_S = 0.02, 1.0
+
+
+async def append_once(
+    conn: Connection, shard: int, role: str, term: int, batch: Sequence[Prepared]
+) -> list[Appended | Conflict]:
+    """One call of log.append in whatever transaction `conn` is in; each command named once.
+
+    Raises StaleTerm, Unavailable (the outcome is unknown) or Fatal.
+    """
+    arguments = call_arguments(shard, role, term, batch)
+    with tree_errors():
+        row = await conn.fetchrow(APPEND_SQL, *arguments)
+    if row is None:
+        raise Fatal("log.append gave no answer")
+    result: list[Appended | Conflict] = []
+    for outcome in outcomes(shard, batch, arguments[_STREAMS_ARGUMENT], dict(row)):
+        if isinstance(outcome, Repeated):
+            count = outcome.last - outcome.first + 1
+            events = await read_batch(conn, shard, outcome.first, count) if count else []
+            result.append(repeated(events))
+        else:
+            result.append(outcome)
+    return result
+
+
+async def acquire_term(conn: Connection, shard: int, role: str) -> int:
+    """Become the shard's one writer in this role; every older term is refused from now on."""
+    with tree_errors():
+        return int(await conn.fetchval("SELECT log.acquire_term($1, $2)", shard, role))
+
+
+@dataclass(slots=True)
+class _Waiting:
+    prepared: Prepared
+    futures: list[asyncio.Future[Appended | Conflict]]
+
+    def resolve(self, outcome: Appended | Conflict) -> None:
+        for index, future in enumerate(self.futures):
+            if not future.done():
+                if index > 0 and isinstance(outcome, Appended):
+                    outcome = replace(outcome, repeated=True)
+                future.set_result(outcome)
+
+    def fail(self, error: CocoonError) -> None:
+        for future in self.futures:
+            if not future.done():
+                future.set_exception(error)
+
+
+class LogAppender:
+    """Appends for one role on one shard, over one connection.
+
+    Whatever was queued while a call was being committed goes into the next call.
+    """
+
+    def __init__(
+        self, dsn: str, shard: int, role: str, *, queue_limit: int = 8192, batch_limit: int = 256
+    ) -> None:
+        self._dsn, self._shard, self._role = dsn, shard, role
+        self._queue_limit, self._batch_limit = queue_limit, batch_limit
+        self._queue: deque[_Waiting] = deque()
+        self._by_command: dict[str, _Waiting] = {}
+        self._wake = asyncio.Event()
+        self._conn: asyncpg.Connection[asyncpg.Record] | None = None
+        self._term = 0
+        self._task: asyncio.Task[None] | None = None
+        self._closed: CocoonError | None = None
+
+    @property
+    def term(self) -> int:
+        """The term of this writer, 0 before `acquire_term`."""
+        return self._term
+
+    @property
+    def queued(self) -> int:
+        """Items that wait for a call."""
+        return len(self._queue)
+
+    async def acquire_term(self) -> int:
+        """Become the shard's writer; call it once, before the first append.
+
+        Raises Unavailable or Fatal.
+        """
+        if self._task is not None:
+            raise Fatal("this appender has its term; make another one to take over again")
+        conn = await self._connection()
+        self._term = await acquire_term(conn, self._shard, self._role)
+        self._task = asyncio.create_task(self._run(), name=f"append-{self._shard}-{self._role}")
+        return self._term
+
+    async def append(self, item: AppendItem) -> Appended | Conflict:
+        """Append one item; returns after the commit, whatever happens to the connection meanwhile.
+
+        Raises Unavailable at once when the queue is full, StaleTerm when another process has taken
+        over, Fatal when Postgres refuses the item, ValueError when it is too large.
+        """
+        if self._closed is not None:
+            raise self._closed
+        if self._task is None:
+            raise Fatal("take a term before the first append")
+        future: asyncio.Future[Appended | Conflict] = asyncio.get_running_loop().create_future()
+        waiting = self._by_command.get(item.command_id)
+        if waiting is not None:
+            waiting.futures.append(future)
+            return await future
+        if len(self._queue) >= self._queue_limit:
+            raise Unavailable("the log's queue is full; try again shortly", code="log_queue_full")
+        waiting = _Waiting(prepare(item), [future])
+        self._by_command[item.command_id] = waiting
+        self._queue.append(waiting)
+        self._wake.set()
+        return await future
+
+    async def close(self) -> None:
+        """Finish the call that is under way and refuse what still waits."""
+        self._closed = self._closed or Unavailable("the log's writer is closed")
+        self._wake.set()
+        if self._task is not None:
+            await asyncio.gather(self._task, return_exceptions=True)
+        self._refuse_waiting()
+        await self._drop_connection()
+
+    # ---- inside ----
+
+    async def _run(self) -> None:
+        while self._closed is None:
+            if not self._queue:
+                self._wake.clear()
+                await self._wake.wait()
+                continue
+            count = min(len(self._queue), self._batch_limit)
+            batch = [self._queue.popleft() for _ in range(count)]
+            await self._commit(batch)
+            for waiting in batch:
+                self._by_command.pop(waiting.prepared.item.command_id, None)
+        self._refuse_waiting()
+
+    async def _commit(self, batch: list[_Waiting]) -> None:
+        delay_s = _FIRST_RETRY_S
+        while True:
+            try:
+                conn = await self._connection()
+                results = await append_once(
+                    conn, self._shard, self._role, self._term, [w.prepared for w in batch]
+                )
+            except StaleTerm as error:
+                self._closed = error
+                _fail_all(batch, error)
+                return
+            except Transient as error:
+                await self._drop_connection()
+                if self._closed is not None:
+                    _fail_all(batch, error)
+                    return
+                await asyncio.sleep(delay_s)
+                delay_s = min(delay_s * 2, _LONGEST_RETRY_S)
+                continue
+            except CocoonError as error:
+                # One item that Postgres refuses must not take the others with it.
+                if len(batch) == 1:
+                    batch[0].fail(error)
+                    return
+                for waiting in batch:
+                    await self._commit([waiting])
+                return
+            for waiting, outcome in zip(batch, results, strict=True):
+                waiting.resolve(outcome)
+            return
+
+    async def _connection(self) -> asyncpg.Connection[asyncpg.Record]:
+        if self._conn is None or self._conn.is_closed():
+            self._conn = await connect(self._dsn, f"cocoon-append-{self._role}-{self._shard}")
+        return self._conn
+
+    async def _drop_connection(self) -> None:
+        conn, self._conn = self._conn, None
+        if conn is not None and not conn.is_closed():
+            conn.terminate()
+            await asyncio.sleep(0)  # let the transport close before the loop may end
+
+    def _refuse_waiting(self) -> None:
+        error = self._closed or Unavailable("the log's writer is closed")
+        _fail_all(self._queue, error)
+        self._queue.clear()
+        self._by_command.clear()
+
+
+def _fail_all(batch: Iterable[_Waiting], error: CocoonError) -> None:
+    for waiting in batch:
+        waiting.fail(error)
+
+
+@dataclass(frozen=True, slots=True)
+class LogTransaction:
+    """A projection's effects, its appends and its checkpoint: all committed, or none."""
+
+    conn: Connection
+    shard: int
+    role: str
+    term: int
+
+    async def append(self, items: Sequence[AppendItem]) -> list[Appended | Conflict]:
+        """Append in this transaction; a conflict leaves the transaction usable.
+
+        It holds the shard's head until the commit: do it last, with the checkpoint.
+        """
+        if not items:
+            return []
+        batch = [prepare(item) for item in items]
+        return await append_once(self.conn, self.shard, self.role, self.term, batch)
+
+    async def checkpoint(self, consumer: str, position: int) -> None:
+        """Record that everything up to `position` has its effects in this transaction.
+
+        Raises StaleTerm, or Fatal if the consumer was further already (a second instance).
+        """
+        with tree_errors():
+            await self.conn.execute(
+                "SELECT log.save_checkpoint($1, $2, $3, $4, $5)",
+                self.shard, self.role, self.term, consumer, position,
+            )  # fmt: skip
+
+
+@contextlib.asynccontextmanager
+async def transaction(
+    conn_or_pool: Connection | Pool, shard: int, role: str, term: int
+) -> AsyncIterator[LogTransaction]:
+    """Open one transaction on a connection or a pool; commit on leaving, roll back on an error.
+
+    asyncpg's errors inside become StaleTerm, Unavailable or Fatal; an Unavailable at the end means
+    that the outcome is unknown: read the checkpoint before going on.
+    """
+    with tree_errors():
+        if isinstance(conn_or_pool, asyncpg.Pool):
+            async with conn_or_pool.acquire() as conn, conn.transaction():
+                yield LogTransaction(conn, shard, role, term)
+        else:
+            async with conn_or_pool.transaction():
+                yield LogTransaction(conn_or_pool, shard, role, term)

@@ -1,0 +1,101 @@
+"""Connections to the log, and Postgres errors put into the project's tree.
+
+asyncpg prints a row's DETAIL in its messages, so none of its errors leaves this package.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from typing import TYPE_CHECKING, TypeAlias
+
+import asyncpg
+
+from cocoon.kernel.errors import Fatal, Unavailable
+
+if TYPE_CHECKING:
+    from asyncpg.pool import PoolConnectionProxy
+
+    Connection: TypeAlias = asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]
+    Pool: TypeAlias = asyncpg.Pool[asyncpg.Record]
+
+COMMAND_TIMEOUT_S = 15.0
+CONNECT_TIMEOUT_S = 5.0
+_STALE_TERM = "CO001"
+# Connection lost, serialization or deadlock, out of resources, the operator intervened.
+_PASSING_CLASSES = ("08", "40", "53", "57", "58")
+
+
+class StaleTerm(Fatal):
+    """Another process has taken over this role on this shard: stop, decide nothing more."""
+
+    default_code = "stale_term"
+
+
+@contextlib.contextmanager
+def tree_errors() -> Iterator[None]:
+    """Turn asyncpg's errors into StaleTerm, Unavailable (its outcome is unknown) or Fatal."""
+    try:
+        yield
+    except asyncpg.PostgresError as error:
+        state = error.sqlstate or ""
+        if state == _STALE_TERM:
+            raise StaleTerm("another process owns this shard now; this one must stop") from None
+        if state[:2] in _PASSING_CLASSES:
+            raise Unavailable(f"Postgres is not available (SQLSTATE {state})") from None
+        raise Fatal(
+            f"Postgres refused a statement ({type(error).__name__}, SQLSTATE {state})"
+        ) from None
+    except asyncpg.InterfaceError as error:
+        # A closed connection, or arguments that do not encode: only the first may pass.
+        if isinstance(error, asyncpg.exceptions.DataError):
+            raise Fatal("Postgres cannot hold a value of this statement") from None
+        raise Unavailable("the connection to Postgres is closed") from None
+    except (OSError, TimeoutError, asyncpg.InternalClientError):
+        raise Unavailable("the connection to Postgres was lost") from None
+
+
+async def connect(dsn: str, name: str) -> asyncpg.Connection[asyncpg.Record]:
+    """Open one connection, named for pg_stat_activity. Raises Unavailable or Fatal."""
+    with tree_errors():
+        return await asyncpg.connect(
+            dsn,
+            timeout=CONNECT_TIMEOUT_S,
+            command_timeout=COMMAND_TIMEOUT_S,
+            server_settings={"application_name": name},
+        )
+
+
+async def create_pool(dsn: str, name: str, size: int = 4) -> Pool:
+    """Open a pool of up to `size` connections. Raises Unavailable or Fatal."""
+    with tree_errors():
+        return await asyncpg.create_pool(
+            dsn,
+            min_size=1,
+            max_size=size,
+            timeout=CONNECT_TIMEOUT_S,
+            command_timeout=COMMAND_TIMEOUT_S,
+            server_settings={"application_name": name},
+        )
+
+
+@contextlib.asynccontextmanager
+async def leadership(dsn: str, shard: int, role: str, poll_s: float = 0.25) -> AsyncIterator[None]:
+    """Wait until this process is the only active one in its role, and hold that while inside.
+
+    It only keeps the hot standbys quiet. What fences a zombie is the term: take one once inside.
+    """
+    import asyncio
+
+    connection = await connect(dsn, f"cocoon-{role}-leader")
+    try:
+        while True:
+            with tree_errors():
+                if await connection.fetchval(
+                    "SELECT pg_try_advisory_lock($1, hashtext($2))", shard, role
+                ):
+                    break
+            await asyncio.sleep(poll_s)
+        yield
+    finally:
+        connection.terminate()
