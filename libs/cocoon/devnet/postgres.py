@@ -93,7 +93,7 @@ class PostgresServer:
     def dsn(
         self, database: str = "postgres", user: str = SUPERUSER, password: str | None = None
     ) -> str:
-        """A connection string. It holds a password: never log it, never put it on a command line."""
+        """A connection string. It holds a password: keep it out of logs and command lines."""
         secret = password if password is not None else self.password_file.read_text().strip()
         return f"postgresql://{user}:{secret}@127.0.0.1:{self.port}/{database}"
 

@@ -132,12 +132,12 @@ async def stream_events(conn: Connection, shard: int, stream: str) -> list[Store
 
 
 async def read_commands(conn: Connection, shard: int, first: int, last: int) -> list[StoredCommand]:
-    """The commands whose last position lies in first..last, in order (bytes for a re-decision)."""
+    """The commands behind the events first..last, in order: what a re-decision runs on."""
     with tree_errors():
         rows = await conn.fetch(
             "SELECT command_id, first_position, last_position, data FROM log.commands"
-            " WHERE shard = $1 AND last_position BETWEEN $2 AND $3"
-            " ORDER BY last_position, first_position",
+            " WHERE shard = $1 AND command_id IN (SELECT causation_id FROM log.events"
+            " WHERE shard = $1 AND position BETWEEN $2 AND $3) ORDER BY first_position",
             shard,
             first,
             last,

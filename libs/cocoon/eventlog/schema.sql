@@ -78,7 +78,6 @@ CREATE TABLE log.commands (
   PRIMARY KEY (shard, command_id),
   CONSTRAINT small CHECK (octet_length(data) <= 1048576)
 );
-CREATE INDEX commands_by_position ON log.commands (shard, last_position);
 
 CREATE TABLE log.checkpoints (
   shard     integer NOT NULL,
@@ -196,9 +195,8 @@ CREATE FUNCTION log.append(
 )
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off  -- the plans must not depend on how old the statistics are
-SET enable_hashjoin = off
-SET enable_mergejoin = off
+SET plan_cache_mode = force_generic_plan  -- planned once a session, on the one index there is:
+SET enable_seqscan = off                  -- no plan may depend on how old the statistics are
 AS $$
 DECLARE
   v_items     integer := coalesce(cardinality(p_command_ids), 0);
@@ -243,11 +241,12 @@ BEGIN
          ) ORDER BY u.i)
     INTO v_current FROM unnest(p_streams) WITH ORDINALITY u(stream, i);
   v_before := v_current;
-  SELECT array_agg(CASE WHEN c.last_position IS NULL THEN 0 ELSE 1 END ORDER BY u.i),
-         array_agg(c.first_position ORDER BY u.i), array_agg(c.last_position ORDER BY u.i)
+  SELECT array_agg(CASE WHEN u.c IS NULL THEN 0 ELSE 1 END ORDER BY u.i),
+         array_agg((u.c).first_position ORDER BY u.i), array_agg((u.c).last_position ORDER BY u.i)
     INTO status, first_positions, last_positions
-    FROM unnest(p_command_ids) WITH ORDINALITY u(command_id, i)
-    LEFT JOIN log.commands c ON c.shard = p_shard AND c.command_id = u.command_id;
+    FROM (SELECT i, (SELECT c FROM log.commands c
+                      WHERE c.shard = p_shard AND c.command_id = x.command_id) AS c
+            FROM unnest(p_command_ids) WITH ORDINALITY x(command_id, i) OFFSET 0) u;
   conflict_streams := array_fill(NULL::integer, ARRAY[v_items]);
   conflict_versions := array_fill(NULL::bigint, ARRAY[v_items]);
   v_positions := array_fill(NULL::bigint, ARRAY[v_events]);
