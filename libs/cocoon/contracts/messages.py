@@ -57,17 +57,19 @@ class MatchUpdate(Contract):
     """Matcher to gateway on `match_updates(gateway, job)`.
 
     matched: dispatch now (epoch rises at every match). committed: the match of `epoch` is in the
-    log, bytes may go out. existing: this command id already has a job. refused: nothing was
+    log, bytes may go out. existing: this command id already has a job. waiting: all providers
+    are busy and the matcher keeps the request for a while; do not repeat it. refused: nothing was
     accepted. ended: the job failed or was cancelled.
     """
 
-    kind: Literal["matched", "committed", "existing", "refused", "ended"]
+    kind: Literal["matched", "committed", "existing", "waiting", "refused", "ended"]
     job_id: Hex16
     epoch: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
     provider_id: str = ""
     key_id: str = ""
     quote: Quote | None = None
     quote_id: str = ""
+    evidence_id: str = ""
     lease_ttl_ms: TimeMs = 0
     position: Annotated[int, Field(ge=0, le=2**53)] = 0
     req_hash: str = ""
