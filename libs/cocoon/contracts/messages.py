@@ -162,12 +162,30 @@ class OfferRequest(Contract):
 
 
 class Challenge(Contract):
+    """What the evidence must bind, and the two values it was made from (the evidence names them)."""
+
     challenge: Hex32
+    checkpoint_root: Hex32
+    challenge_random: Hex32
     expires_ms: TimeMs
 
 
 class BundleRequest(Contract):
     bundle: Annotated[str, Field(pattern=r"^[0-9a-f]{2,8192}$")]
+
+
+class DirectoryRequest(Contract):
+    """Gateway to attestation. `after` pages: the answer's `next` (empty at the end)."""
+
+    model: Annotated[str, Field(max_length=128)] | None = None  # a name or a model id; None: all
+    after: Annotated[str, Field(max_length=256)] = ""
+
+
+class BanRequest(Contract):
+    """Operator to attestation: revoke at once and refuse the machine's evidence until lifted."""
+
+    provider_id: Name
+    lift: bool = False
 
 
 class OpenAccountRequest(Contract):
