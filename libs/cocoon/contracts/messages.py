@@ -162,7 +162,7 @@ class OfferRequest(Contract):
 
 
 class Challenge(Contract):
-    """What the evidence must bind, and the two values it was made from (the evidence names them)."""
+    """What the evidence must bind, and the two values that it was made from."""
 
     challenge: Hex32
     checkpoint_root: Hex32
