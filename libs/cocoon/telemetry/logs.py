@@ -18,7 +18,7 @@ from typing import Any, TextIO
 import structlog
 from opentelemetry import trace
 
-from cocoon.telemetry.redaction import clean, clean_fields, error_fields, is_event_name
+from cocoon.telemetry.redaction import FIELDS, clean_fields, error_fields, is_event_name
 
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 # These install handlers of their own, which would print their texts.
@@ -27,6 +27,8 @@ _NOISY = (
     "faststream.access", "faststream.access.nats", "nats", "nats.aio.client", "httpx", "httpcore",
     "asyncio", "opentelemetry",
 )  # fmt: skip
+
+_OURS = ("cocoon", "services")
 
 
 @dataclass
@@ -129,21 +131,22 @@ _log = get_logger("cocoon.telemetry")
 
 
 class _LibraryHandler(logging.Handler):
-    """Keeps a foreign record's level and place; its text may quote a payload and is dropped."""
+    """Keeps a foreign record's level and place; its text may quote a payload and is dropped.
+
+    A record of our own packages that was made with the standard library keeps a text that can be
+    an event's name ("bus disconnected") and the `extra` fields that the allow-list takes.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
         level = record.levelname.lower()
-        error = record.exc_info[1] if record.exc_info else None
-        _log._emit(
-            level if level in LEVELS else "warning",
-            "library_record",
-            {
-                "logger": record.name,
-                "module": clean("module", record.module),
-                "line": record.lineno,
-                "exc_info": error,
-            },
-        )
+        event, fields = "library_record", {}
+        if record.name.partition(".")[0] in _OURS:
+            name = str(record.msg).replace(" ", "_")
+            event = name if is_event_name(name) else event
+            fields = {k: v for k, v in vars(record).items() if k in FIELDS and k != "module"}
+        fields |= {"logger": record.name, "module": record.module, "line": record.lineno}
+        fields["exc_info"] = record.exc_info[1] if record.exc_info else None
+        _log._emit(level if level in LEVELS else "warning", event, fields)
 
 
 def configure_logs(
@@ -159,9 +162,10 @@ def configure_logs(
     saved = (_state.service, _state.level, _state.stream, root.handlers[:], root.level)
     hooks = (sys.excepthook, threading.excepthook, sys.unraisablehook)
     _state.service, _state.level, _state.stream = service, LEVELS[level.lower()], stream
-    handler = _LibraryHandler(logging.WARNING)
-    root.handlers[:] = [handler]
+    root.handlers[:] = [_LibraryHandler()]
     root.setLevel(logging.WARNING)
+    for name in _OURS:
+        logging.getLogger(name).setLevel(_state.level)
     for name in _NOISY:
         noisy = logging.getLogger(name)
         noisy.handlers.clear()

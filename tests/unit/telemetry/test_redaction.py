@@ -133,6 +133,16 @@ def test_other_libraries_lose_their_texts_and_keep_their_places(output: io.Strin
     assert "patient" not in output.getvalue()
 
 
+def test_our_own_standard_records_keep_their_event_and_listed_fields(output: io.StringIO) -> None:
+    log = logging.getLogger("cocoon.bus")
+    log.info("bus reconnected", extra={"shard": 3, "prompt": CANARY, "code": CANARY})
+    log.warning(CANARY)
+    first, second = lines(output)
+    assert (first["event"], first["shard"], first["code"]) == ("bus_reconnected", 3, "<str:37>")
+    assert second["event"] == "library_record"
+    assert "patient" not in output.getvalue()
+
+
 async def test_a_task_that_dies_unseen_does_not_print_its_error(output: io.StringIO) -> None:
     async def die() -> None:
         raise ValueError(CANARY)
