@@ -1,0 +1,3 @@
+"""Five processes with the same file names in each: gateway, matcher, provider, billing,
+attestation.
+"""

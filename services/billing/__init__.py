@@ -1,0 +1,1 @@
+"""Billing: results in, payments out, the ledger as a fold of the log, and its replay."""

@@ -1,0 +1,114 @@
+"""Results of providers: checked, decided, appended with their payment, acknowledged.
+
+Live jobs are folded from the tails so that a result costs no query; whatever is not in memory is
+read from the log, which alone decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from nacl.exceptions import BadSignatureError
+from nacl.signing import VerifyKey
+
+from cocoon.contracts.envelope import StoredEvent
+from cocoon.contracts.events import ProviderEnrolled
+from cocoon.contracts.messages import ResultAck, SubmitResult
+from cocoon.domain import job as jobs
+from cocoon.domain.job import JobState, fold
+from cocoon.domain.settling import decide_settle_result
+from cocoon.eventlog.append import Appended, LogAppender
+from cocoon.eventlog.read import stream_events
+from cocoon.kernel.errors import Forbidden, Unavailable
+from services.billing import decide
+
+if TYPE_CHECKING:
+    from cocoon.eventlog.connection import Pool
+
+MAX_CONFLICTS = 8
+
+
+class LiveJobs:
+    """The running jobs of all account shards, folded from the tails and from own appends."""
+
+    def __init__(self) -> None:
+        self._states: dict[str, tuple[int, JobState]] = {}
+
+    def get(self, job_id: str) -> tuple[int, JobState] | None:
+        return self._states.get(job_id)
+
+    def apply(self, stored: StoredEvent) -> None:
+        """Fold an event of a job's stream; versions already folded change nothing."""
+        aggregate, _, job_id = stored.stream.partition("/")
+        if aggregate != "job":
+            return
+        _, state = self._states.get(job_id, (stored.shard, JobState()))
+        if stored.version != state.version + 1:
+            return
+        state = jobs.evolve(state, stored.decode())
+        if state.status.is_terminal:
+            self._states.pop(job_id, None)
+        else:
+            self._states[job_id] = (stored.shard, state)
+
+
+class Results:
+    """Settles what providers submit. One instance; many results at a time."""
+
+    def __init__(self, appenders: dict[int, LogAppender], pool: Pool, live: LiveJobs) -> None:
+        self._appenders, self._pool, self._live = appenders, pool, live
+        self._identity_keys: dict[str, VerifyKey] = {}
+
+    def on_network_event(self, stored: StoredEvent) -> None:
+        event = stored.decode()
+        if isinstance(event, ProviderEnrolled):
+            self._identity_keys[event.provider_id] = VerifyKey(bytes.fromhex(event.identity_key))
+
+    async def on_submit_result(self, result: SubmitResult, traceparent: str) -> ResultAck:
+        """Settle or reject a result and say which.
+
+        Raises Unavailable while its match is not in the log yet (try again with a delay),
+        BadRequest or Forbidden for a result that nobody asked for.
+        """
+        self._check_signature(result)
+        command = decide.settle_command(result)
+        known = self._live.get(result.job_id)
+        for _ in range(MAX_CONFLICTS):
+            if known is None or known[1].epoch != result.epoch:
+                known = await self._read(result.job_id)
+            shard, state = known
+            events = decide_settle_result(state, command)
+            if not events:
+                return decide.ack_for(result, (), state)
+            item = decide.settle_item(command, state, events, traceparent)
+            outcome = await self._appenders[shard].append(item)
+            if isinstance(outcome, Appended):
+                for stored in outcome.events:
+                    self._live.apply(stored)
+                decided = [stored.decode() for stored in outcome.events]
+                return decide.ack_for(result, decided, state)
+            known = None  # somebody was first; decide again on what the log says now
+        raise Unavailable("the job keeps changing; submit the result again")
+
+    def _check_signature(self, result: SubmitResult) -> None:
+        key = self._identity_keys.get(result.provider_id)
+        if key is None:
+            raise Unavailable("the provider's enrolment has not arrived here yet")
+        try:
+            key.verify(result.signed_bytes(), bytes.fromhex(result.signature))
+        except BadSignatureError:
+            raise Forbidden("the result is not signed by the provider's identity key") from None
+
+    async def _read(self, job_id: str) -> tuple[int, JobState]:
+        """The job's shard and state from the log. Raises Unavailable if it is not there yet."""
+        async with self._pool.acquire() as conn:
+            for shard in self._appenders:
+                events = await stream_events(conn, shard, f"job/{job_id}")
+                if events:
+                    return shard, fold(_decoded(events))
+        raise Unavailable("the job is not in the log yet", code="job_not_committed")
+
+
+def _decoded(events: Sequence[StoredEvent]) -> list[jobs.EventData]:
+    return [stored.decode() for stored in events]

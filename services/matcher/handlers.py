@@ -1,0 +1,232 @@
+"""What the matcher does when a gateway asks: load -> decide -> append, and say so.
+
+A match is announced at once and committed meanwhile; the gateway holds the first byte until the
+commit, so a dispatch whose append fails is harmless: its result is refused and unpaid.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable
+
+from cocoon.contracts.commands import RequestJob
+from cocoon.contracts.envelope import StoredEvent
+from cocoon.contracts.events import EventData, FundsRefused, JobRequested, ProviderMatched
+from cocoon.contracts.messages import CancelJob, JobRequest, MatchUpdate
+from cocoon.domain.job import JobState, fold
+from cocoon.domain.leasing import decide_request_job
+from cocoon.eventlog.append import Appended, LogAppender
+from cocoon.kernel.clock import Clock, Randomness
+from cocoon.kernel.errors import (
+    CocoonError,
+    Conflict,
+    Fatal,
+    InsufficientFunds,
+    RateLimited,
+    Unavailable,
+)
+from cocoon.kernel.money import format_ton
+from services.matcher import decide
+from services.matcher.leases import CONFLICT_PAUSE_S, Leases, News
+from services.matcher.memory import Memory
+from services.matcher.settings import MatcherSettings
+from services.matcher.waiting import Waiting, WaitingRoom
+
+MAX_REMEMBERED_COMMANDS = 200_000
+MAX_ACCOUNT_CONFLICTS = 5
+WAITING_PER_SWEEP = 64
+
+
+class Matcher:
+    """One shard's door for gateways. All methods run on one event loop."""
+
+    def __init__(
+        self,
+        settings: MatcherSettings,
+        memory: Memory,
+        leases: Leases,
+        appender: LogAppender,
+        news: News,
+        clock: Clock,
+        randomness: Randomness,
+        stop: Callable[[CocoonError], None],
+    ) -> None:
+        self._settings, self._memory, self._leases = settings, memory, leases
+        self._appender, self._news, self._clock = appender, news, clock
+        self._randomness, self._stop = randomness, stop
+        self.waiting = WaitingRoom(settings.waiting_limit, settings.waiting_limit_per_account)
+        self._deciding: set[str] = set()
+        self._commands: OrderedDict[str, str] = OrderedDict()  # command_id -> job_id
+
+    async def on_job_request(self, request: JobRequest, traceparent: str) -> None:
+        """Answer a gateway: matched and committed, or existing, or refused."""
+        if request.command_id in self._deciding:
+            return  # the gateway repeats itself; the first answer is on its way
+        self._deciding.add(request.command_id)
+        try:
+            known = self._commands.get(request.command_id)
+            if known is not None:
+                await self._existing(request, known, traceparent)
+            else:
+                await self._request_job(request, traceparent)
+        except RateLimited as error:
+            await self._wait_or_refuse(request, traceparent, error)
+        except Fatal as error:
+            self._stop(error)
+        except CocoonError as error:
+            await self._refuse(request, error, traceparent)
+        finally:
+            self._deciding.discard(request.command_id)
+
+    async def _request_job(self, request: JobRequest, traceparent: str) -> None:
+        for _ in range(MAX_ACCOUNT_CONFLICTS):
+            command = self._command(request)
+            version = self._memory.accounts[request.account_id].version
+            state = self._memory.jobs.get(request.job_id, JobState())
+            events = decide_request_job(state, command)
+            granted = events[-1] if isinstance(events[-1], ProviderMatched) else None
+            if granted is not None:
+                await self._grant(request, granted, traceparent)
+            item = decide.request_item(request, command, events, version, traceparent)
+            try:
+                outcome = await self._appender.append(item)
+            except CocoonError:
+                self._withdraw(request.job_id)
+                raise
+            if isinstance(outcome, Appended):
+                await self._accepted(request, outcome, granted, traceparent)
+                return
+            self._withdraw(request.job_id)
+            if outcome.stream.startswith("job/"):
+                raise Conflict("this job id was used before; draw a new one", code="job_id_used")
+            await asyncio.sleep(CONFLICT_PAUSE_S)  # the tail brings the account's new version
+        raise Unavailable("the account is changing; try again shortly", retry_after_s=1)
+
+    def _command(self, request: JobRequest) -> RequestJob:
+        account = self._memory.accounts.get(request.account_id)
+        if account is None or not account.opened:
+            raise InsufficientFunds("this account has no funds; add some with `cocoon fund`")
+        return decide.request_command(
+            request,
+            self._memory.available_nanoton(request.account_id),
+            self._memory.candidates(
+                request.recipient_key_ids, request.model_id, self._clock.monotonic_s()
+            ),
+            self._settings.lease_ttl_ms,
+            self._randomness.token(32).hex(),
+            self._clock.now_ms(),
+        )
+
+    async def _grant(self, request: JobRequest, match: ProviderMatched, traceparent: str) -> None:
+        """Reserve the hold, start the lease, announce the match: the log may still say no."""
+        self._memory.reserve(request.job_id, request.account_id, request.max_price_nanoton)
+        self._leases.start(match, request.gateway_id, traceparent)
+        update = decide.matched_update(match)
+        await self._news(request.gateway_id, request.job_id, update, traceparent)
+
+    def _withdraw(self, job_id: str) -> None:
+        self._memory.release_pending(job_id)
+        self._leases.forget(job_id)
+
+    async def _accepted(
+        self,
+        request: JobRequest,
+        outcome: Appended,
+        granted: ProviderMatched | None,
+        traceparent: str,
+    ) -> None:
+        events = [stored.decode() for stored in outcome.events]
+        job_id = outcome.events[0].correlation_id
+        self._remember(request.command_id, job_id)
+        if outcome.repeated and events[-1] != granted:
+            self._withdraw(request.job_id)
+            await self._existing(request, job_id, traceparent, fold(events))
+            return
+        self._memory.apply_appended(outcome.events)
+        self._refuse_unfunded(events[-1])
+        lease = self._leases.live.get(request.job_id)
+        if lease is not None:
+            lease.committed.set()
+        update = decide.committed_update(request.job_id, 1, outcome.positions[-1])
+        await self._news(request.gateway_id, request.job_id, update, traceparent)
+
+    def _refuse_unfunded(self, last: EventData) -> None:
+        if isinstance(last, FundsRefused):
+            raise InsufficientFunds(
+                f"this job may cost up to {format_ton(last.needed_nanoton)} TON and the account "
+                f"has {format_ton(last.available_nanoton)} TON free; add funds with "
+                "`cocoon fund`, or lower max_tokens"
+            )
+
+    async def _existing(
+        self,
+        request: JobRequest,
+        job_id: str,
+        traceparent: str,
+        state: JobState | None = None,
+    ) -> None:
+        """This command has a job: name it; the gateway attaches to it or serves its result."""
+        state = self._memory.jobs.get(job_id) or state
+        req_hash = state.request.req_hash if state and state.request else ""
+        update = MatchUpdate(kind="existing", job_id=job_id, req_hash=req_hash)
+        await self._news(request.gateway_id, request.job_id, update, traceparent)
+
+    async def _refuse(self, request: JobRequest, error: CocoonError, traceparent: str) -> None:
+        update = decide.refused_update(request.job_id, error)
+        await self._news(request.gateway_id, request.job_id, update, traceparent)
+
+    async def _wait_or_refuse(
+        self, request: JobRequest, traceparent: str, error: RateLimited
+    ) -> None:
+        left_s = (request.not_after_ms - self._clock.now_ms()) / 1000
+        wait_s = min(self._settings.waiting_s, left_s)
+        waiting = Waiting(request, traceparent, self._clock.monotonic_s() + wait_s, error)
+        if not self.waiting.add(waiting):
+            await self._refuse(request, error, traceparent)
+
+    def _remember(self, command_id: str, job_id: str) -> None:
+        self._commands[command_id] = job_id
+        if len(self._commands) > MAX_REMEMBERED_COMMANDS:
+            self._commands.popitem(last=False)
+
+    # ---- what else is heard ----
+
+    async def on_cancel(self, cancel: CancelJob) -> None:
+        """Forget a waiting job, or start its lease's end."""
+        if not self.waiting.remove(cancel.job_id):
+            self._leases.on_cancel(cancel)
+
+    def on_network_event(self, stored: StoredEvent) -> None:
+        self._leases.on_network_event(self._memory.apply_network(stored))
+
+    def on_shard_event(self, stored: StoredEvent) -> None:
+        event = self._memory.apply_shard(stored)
+        if isinstance(event, JobRequested):
+            self._remember(stored.causation_id, event.job_id)
+        self._leases.on_shard_event(stored, event)
+
+    def resume(self) -> None:
+        """Lease every running job again; call it once, when the memory has caught up."""
+        for job_id, state in tuple(self._memory.jobs.items()):
+            self._leases.resume(job_id, state)
+
+    async def sweep(self) -> None:
+        """End what is over, refuse who waited too long, try the waiting again."""
+        self._leases.sweep()
+        for late in self.waiting.expired(self._clock.monotonic_s()):
+            await self._refuse(late.request, late.refusal, late.traceparent)
+        for waiting in self.waiting.take(WAITING_PER_SWEEP):
+            await self._retry(waiting)
+
+    async def _retry(self, waiting: Waiting) -> None:
+        """Decide again; whoever still finds everybody busy keeps the old deadline."""
+        candidates = self._memory.candidates(
+            waiting.request.recipient_key_ids,
+            waiting.request.model_id,
+            self._clock.monotonic_s(),
+        )
+        if any(c.alive and c.running < c.concurrency for c in candidates):
+            await self.on_job_request(waiting.request, waiting.traceparent)
+        else:
+            self.waiting.add(waiting)

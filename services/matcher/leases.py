@@ -1,0 +1,272 @@
+"""Leases in memory and their ends in the log. LeaseExpired alone makes a lease end.
+
+A lease lives while heartbeats name its job; it ends early when its provider is silent, restarts,
+refuses the dispatch, is revoked, or has its result rejected.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from cocoon.contracts.commands import ExpireLease
+from cocoon.contracts.envelope import StoredEvent
+from cocoon.contracts.events import (
+    AttestationRevoked,
+    JobCancelled,
+    JobFailed,
+    ProviderMatched,
+    ResultRejected,
+)
+from cocoon.contracts.messages import CancelJob, DispatchReport, Heartbeat, MatchUpdate
+from cocoon.domain.job import JobState, JobStatus
+from cocoon.domain.leasing import decide_expire_lease
+from cocoon.eventlog.append import Appended, LogAppender
+from cocoon.kernel.clock import Clock, Randomness
+from cocoon.kernel.errors import CocoonError, Fatal
+from cocoon.telemetry import get_logger
+from services.matcher import decide
+from services.matcher.decide import Reason
+from services.matcher.memory import Memory
+from services.matcher.settings import MatcherSettings
+
+log = get_logger(__name__)
+CONFLICT_TRIES = 20
+CONFLICT_PAUSE_S = 0.02
+
+
+class News(Protocol):
+    """Where a gateway hears of its job. Losing a message costs the gateway a timeout, no more."""
+
+    async def __call__(
+        self, gateway_id: str, job_id: str, update: MatchUpdate, traceparent: str
+    ) -> None: ...
+
+
+@dataclass(slots=True)
+class Lease:
+    match: ProviderMatched
+    gateway_id: str
+    traceparent: str
+    deadline_s: float  # monotonic, renewed by heartbeats
+    matched_at_s: float
+    committed: asyncio.Event = field(default_factory=asyncio.Event)
+    began: bool = False
+    cancelled_at_s: float | None = None
+    ending: bool = False
+
+
+class Leases:
+    """All live leases of one shard. Methods run on one event loop."""
+
+    def __init__(
+        self,
+        settings: MatcherSettings,
+        memory: Memory,
+        appender: LogAppender,
+        news: News,
+        clock: Clock,
+        randomness: Randomness,
+        stop: Callable[[CocoonError], None],
+    ) -> None:
+        self._settings, self._memory, self._appender = settings, memory, appender
+        self._news, self._clock, self._randomness, self._stop = news, clock, randomness, stop
+        self.live: dict[str, Lease] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # ---- life ----
+
+    def start(self, match: ProviderMatched, gateway_id: str, traceparent: str) -> Lease:
+        """Start the lease of a match that was decided; it is committed or forgotten later."""
+        self.forget(match.job_id)
+        now_s = self._clock.monotonic_s()
+        lease = Lease(
+            match=match,
+            gateway_id=gateway_id,
+            traceparent=traceparent,
+            deadline_s=now_s + match.lease_ttl_ms / 1000,
+            matched_at_s=now_s,
+        )
+        self.live[match.job_id] = lease
+        self._memory.providers[match.provider_id].live_jobs.add(match.job_id)
+        return lease
+
+    def forget(self, job_id: str) -> None:
+        lease = self.live.pop(job_id, None)
+        if lease is not None:
+            lease.committed.set()  # whoever waits to end it finds it gone
+            self._memory.providers[lease.match.provider_id].live_jobs.discard(job_id)
+
+    def resume(self, job_id: str, state: JobState) -> None:
+        """After a restart: lease a running job again for a whole term."""
+        if state.status is JobStatus.MATCHED and state.match and state.request:
+            self.start(state.match, state.request.gateway_id, "").committed.set()
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # ---- what is heard ----
+
+    def on_heartbeat(self, beat: Heartbeat) -> None:
+        now_s = self._clock.monotonic_s()
+        restarted = self._memory.heartbeat(beat, now_s)
+        running = dict(beat.running)
+        for job_id in tuple(self._memory.providers[beat.provider_id].live_jobs):
+            lease = self.live.get(job_id)
+            if lease is None or lease.match.provider_id != beat.provider_id:
+                continue
+            if running.get(job_id) == lease.match.epoch:
+                lease.deadline_s = now_s + lease.match.lease_ttl_ms / 1000
+            elif restarted:
+                self.end(job_id, lease, "gone", may_rematch=not lease.began)
+
+    def on_report(self, report: DispatchReport) -> None:
+        """A gateway says what became of a dispatch."""
+        lease = self.live.get(report.job_id)
+        if lease is None or lease.match.epoch != report.epoch:
+            return
+        if report.outcome == "began":
+            if not lease.began:
+                lease.began = True
+                waited_s = self._clock.monotonic_s() - lease.matched_at_s
+                view = self._memory.providers[lease.match.provider_id]
+                view.observe_first_token(int(waited_s * 1_000_000))
+            return
+        reason, may_rematch, failure = decide.refusal(report)
+        self.end(report.job_id, lease, reason, may_rematch=may_rematch, failure=failure)
+
+    def on_cancel(self, cancel: CancelJob) -> None:
+        """The client has gone: the provider's receipt settles what it delivered, if one comes."""
+        lease = self.live.get(cancel.job_id)
+        if lease is not None and lease.cancelled_at_s is None:
+            lease.cancelled_at_s = self._clock.monotonic_s()
+
+    def on_network_event(self, event: object) -> None:
+        if not isinstance(event, AttestationRevoked):
+            return
+        for job_id, lease in tuple(self.live.items()):
+            if lease.match.provider_id == event.provider_id:
+                self.end(job_id, lease, "revoked", may_rematch=not lease.began)
+
+    def on_shard_event(self, stored: StoredEvent, event: object) -> None:
+        job_id = stored.correlation_id
+        lease = self.live.get(job_id)
+        if lease is None:
+            return
+        if isinstance(event, ResultRejected) and event.epoch == lease.match.epoch:
+            self.end(job_id, lease, "rejected", may_rematch=not lease.began)
+        elif stored.type in ("PaymentSettled", "JobFailed", "JobCancelled"):
+            self.forget(job_id)
+
+    def sweep(self) -> None:
+        """End the leases whose time, provider or client has gone."""
+        now_s = self._clock.monotonic_s()
+        grace_s = self._settings.cancel_grace_s
+        for job_id, lease in tuple(self.live.items()):
+            provider_id = lease.match.provider_id
+            if lease.cancelled_at_s is not None and now_s - lease.cancelled_at_s > grace_s:
+                self.end(job_id, lease, "expired", may_rematch=False)
+            elif now_s > lease.deadline_s:
+                self.end(job_id, lease, "expired", may_rematch=not lease.began)
+            elif not self._memory.is_alive(provider_id, now_s) and lease.committed.is_set():
+                self.end(job_id, lease, "silent", may_rematch=not lease.began)
+
+    # ---- the end of a lease ----
+
+    def end(
+        self,
+        job_id: str,
+        lease: Lease,
+        reason: Reason,
+        *,
+        may_rematch: bool,
+        failure: str = "provider_lost",
+    ) -> None:
+        """Decide and append the lease's end, once, in a task of its own."""
+        if lease.ending:
+            return
+        lease.ending = True
+        task = asyncio.create_task(self._end(job_id, lease, reason, may_rematch, failure))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _end(
+        self, job_id: str, lease: Lease, reason: Reason, may_rematch: bool, failure: str
+    ) -> None:
+        await lease.committed.wait()
+        try:
+            for _ in range(CONFLICT_TRIES):
+                if self.live.get(job_id) is not lease:
+                    return
+                if await self._try_end(job_id, lease, reason, may_rematch, failure):
+                    return
+                await asyncio.sleep(CONFLICT_PAUSE_S)  # billing was first: its event is coming
+        except Fatal as error:
+            self._stop(error)
+        except CocoonError as error:
+            log.warning("lease_end_failed", job_id=job_id, code=error.code)
+        lease.ending = False  # the next sweep tries again
+
+    async def _try_end(
+        self, job_id: str, lease: Lease, reason: Reason, may_rematch: bool, failure: str
+    ) -> bool:
+        state = self._memory.jobs.get(job_id)
+        if state is None:
+            self.forget(job_id)
+            return True
+        command = self._command(state, lease, reason, may_rematch, failure)
+        events = decide_expire_lease(state, command)
+        if not events:
+            return True
+        item = decide.expire_item(command, state, events, lease.traceparent)
+        outcome = await self._appender.append(item)
+        if not isinstance(outcome, Appended):
+            return False
+        self._memory.apply_appended(outcome.events)
+        log.info("lease_ended", job_id=job_id, epoch=command.epoch, code=reason)
+        await self._follow(job_id, lease, outcome)
+        return True
+
+    def _command(
+        self, state: JobState, lease: Lease, reason: Reason, may_rematch: bool, failure: str
+    ) -> ExpireLease:
+        request = state.request
+        candidates = (
+            self._memory.candidates(
+                request.recipient_key_ids, request.model_id, self._clock.monotonic_s()
+            )
+            if request
+            else ()
+        )
+        return ExpireLease(
+            job_id=lease.match.job_id,
+            epoch=lease.match.epoch,
+            reason=reason,
+            may_rematch=may_rematch,
+            cancelled=lease.cancelled_at_s is not None,
+            failure=failure,
+            candidates=candidates,
+            lease_ttl_ms=self._settings.lease_ttl_ms,
+            seed=self._randomness.token(32).hex(),
+            now_ms=self._clock.now_ms(),
+        )
+
+    async def _follow(self, job_id: str, lease: Lease, outcome: Appended) -> None:
+        """Lease the next match, or tell the gateway that the job has ended."""
+        last = outcome.events[-1].decode()
+        position = outcome.positions[-1]
+        if isinstance(last, ProviderMatched):
+            self.start(last, lease.gateway_id, lease.traceparent).committed.set()
+            await self._news(
+                lease.gateway_id, job_id, decide.matched_update(last), lease.traceparent
+            )
+            committed = decide.committed_update(job_id, last.epoch, position)
+            await self._news(lease.gateway_id, job_id, committed, lease.traceparent)
+        elif isinstance(last, JobFailed | JobCancelled):
+            self.forget(job_id)
+            update = decide.ended_update(job_id, last)
+            await self._news(lease.gateway_id, job_id, update, lease.traceparent)

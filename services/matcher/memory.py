@@ -1,0 +1,244 @@
+"""What a shard's matcher knows: providers, balances, live jobs. Folded from the log, pure.
+
+Everything here can be rebuilt from the events; heartbeats and holds on their way to the log are
+the two additions, and losing either harms nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from cocoon.contracts.commands import Candidate
+from cocoon.contracts.envelope import StoredEvent
+from cocoon.contracts.events import (
+    AccountOpened,
+    EventData,
+    FundsHeld,
+    KeyBundlePublished,
+    OfferedModel,
+    Quote,
+)
+from cocoon.contracts.messages import Heartbeat
+from cocoon.domain import job as jobs
+from cocoon.domain import provider as providers
+from cocoon.domain.job import JobState, JobStatus
+from cocoon.domain.ledger import postings
+from cocoon.domain.provider import ProviderState
+
+FIRST_TOKEN_ALPHA_EARLY = 2  # 1/alpha for the first samples
+FIRST_TOKEN_ALPHA_LATE = 10
+EARLY_SAMPLES = 8
+
+
+@dataclass(slots=True)
+class ProviderView:
+    """A provider: what the log says, and what its last heartbeat said."""
+
+    state: ProviderState = field(default_factory=ProviderState)
+    attested_position: int = 0
+    boot_id: str = ""
+    last_seen_s: float = float("-inf")  # monotonic
+    reported_running: int = 0
+    draining: bool = False
+    live_jobs: set[str] = field(default_factory=set)  # of this shard
+    first_token_us: int = 0
+    first_token_samples: int = 0
+
+    def observe_first_token(self, sample_us: int) -> None:
+        """Exponentially weighted average: alpha 1/2 for eight samples, then 1/10."""
+        early = self.first_token_samples < EARLY_SAMPLES
+        divisor = FIRST_TOKEN_ALPHA_EARLY if early else FIRST_TOKEN_ALPHA_LATE
+        if self.first_token_samples == 0:
+            self.first_token_us = sample_us
+        else:
+            self.first_token_us += (sample_us - self.first_token_us) // divisor
+        self.first_token_samples += 1
+
+
+@dataclass(slots=True)
+class AccountView:
+    opened: bool = False
+    version: int = 0  # of the account's stream
+    balance_nanoton: int = 0  # as far as the tail has read
+
+
+class Memory:
+    """One shard's matcher memory. `silence_s`: how long a provider may be silent and count."""
+
+    def __init__(self, fee_bps: int, silence_s: float) -> None:
+        self.fee_bps = fee_bps
+        self.silence_s = silence_s
+        self.providers: dict[str, ProviderView] = {}
+        self.keys: dict[str, str] = {}  # key_id -> provider_id
+        self.accounts: dict[str, AccountView] = {}
+        self.jobs: dict[str, JobState] = {}  # live jobs only
+        self.pending_holds: dict[str, tuple[str, int]] = {}  # job -> (account, nanoTON)
+        self._pending_by_account: dict[str, int] = {}
+
+    # ---- shard 0 ----
+
+    def apply_network(self, stored: StoredEvent) -> EventData:
+        """Fold an event of the network shard."""
+        event = stored.decode()
+        aggregate, _, ident = stored.stream.partition("/")
+        if aggregate == "provider":
+            view = self.providers.setdefault(ident, ProviderView())
+            before = {bundle.key_id for bundle in view.state.bundles}
+            view.state = providers.evolve(view.state, event)
+            if stored.type == "ProviderAttested":
+                view.attested_position = stored.position
+            after = {bundle.key_id for bundle in view.state.bundles}
+            for key_id in before - after:
+                self.keys.pop(key_id, None)
+            for key_id in after - before:
+                self.keys[key_id] = ident
+        return event
+
+    # ---- this shard ----
+
+    def apply_shard(self, stored: StoredEvent) -> EventData:
+        """Fold an event of this shard: balances always, jobs unless applied before."""
+        event = stored.decode()
+        aggregate, _, ident = stored.stream.partition("/")
+        for entry in postings(event):
+            kind, _, owner = entry.account.partition(":")
+            if kind == "client":
+                self._account(owner).balance_nanoton += entry.amount_nanoton
+        if aggregate == "account":
+            account = self._account(ident)
+            account.version = stored.version
+            account.opened = account.opened or isinstance(event, AccountOpened)
+        elif aggregate == "job":
+            if isinstance(event, FundsHeld):
+                self.release_pending(ident)
+            self.apply_job(ident, stored.version, event)
+        return event
+
+    def apply_job(self, job_id: str, version: int, event: EventData) -> None:
+        """Fold one event of a job's stream; a version that is already folded changes nothing.
+
+        Ended jobs are forgotten; an event that is not the next one (an ended job's late
+        rejection) is ignored.
+        """
+        state = self.jobs.get(job_id, JobState())
+        if version != state.version + 1:
+            return
+        before = state.match
+        state = jobs.evolve(state, event)
+        if before is not None and (state.match != before or state.status is not JobStatus.MATCHED):
+            self._provider(before.provider_id).live_jobs.discard(job_id)
+        if state.status is JobStatus.MATCHED and state.match is not None:
+            self._provider(state.match.provider_id).live_jobs.add(job_id)
+        if state.status.is_terminal:
+            self.jobs.pop(job_id, None)
+        else:
+            self.jobs[job_id] = state
+
+    def apply_appended(self, events: Iterable[StoredEvent]) -> None:
+        """Fold this process's own events before the tail brings them back."""
+        for stored in events:
+            aggregate, _, ident = stored.stream.partition("/")
+            if aggregate == "job":
+                self.apply_job(ident, stored.version, stored.decode())
+
+    def _account(self, account_id: str) -> AccountView:
+        return self.accounts.setdefault(account_id, AccountView())
+
+    def _provider(self, provider_id: str) -> ProviderView:
+        return self.providers.setdefault(provider_id, ProviderView())
+
+    # ---- money on its way to the log ----
+
+    def available_nanoton(self, account_id: str) -> int:
+        """Spendable now: the folded balance less the holds that the tail has not brought yet."""
+        balance = self._account(account_id).balance_nanoton
+        return max(0, balance - self._pending_by_account.get(account_id, 0))
+
+    def reserve(self, job_id: str, account_id: str, amount_nanoton: int) -> None:
+        self.release_pending(job_id)
+        self.pending_holds[job_id] = (account_id, amount_nanoton)
+        self._pending_by_account[account_id] = (
+            self._pending_by_account.get(account_id, 0) + amount_nanoton
+        )
+
+    def release_pending(self, job_id: str) -> None:
+        pending = self.pending_holds.pop(job_id, None)
+        if pending is None:
+            return
+        account_id, amount_nanoton = pending
+        left = self._pending_by_account[account_id] - amount_nanoton
+        if left:
+            self._pending_by_account[account_id] = left
+        else:
+            del self._pending_by_account[account_id]
+
+    # ---- heartbeats and candidates ----
+
+    def heartbeat(self, beat: Heartbeat, now_s: float) -> bool:
+        """Take a heartbeat in. Returns True if the agent has restarted since the last one."""
+        view = self._provider(beat.provider_id)
+        restarted = bool(view.boot_id) and view.boot_id != beat.boot_id
+        view.boot_id = beat.boot_id
+        view.last_seen_s = now_s
+        view.reported_running = len(beat.running)
+        view.draining = beat.draining
+        return restarted
+
+    def is_alive(self, provider_id: str, now_s: float) -> bool:
+        view = self.providers.get(provider_id)
+        return view is not None and now_s - view.last_seen_s <= self.silence_s
+
+    def candidates(
+        self, key_ids: Iterable[str], model_id: str, now_s: float
+    ) -> tuple[Candidate, ...]:
+        """The client's recipients as candidates; keys that nobody current holds are left out."""
+        found = []
+        for key_id in key_ids:
+            provider_id = self.keys.get(key_id)
+            view = self.providers.get(provider_id) if provider_id else None
+            if view is None or provider_id is None:
+                continue
+            bundle = next((b for b in view.state.bundles if b.key_id == key_id), None)
+            candidate = bundle and self._candidate(provider_id, view, bundle, model_id, now_s)
+            if candidate:
+                found.append(candidate)
+        return tuple(found)
+
+    def _candidate(
+        self,
+        provider_id: str,
+        view: ProviderView,
+        bundle: KeyBundlePublished,
+        model_id: str,
+        now_s: float,
+    ) -> Candidate | None:
+        attested, offer = view.state.attested, view.state.offer
+        if attested is None or offer is None or not offer.models:
+            return None
+        # Another model's offer still makes a candidate: the model filter then gives its reason.
+        model = next((m for m in offer.models if m.model_id == model_id), offer.models[0])
+        return Candidate(
+            provider_id=provider_id,
+            key_id=bundle.key_id,
+            quote=self.quote(model),
+            evidence_id=attested.evidence_id,
+            signing_key=attested.signing_key,
+            attested_position=view.attested_position,
+            valid_until_ms=min(attested.valid_until_ms, bundle.not_after_ms),
+            context_tokens=model.context_tokens,
+            running=max(view.reported_running, len(view.live_jobs)),
+            concurrency=offer.concurrency,
+            first_token_us=view.first_token_us,
+            alive=self.is_alive(provider_id, now_s) and not view.draining,
+        )
+
+    def quote(self, model: OfferedModel) -> Quote:
+        """The offer's price terms with the network's fee."""
+        return Quote(
+            model_id=model.model_id,
+            input_nanoton_per_mtok=model.input_nanoton_per_mtok,
+            cached_input_nanoton_per_mtok=model.cached_input_nanoton_per_mtok,
+            output_nanoton_per_mtok=model.output_nanoton_per_mtok,
+            fee_bps=self.fee_bps,
+        )
