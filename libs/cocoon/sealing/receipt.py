@@ -164,8 +164,8 @@ def check_chain(previous_raw: bytes | None, next_raw: bytes) -> None:
     if previous_raw is None:
         linked = following.seq == 0 and following.prev_receipt_hash == CHAIN_START
     else:
-        linked = following.seq == Receipt.decode(
-            previous_raw
-        ).seq + 1 and following.prev_receipt_hash == receipt_hash(previous_raw)
+        expected_seq = Receipt.decode(previous_raw).seq + 1
+        expected_hash = receipt_hash(previous_raw)
+        linked = (following.seq, following.prev_receipt_hash) == (expected_seq, expected_hash)
     if not linked:
         refuse("receipt_mismatch", "The enclave's receipts have a gap or a fork here.", param="seq")

@@ -68,7 +68,7 @@ def test_p1_looks_the_same_whatever_is_said(
     waiting = sealed = 0
     sent_at: list[int] = []
     now, arrivals = 0, sorted(arrivals)
-    total_frames = sum(-(-size // 253) for _, size in arrivals)
+    total_frames = -(-sum(size for _, size in arrivals) // 253)
     while True:
         while arrivals and arrivals[0][0] <= now:
             waiting += arrivals.pop(0)[1]
