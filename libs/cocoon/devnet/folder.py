@@ -1,0 +1,145 @@
+"""The one folder that holds a development network: paths, secrets, and who runs it now.
+
+Secrets are files of mode 0600. A lock says that a network runs from here; the kernel drops it
+with the process, so a crash leaves nothing stale behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from cocoon.contracts.base import Contract
+from cocoon.devnet.private_file import write_private
+from cocoon.kernel.errors import ConfigurationError
+
+MIN_FREE_BYTES = 512 * 1024 * 1024
+SERVICES = ("attestation", "billing", "matcher", "gateway", "provider", "sidecar")
+
+
+class RunningNetwork(Contract):
+    """What a running network tells the other commands: addresses and files, no secrets."""
+
+    network_id: str
+    gateway_url: str
+    sidecar_url: str
+    nats_url: str
+    nats_monitor_url: str
+    observe_urls: dict[str, str]
+    account_id: str
+    shards: tuple[int, ...]
+
+
+class DataFolder:
+    """Paths under one folder; everything that a network writes is below it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+        self.postgres = self.root / "postgres"
+        self.nats = self.root / "nats"
+        self.secrets = self.root / "secrets"
+        self.logs = self.root / "logs"
+        self.provider = self.root / "provider"
+        self.trust = self.root / "trust.json"
+        self.policy = self.root / "policy.json"
+        self.authority = self.secrets / "authority.json"
+        self.platform = self.secrets / "platform.json"
+        self.api_key = self.secrets / "api_key"
+        self.running = self.root / "running.json"
+        self._lock_file = self.root / "lock"
+
+    def seed(self, name: str) -> Path:
+        """The NATS seed of a role or a provider."""
+        return self.secrets / f"{name}.nk"
+
+    def dsn(self, role: str) -> Path:
+        """The file with a database role's connection string."""
+        return self.secrets / f"{role}.dsn"
+
+    def prepare(self) -> None:
+        """Make the folder. Raises ConfigurationError if that fails or the disk is full."""
+        try:
+            for folder in (self.root, self.logs, self.provider):
+                folder.mkdir(parents=True, exist_ok=True)
+            self.secrets.mkdir(mode=0o700, exist_ok=True)
+            free = shutil.disk_usage(self.root).free
+        except OSError as error:
+            raise ConfigurationError(
+                f"the data folder {self.root} cannot be made ({error.strerror}); "
+                "name another one with --data DIR"
+            ) from None
+        if free < MIN_FREE_BYTES:
+            raise ConfigurationError(
+                f"the disk of {self.root} has {free // 2**20} MiB free and the network needs "
+                f"{MIN_FREE_BYTES // 2**20}; free some space, or name another --data DIR"
+            )
+
+    def clear(self) -> None:
+        """Remove everything but the lock: `--fresh`."""
+        for path in self.root.iterdir():
+            if path == self._lock_file:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+    def secret(self, path: Path, make: Callable[[], bytes]) -> bytes:
+        """The bytes in a secret file, made first if it is not there."""
+        if not path.exists():
+            write_private(path, make())
+        return path.read_bytes()
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder. Raises ConfigurationError naming the process that holds it."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        with self._lock_file.open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.seek(0)
+                holder = file.read().strip() or "unknown"
+                raise ConfigurationError(
+                    f"a network already runs from {self.root} (process {holder}); stop it with "
+                    "Ctrl-C where it runs, or start another with --data DIR"
+                ) from None
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+
+    def is_running(self) -> bool:
+        """Whether some process holds the folder now."""
+        try:
+            with self._lock_file.open("r+") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+        return False
+
+    def read_running(self) -> RunningNetwork:
+        """The running network's addresses. Raises ConfigurationError if none runs from here."""
+        if not self.is_running() or not self.running.exists():
+            raise ConfigurationError(
+                f"no network runs from {self.root}; start one with `./cocoon up`, "
+                "or name its folder with --data DIR"
+            )
+        return RunningNetwork.model_validate_json(self.running.read_bytes())
+
+    def write_running(self, network: RunningNetwork) -> None:
+        fresh = self.running.with_suffix(".new")
+        fresh.write_text(json.dumps(network.model_dump(mode="json"), indent=1), encoding="utf-8")
+        fresh.replace(self.running)
+
+
+def default_root() -> Path:
+    """`.cocoon` in the checkout, or in the working folder when Cocoon is installed as a package."""
+    return Path(os.environ.get("COCOON_ROOT", ".")) / ".cocoon"
