@@ -129,6 +129,8 @@ def test_receipts_chain_and_a_gap_shows() -> None:
     fork = plain_receipt(seq=2, prev_receipt_hash=receipt_hash(chain[1]), price_nanoton=1)
     for before, after in (
         (None, chain[1]),
+        (None, plain_receipt(seq=1).sign(world.SIGNER)),
+        (chain[0], plain_receipt(seq=2, prev_receipt_hash=receipt_hash(chain[0])).sign(OTHER)),
         (chain[0], chain[2]),
         (chain[1], chain[1]),
         (fork.sign(world.SIGNER), chain[3]),
