@@ -150,6 +150,29 @@ async def read_commands(conn: Connection, shard: int, first: int, last: int) -> 
     ]
 
 
+async def hash_at(conn: Connection, shard: int, position: int) -> bytes:
+    """The chain's hash at a position, genesis at 0. Raises LogCorrupt if the row is missing."""
+    with tree_errors():
+        return await _hash_before(conn, shard, position + 1)
+
+
+async def first_position_since(conn: Connection, shard: int, recorded_at_us: int) -> int:
+    """The first position recorded at or after a time: one past the head if there is none."""
+    low, high = 1, (await head(conn, shard)).position + 1
+    while low < high:  # times never decrease along the log
+        middle = (low + high) // 2
+        with tree_errors():
+            found = await conn.fetchval(
+                "SELECT recorded_at FROM log.events WHERE shard = $1 AND position = $2",
+                shard,
+                middle,
+            )
+        if found is None:
+            raise LogCorrupt(f"shard {shard} has no position {middle}")
+        low, high = (middle + 1, high) if found < recorded_at_us else (low, middle)
+    return low
+
+
 async def _hash_before(conn: Connection, shard: int, first: int) -> bytes:
     if first == 1:
         return GENESIS_HASH

@@ -1,0 +1,1 @@
+"""The bus: connections, permissions, streams, publishing, ack rules. It decides nothing."""

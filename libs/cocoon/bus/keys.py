@@ -1,0 +1,69 @@
+"""nkeys: the Ed25519 identities of NATS users, kept in files that only their owner reads.
+
+A provider's nkey is its identity key. Seeds never appear on command lines or in logs.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import nkeys
+from nacl.signing import SigningKey
+
+from cocoon.kernel.errors import ConfigurationError
+
+
+def new_seed(raw: bytes) -> bytes:
+    """Encode 32 random bytes as a user's seed ("SU...")."""
+    seed: bytes = nkeys.encode_seed(raw, nkeys.PREFIX_BYTE_USER)
+    return seed.rstrip(b"=")
+
+
+def raw_seed(seed: bytes) -> bytes:
+    """The 32 bytes of an Ed25519 seed. Raises ConfigurationError if it is not a user's seed."""
+    try:
+        prefix, raw = nkeys.decode_seed(seed.strip())
+    except nkeys.NkeysError:
+        raise ConfigurationError("this file does not hold an nkey seed") from None
+    if prefix != nkeys.PREFIX_BYTE_USER or len(raw) != 32:
+        raise ConfigurationError("this seed is not a user's; it starts with SU")
+    return bytes(raw)
+
+
+def raw_public(seed: bytes) -> bytes:
+    """The 32-byte Ed25519 public key of a seed."""
+    return bytes(SigningKey(raw_seed(seed)).verify_key)
+
+
+def public_nkey(seed: bytes) -> str:
+    """The public name of a user ("U...")."""
+    public: bytes = nkeys.from_seed(bytearray(seed.strip())).public_key
+    return public.decode()
+
+
+def write_seed_file(path: Path, seed: bytes) -> None:
+    """Write a seed to a new file of mode 0600. Raises FileExistsError."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as out:
+        out.write(seed + b"\n")
+
+
+def read_seed_file(path: Path) -> bytes:
+    """Read a seed. Raises ConfigurationError if it is missing or others may read it."""
+    try:
+        mode = path.stat().st_mode
+        seed = path.read_bytes().strip()
+    except OSError:
+        raise ConfigurationError(f"the seed file {path} cannot be read") from None
+    if mode & 0o077:
+        raise ConfigurationError(f"others may read the seed file {path}; chmod 600 it")
+    return seed
+
+
+def seed_file(path: Path, raw: bytes) -> bytes:
+    """Return the seed in `path`, made from `raw` first if there is no such file."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_seed_file(path, new_seed(raw))
+    return read_seed_file(path)

@@ -1,0 +1,142 @@
+"""The JetStream streams and the one durable consumer, declared at deployment.
+
+Services never declare or change them, but for the relay, which rebuilds a lost event stream.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import nats.errors
+
+from cocoon.bus.permissions import INGRESS_DURABLE
+from cocoon.contracts import subjects
+from cocoon.kernel.errors import Fatal, NotFound, Unavailable
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client
+
+_NS = 1_000_000_000
+EVENTS_WINDOW_S = 14 * 86_400
+SEALED_WINDOW_S = 3_600
+INGRESS_ACK_WAIT_S = 30
+_STREAM_NOT_FOUND, _CONSUMER_NOT_FOUND = 10059, 10014
+API_TIMEOUT_S = 5.0
+
+
+def events_config(shard: int, first_seq: int = 1, replicas: int = 1) -> dict[str, Any]:
+    """EVENTS_<shard>: a copy of the log, so it may acknowledge before it syncs (R1 only)."""
+    config: dict[str, Any] = {
+        "name": subjects.events_stream(shard),
+        "subjects": [f"evt.{shard}.>"],
+        "retention": "limits",
+        "storage": "file",
+        "num_replicas": replicas,
+        "max_age": EVENTS_WINDOW_S * _NS,
+        "duplicate_window": 120 * _NS,
+        "discard": "old",
+        "deny_delete": True,
+        "first_seq": first_seq,
+    }
+    if replicas == 1:
+        # The server syncs every write (see SEALED and INGRESS); the log is the truth for this one.
+        config["persist_mode"] = "async"
+    return config
+
+
+def ingress_config(replicas: int = 1) -> dict[str, Any]:
+    """INGRESS: results on their way to billing; a full queue refuses instead of forgetting."""
+    return {
+        "name": subjects.INGRESS_STREAM,
+        "subjects": [subjects.PLATFORM_INGRESS],
+        "retention": "workqueue",
+        "storage": "file",
+        "num_replicas": replicas,
+        "max_bytes": 512 * 1024 * 1024,
+        "max_msg_size": 256 * 1024,
+        "duplicate_window": 120 * _NS,
+        "discard": "new",
+        "deny_delete": False,
+    }
+
+
+def sealed_config(replicas: int = 1) -> dict[str, Any]:
+    """SEALED: ciphertext in chunks, named by its digest, for an hour (docs/adr/0003)."""
+    return {
+        "name": subjects.SEALED_STREAM,
+        "subjects": ["sealed.>"],
+        "retention": "limits",
+        "storage": "file",
+        "num_replicas": replicas,
+        "max_age": SEALED_WINDOW_S * _NS,
+        "max_msgs_per_subject": 1,
+        "max_bytes": 4 * 1024 * 1024 * 1024,
+        "duplicate_window": 120 * _NS,
+        "discard": "new",
+        "allow_direct": True,
+    }
+
+
+def ingress_durable() -> dict[str, Any]:
+    """Billing's pull consumer: explicit acks, redelivery after seconds, never given up."""
+    return {
+        "durable_name": INGRESS_DURABLE,
+        "name": INGRESS_DURABLE,
+        "ack_policy": "explicit",
+        "ack_wait": INGRESS_ACK_WAIT_S * _NS,
+        "deliver_policy": "all",
+        "max_deliver": -1,
+        "max_ack_pending": 4096,
+        "replay_policy": "instant",
+    }
+
+
+async def api(nc: Client, verb: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    """One JetStream API request ("STREAM.INFO.EVENTS_0").
+
+    Raises NotFound, Unavailable (no answer in time, or no JetStream) or Fatal (a refusal).
+    """
+    try:
+        message = await nc.request(
+            f"$JS.API.{verb}", json.dumps(body or {}).encode(), timeout=API_TIMEOUT_S
+        )
+    except (nats.errors.Error, TimeoutError, OSError) as error:
+        raise Unavailable(f"JetStream did not answer {verb} ({type(error).__name__})") from None
+    answer: dict[str, Any] = json.loads(message.data)
+    refusal = answer.get("error")
+    if refusal is None:
+        return answer
+    code = refusal.get("err_code")
+    if code in (_STREAM_NOT_FOUND, _CONSUMER_NOT_FOUND):
+        raise NotFound(f"JetStream has nothing for {verb}", code=str(code))
+    if refusal.get("code") == 503:
+        raise Unavailable(f"JetStream is not ready for {verb}")
+    raise Fatal(f"JetStream refused {verb}: {refusal.get('description')}", code=str(code))
+
+
+async def create_events_stream(nc: Client, shard: int, first_seq: int, replicas: int = 1) -> None:
+    """Create EVENTS_<shard> so that its next sequence is `first_seq`. Raises Fatal if it exists."""
+    config = events_config(shard, first_seq, replicas)
+    await api(nc, f"STREAM.CREATE.{config['name']}", config)
+
+
+async def declare_streams(nc: Client, shards: Sequence[int], replicas: int = 1) -> None:
+    """Create what is missing: EVENTS_<shard>, INGRESS with billing's durable, SEALED.
+
+    An existing stream is left as it is. Raises Unavailable or Fatal.
+    """
+    wanted = [events_config(shard, replicas=replicas) for shard in shards]
+    wanted += [ingress_config(replicas), sealed_config(replicas)]
+    for config in wanted:
+        try:
+            await api(nc, f"STREAM.INFO.{config['name']}")
+        except NotFound:
+            await api(nc, f"STREAM.CREATE.{config['name']}", config)
+    stream = subjects.INGRESS_STREAM
+    await api(
+        nc,
+        f"CONSUMER.DURABLE.CREATE.{stream}.{INGRESS_DURABLE}",
+        {"stream_name": stream, "config": ingress_durable()},
+    )

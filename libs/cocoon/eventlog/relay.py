@@ -1,0 +1,229 @@
+"""From the log to JetStream: position p becomes sequence p, exactly once, whatever crashes.
+
+The broker refuses a message unless p - 1 is its last sequence, so duplicates, gaps and racing
+relays cannot happen; a refusal or a silence rewinds to the broker's last sequence. The relay never
+changes the log, and halts when the stream holds what the log does not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import logging
+import secrets
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import asyncpg
+import nats.errors
+
+from cocoon.bus.streams import EVENTS_WINDOW_S, api, create_events_stream
+from cocoon.contracts import subjects
+from cocoon.contracts.envelope import StoredEvent
+from cocoon.eventlog.connection import connect, tree_errors
+from cocoon.eventlog.read import first_position_since, hash_at, head, read_batch
+from cocoon.kernel.clock import Clock, SystemClock
+from cocoon.kernel.errors import Fatal, LogCorrupt, NotFound, Transient
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client
+    from nats.aio.msg import Msg
+
+_log = logging.getLogger("cocoon.relay")
+_POLL_S = 0.25  # how long a lost LISTEN can delay an event
+_ACK_TIMEOUT_S = 2.0
+_FIRST_RETRY_S, _LONGEST_RETRY_S = 0.02, 1.0
+_BATCH = 512
+
+
+class Relay:
+    """Publishes the logs of `shards`; `run` ends only by cancellation or a Fatal error."""
+
+    def __init__(
+        self,
+        dsn: str,
+        nc: Client,
+        shards: Sequence[int],
+        *,
+        window: int = 1024,
+        replicas: int = 1,
+        clock: Clock | None = None,
+    ) -> None:
+        self._shards = [
+            _ShardRelay(dsn, nc, shard, window, replicas, clock or SystemClock())
+            for shard in shards
+        ]
+
+    @property
+    def positions(self) -> dict[int, int]:
+        """The last position of each shard that the stream has acknowledged."""
+        return {relay.shard: relay.acked for relay in self._shards}
+
+    async def run(self) -> None:
+        """Relay until cancelled. Raises Fatal: page someone, the stream and the log disagree."""
+        async with contextlib.AsyncExitStack() as stack:
+            tasks = [asyncio.create_task(relay.run()) for relay in self._shards]
+            stack.push_async_callback(_cancel_all, tasks)
+            await asyncio.gather(*tasks)
+
+
+async def _cancel_all(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class _ShardRelay:
+    def __init__(
+        self, dsn: str, nc: Client, shard: int, window: int, replicas: int, clock: Clock
+    ) -> None:
+        self.shard = shard
+        self.acked = 0
+        self._dsn, self._nc, self._window = dsn, nc, window
+        self._replicas, self._clock = replicas, clock
+        self._stream = subjects.events_stream(shard)
+        self._generation = ""  # acks of an earlier attempt are recognised and ignored
+        self._refused = False
+        self._more = True  # whether the log may hold events that were not sent
+        self._silent_s = 0.0
+        self._progress = asyncio.Event()
+
+    async def run(self) -> None:
+        delay_s = _FIRST_RETRY_S
+        inbox = self._nc.new_inbox()
+        subscription = await self._nc.subscribe(f"{inbox}.*.*", cb=self._on_ack)
+        try:
+            while True:
+                before = self.acked
+                try:
+                    await self._follow(inbox)
+                except (Transient, nats.errors.Error) as error:
+                    _log.info(
+                        "relay rewinds", extra={"shard": self.shard, "kind": type(error).__name__}
+                    )
+                longer_s = min(delay_s * 2, _LONGEST_RETRY_S)
+                delay_s = _FIRST_RETRY_S if self.acked > before else longer_s
+                await asyncio.sleep(delay_s)
+        finally:
+            with contextlib.suppress(nats.errors.Error):
+                await subscription.unsubscribe()
+
+    async def _follow(self, inbox: str) -> None:
+        """Publish from the stream's end on, until something goes wrong (Transient) or for ever."""
+        conn = await connect(self._dsn, f"cocoon-relay-{self.shard}")
+        try:
+            with tree_errors():
+                await conn.add_listener(f"log_{self.shard}", self._on_notify)
+            last = await self._align(conn)
+            prev_hash = await hash_at(conn, self.shard, last)
+            self.acked, self._refused, self._silent_s = last, False, 0.0
+            self._generation = secrets.token_hex(4)
+            sent, self._more = last, True
+            while True:
+                self._progress.clear()
+                room = min(_BATCH, self._window - (sent - self.acked))
+                if room and self._more:
+                    self._more = False
+                    events = await read_batch(conn, self.shard, sent + 1, room, prev_hash)
+                    for event in events:
+                        await self._publish(event, inbox)
+                    if events:
+                        sent, prev_hash = events[-1].position, events[-1].hash
+                        self._more = self._more or len(events) == room
+                        continue
+                await self._wait(waits_for_ack=sent > self.acked)
+                if self._refused:
+                    raise Transient("the broker refused a position")
+        finally:
+            self._generation = ""
+            conn.terminate()
+            await asyncio.sleep(0)
+
+    async def _align(self, conn: asyncpg.Connection[asyncpg.Record]) -> int:
+        """Return the stream's last sequence, having made sure that it is a prefix of the log."""
+        try:
+            info = await api(self._nc, f"STREAM.INFO.{self._stream}")
+        except NotFound:
+            return await self._create(conn)
+        state = info["state"]
+        last = int(state["last_seq"])
+        if last == 0:
+            # Declared anew: if the log is older than the stream's window, begin inside the window.
+            if await self._window_start(conn) == 1:
+                return 0
+            await api(self._nc, f"STREAM.DELETE.{self._stream}")
+            return await self._create(conn)
+        if last > (await head(conn, self.shard)).position:
+            raise LogCorrupt(
+                f"{self._stream} holds sequence {last}, which the log does not; the database was"
+                " set back: restore it, or delete the stream once the loss is understood"
+            )
+        if int(state["messages"]):
+            await self._compare(conn, last)
+        return last
+
+    async def _compare(self, conn: asyncpg.Connection[asyncpg.Record], last: int) -> None:
+        try:
+            found = await api(self._nc, f"STREAM.MSG.GET.{self._stream}", {"seq": last})
+        except (NotFound, Fatal):
+            return  # it has expired meanwhile: nothing is left to compare
+        headers = base64.b64decode(found["message"].get("hdrs", "")).decode()
+        wanted = (await hash_at(conn, self.shard, last)).hex()
+        if f"ce-hash: {wanted}" not in headers:
+            raise LogCorrupt(f"{self._stream} and the log differ at position {last}")
+
+    async def _create(self, conn: asyncpg.Connection[asyncpg.Record]) -> int:
+        first = await self._window_start(conn)
+        await create_events_stream(self._nc, self.shard, first, self._replicas)
+        return first - 1
+
+    async def _window_start(self, conn: asyncpg.Connection[asyncpg.Record]) -> int:
+        since_us = (self._clock.now_ms() - EVENTS_WINDOW_S * 1000) * 1000
+        return await first_position_since(conn, self.shard, since_us)
+
+    async def _publish(self, event: StoredEvent, inbox: str) -> None:
+        headers = event.to_headers()
+        headers["Nats-Expected-Last-Sequence"] = str(event.position - 1)
+        headers["Nats-Msg-Id"] = event.event_id
+        await self._nc.publish(
+            subjects.event(self.shard, event.stream, event.type),
+            event.data,
+            reply=f"{inbox}.{self._generation}.{event.position}",
+            headers=headers,
+        )
+
+    async def _on_ack(self, message: Msg) -> None:
+        _, generation, position_text = message.subject.rsplit(".", 2)
+        if generation != self._generation:
+            return
+        position = int(position_text)
+        try:
+            answer = json.loads(message.data)
+            accepted = "error" not in answer and int(answer["seq"]) == position
+        except (ValueError, KeyError):
+            accepted = False  # for example "no responders": JetStream is away
+        if accepted:
+            self.acked = max(self.acked, position)
+        else:
+            self._refused = True
+        self._progress.set()
+
+    def _on_notify(self, *_: object) -> None:
+        self._more = True
+        self._progress.set()
+
+    async def _wait(self, *, waits_for_ack: bool) -> None:
+        """Wait for an ack or for more of the log; look at the log again after `_POLL_S`."""
+        now_s = asyncio.get_running_loop().time
+        started_s = now_s()
+        try:
+            await asyncio.wait_for(self._progress.wait(), _POLL_S)
+        except TimeoutError:
+            self._more = True
+            self._silent_s = self._silent_s + now_s() - started_s if waits_for_ack else 0.0
+            if self._silent_s > _ACK_TIMEOUT_S:
+                raise Transient("the broker does not acknowledge") from None
+        else:
+            self._silent_s = 0.0

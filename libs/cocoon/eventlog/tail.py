@@ -1,0 +1,274 @@
+"""Following the log: every event once, in order, without a gap, whatever happens to the bus.
+
+Postgres is read until nothing is left, then JetStream from the next position on. A gap, a broken
+hash, silence while the log grows: back to Postgres. JetStream only makes it fast, so losing the
+bus costs time and never an event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections import deque
+from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import asyncpg
+import nats.errors
+
+from cocoon.bus.streams import api
+from cocoon.contracts import subjects
+from cocoon.contracts.envelope import StoredEvent
+from cocoon.eventlog.connection import connect, tree_errors
+from cocoon.eventlog.read import checkpoint, hash_at, head, read_batch
+from cocoon.kernel.errors import CocoonError, Transient
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client
+    from nats.aio.msg import Msg
+    from nats.aio.subscription import Subscription
+
+_NS = 1_000_000_000
+_SILENCE_S = 0.5  # after this long without a message the head of the log is looked at
+_DEAD_S = 4.0  # after this long without even a heartbeat the consumer is gone
+_POLL_S = 0.25  # how long a lost LISTEN can delay an event
+_RETRY_S = 1.0  # between attempts to follow JetStream
+_BUFFER = 65_536
+
+
+class _Live:
+    """A push consumer that delivers EVENTS_<shard> from one position on into a bounded buffer."""
+
+    def __init__(self, nc: Client, shard: int) -> None:
+        self._nc, self._stream = nc, subjects.events_stream(shard)
+        self._name = f"tail_{secrets.token_hex(8)}"
+        self._buffer: deque[Msg] = deque()
+        self._arrived = asyncio.Event()
+        self._subscription: Subscription | None = None
+        self._heard_s = asyncio.get_running_loop().time()
+        self.overflowed = False
+
+    async def open(self, first: int) -> None:
+        """Start delivery at a position. Raises Transient, NotFound or Fatal."""
+        inbox = self._nc.new_inbox()
+        try:
+            self._subscription = await self._nc.subscribe(inbox, cb=self._on_message)
+        except nats.errors.Error:
+            raise Transient("the bus is not connected") from None
+        config = {
+            "name": self._name,
+            "deliver_subject": inbox,
+            "deliver_policy": "by_start_sequence",
+            "opt_start_seq": first,
+            "ack_policy": "none",
+            "replay_policy": "instant",
+            "flow_control": True,
+            "idle_heartbeat": _NS,
+            "inactive_threshold": 10 * _NS,
+            "mem_storage": True,
+            "num_replicas": 1,
+        }
+        await api(
+            self._nc,
+            f"CONSUMER.CREATE.{self._stream}.{self._name}",
+            {"stream_name": self._stream, "config": config},
+        )
+
+    async def take(self, limit: int, timeout_s: float) -> list[Msg]:
+        """Up to `limit` messages; none after `timeout_s` without any."""
+        if not self._buffer:
+            self._arrived.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._arrived.wait(), timeout_s)
+        taken: list[Msg] = []
+        while self._buffer and len(taken) < limit:
+            message = self._buffer.popleft()
+            if message.headers is not None and "Status" in message.headers:
+                await self._answer(message)
+            else:
+                taken.append(message)
+        return taken
+
+    def silent_for_s(self) -> float:
+        return asyncio.get_running_loop().time() - self._heard_s
+
+    async def close(self) -> None:
+        with contextlib.suppress(nats.errors.Error, OSError):
+            if self._subscription is not None:
+                await self._subscription.unsubscribe()
+        # The server drops it by itself after ten seconds without interest.
+        if self._nc.is_connected:
+            with contextlib.suppress(CocoonError):
+                await api(self._nc, f"CONSUMER.DELETE.{self._stream}.{self._name}")
+
+    async def _on_message(self, message: Msg) -> None:
+        self._heard_s = asyncio.get_running_loop().time()
+        if len(self._buffer) >= _BUFFER:
+            self.overflowed = True
+            return
+        self._buffer.append(message)
+        self._arrived.set()
+
+    async def _answer(self, message: Msg) -> None:
+        # Flow control is answered when the buffer has been read up to it: that is what bounds it.
+        headers = message.headers or {}
+        reply = message.reply or headers.get("Nats-Consumer-Stalled")
+        if reply:
+            with contextlib.suppress(nats.errors.Error):
+                await self._nc.publish(reply, b"")
+
+
+class Tail:
+    """An async iterator of non-empty batches of events; use it as an async context manager.
+
+    It starts at `from_position`, or after the checkpoint of `consumer`, or at 1. Without a bus
+    (`nc` is None) it follows the log by LISTEN. Raises Fatal when the log itself is broken; waits
+    out everything else.
+    """
+
+    def __init__(
+        self,
+        dsn: str,
+        nc: Client | None,
+        shard: int,
+        *,
+        consumer: str | None = None,
+        from_position: int | None = None,
+        batch: int = 512,
+    ) -> None:
+        self._dsn, self._nc, self._shard = dsn, nc, shard
+        self._consumer, self._batch = consumer, batch
+        self._next = from_position or 0
+        self._hash: bytes | None = None
+        self._conn: asyncpg.Connection[asyncpg.Record] | None = None
+        self._live: _Live | None = None
+        self._retry_live_s = 0.0
+        self._grown = asyncio.Event()
+
+    @property
+    def position(self) -> int:
+        """The last position delivered (before the first batch: one less than the start)."""
+        return max(self._next - 1, 0)
+
+    @property
+    def live(self) -> bool:
+        """Whether events come from JetStream at the moment."""
+        return self._live is not None
+
+    async def __aenter__(self) -> Tail:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    def __aiter__(self) -> AsyncIterator[list[StoredEvent]]:
+        return self
+
+    async def __anext__(self) -> list[StoredEvent]:
+        while True:
+            try:
+                events = await (self._from_bus() if self._live else self._from_log())
+            except Transient:
+                await self._drop_connection()
+                await asyncio.sleep(_POLL_S)
+                continue
+            if events:
+                self._next, self._hash = events[-1].position + 1, events[-1].hash
+                return events
+
+    async def close(self) -> None:
+        await self._leave_bus()
+        await self._drop_connection()
+
+    # ---- Postgres ----
+
+    async def _from_log(self) -> list[StoredEvent]:
+        conn = await self._connection()
+        if self._next == 0:
+            done = await checkpoint(conn, self._shard, self._consumer) if self._consumer else 0
+            self._next = done + 1
+        if self._hash is None and self._next > 1:
+            self._hash = await hash_at(conn, self._shard, self._next - 1)
+        self._grown.clear()
+        events = await read_batch(conn, self._shard, self._next, self._batch, self._hash)
+        if not events and not await self._join_bus():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._grown.wait(), _POLL_S)
+        return events
+
+    async def _connection(self) -> asyncpg.Connection[asyncpg.Record]:
+        if self._conn is None or self._conn.is_closed():
+            conn = await connect(self._dsn, f"cocoon-tail-{self._shard}")
+            self._conn = conn
+            with tree_errors():
+                await conn.add_listener(f"log_{self._shard}", self._on_notify)
+        return self._conn
+
+    def _on_notify(self, *_: object) -> None:
+        self._grown.set()
+
+    async def _drop_connection(self) -> None:
+        conn, self._conn = self._conn, None
+        if conn is not None and not conn.is_closed():
+            conn.terminate()
+            await asyncio.sleep(0)
+
+    # ---- JetStream ----
+
+    async def _join_bus(self) -> bool:
+        now_s = asyncio.get_running_loop().time()
+        if self._nc is None or not self._nc.is_connected or now_s < self._retry_live_s:
+            return False
+        live = _Live(self._nc, self._shard)
+        try:
+            await live.open(self._next)
+        except CocoonError:
+            await live.close()
+            self._retry_live_s = now_s + _RETRY_S
+            return False
+        self._live = live
+        return True
+
+    async def _leave_bus(self) -> None:
+        live, self._live = self._live, None
+        self._retry_live_s = asyncio.get_running_loop().time() + _RETRY_S
+        if live is not None:
+            await live.close()
+
+    async def _from_bus(self) -> list[StoredEvent]:
+        live = self._live
+        assert live is not None  # noqa: S101 - the caller has looked
+        messages = await live.take(self._batch, _SILENCE_S)
+        if not messages:
+            if live.silent_for_s() > _DEAD_S or await self._head_is_ahead():
+                await self._leave_bus()
+            return []
+        events: list[StoredEvent] = []
+        position, prev_hash = self._next, self._hash
+        for message in messages:
+            try:
+                event = StoredEvent.from_message(message.headers or {}, message.data)
+            except (KeyError, ValueError):
+                live.overflowed = True
+                break
+            if event.position < position:
+                continue  # a stream that lost its end to a crash is filled up again
+            if event.position != position or prev_hash not in (None, event.prev_hash):
+                live.overflowed = True
+                break
+            events.append(event)
+            position, prev_hash = position + 1, event.hash
+        if live.overflowed:
+            await self._leave_bus()
+        return events
+
+    async def _head_is_ahead(self) -> bool:
+        conn = await self._connection()
+        return (await head(conn, self._shard)).position >= self._next
