@@ -116,8 +116,10 @@ class Decisions:
         now = [(e.event_type, e.schema_version, e.to_canonical()) for e in decided]
         then = [(e.type, e.schema_version, e.data) for e in events]
         if now != then:
-            self._report.say(f"position {events[0].position}: {command.command_type} decides "
-                             f"{[n[0] for n in now]} now, the log has {[t[0] for t in then]}")
+            self._report.say(
+                f"position {events[0].position}: {command.command_type} decides "
+                f"{[n[0] for n in now]} now, the log has {[t[0] for t in then]}"
+            )
         self._report.decisions += 1
         for event in events:
             state = domain.evolve(state, event.decode(), stream)
@@ -300,9 +302,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         reports = asyncio.run(
             replay(
-                dsn_file.read_text(encoding="utf-8").strip(), shards, chosen.first, chosen.last,
+                dsn_file.read_text(encoding="utf-8").strip(),
+                shards,
+                chosen.first,
+                chosen.last,
                 decisions=chosen.decisions,
-            )  # fmt: skip
+            )
         )
     except LogCorrupt as error:
         print(f"the log is corrupt: {error.message}")  # noqa: T201

@@ -13,7 +13,7 @@ from nacl.exceptions import BadSignatureError
 from nacl.signing import VerifyKey
 
 from cocoon.contracts.envelope import StoredEvent
-from cocoon.contracts.events import ProviderEnrolled
+from cocoon.contracts.events import EventData, ProviderEnrolled
 from cocoon.contracts.messages import ResultAck, SubmitResult
 from cocoon.domain import job as jobs
 from cocoon.domain.job import JobState, fold
@@ -110,5 +110,5 @@ class Results:
         raise Unavailable("the job is not in the log yet", code="job_not_committed")
 
 
-def _decoded(events: Sequence[StoredEvent]) -> list[jobs.EventData]:
+def _decoded(events: Sequence[StoredEvent]) -> list[EventData]:
     return [stored.decode() for stored in events]

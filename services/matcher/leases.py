@@ -26,7 +26,7 @@ from cocoon.domain.leasing import decide_expire_lease
 from cocoon.eventlog.append import Appended, LogAppender
 from cocoon.kernel.clock import Clock, Randomness
 from cocoon.kernel.errors import CocoonError, Fatal
-from cocoon.telemetry import get_logger
+from cocoon.telemetry.logs import get_logger
 from services.matcher import decide
 from services.matcher.decide import Reason
 from services.matcher.memory import Memory

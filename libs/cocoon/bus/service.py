@@ -71,7 +71,7 @@ def announce_ready(service: str, **details: object) -> None:
     print(json.dumps({"ready": service, **details}), flush=True)  # noqa: T201 - the protocol
 
 
-def run(service: str, load: Callable[[], S], body: Callable[[S, Stop], Awaitable[None]]) -> None:
+def run(service: str, load: Callable[..., S], body: Callable[[S, Stop], Awaitable[None]]) -> None:
     """Run `body(settings, stop)` until it returns; it returns soon after `stop` is set.
 
     Exits with 0 after a signal, 1 after a Fatal, 2 for bad settings (named on stderr).

@@ -1,0 +1,245 @@
+"""Billing's shell: events into the ledger, results into payments, operators' requests.
+
+The ledger's rows and its checkpoint are one transaction. An event that cannot be posted parks its
+own stream (one job or account) and nothing else; nothing is ever skipped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from cocoon.bus.ingress import Incoming
+from cocoon.contracts import messages, subjects
+from cocoon.contracts.commands import CreditDeposit, OpenAccount
+from cocoon.contracts.envelope import StoredEvent
+from cocoon.contracts.events import EventData
+from cocoon.contracts.messages import (
+    CreditRequest,
+    ErrorBody,
+    OpenAccountRequest,
+    Reply,
+    ResultAck,
+    SubmitResult,
+)
+from cocoon.domain import account as accounts
+from cocoon.domain.account import AccountState
+from cocoon.eventlog.append import Appended, LogAppender, transaction
+from cocoon.eventlog.parking import park, parked_streams, unpark
+from cocoon.eventlog.read import read_batch, stream_events
+from cocoon.kernel import canonical
+from cocoon.kernel.errors import BadRequest, CocoonError, Rejected, Transient, Unavailable
+from cocoon.kernel.ids import named_command_id
+from cocoon.telemetry import metrics
+from cocoon.telemetry.logs import get_logger
+from cocoon.telemetry.tracing import inject, span
+from services.billing import decide, store
+from services.billing.results import LiveJobs, Results
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client
+
+    from cocoon.eventlog.connection import Connection, Pool
+
+log = get_logger(__name__)
+LEDGER_CONSUMER = "ledger"
+ROLE = "billing"
+MAX_CONFLICTS = 8
+
+
+class Ledger:
+    """One account shard's projection."""
+
+    def __init__(self, pool: Pool, shard: int, term: int, live: LiveJobs) -> None:
+        self._pool, self._shard, self._term, self._live = pool, shard, term, live
+        self._parked: set[str] = set()
+
+    async def load(self) -> None:
+        async with self._pool.acquire() as conn:
+            self._parked = await parked_streams(conn, self._shard, LEDGER_CONSUMER)
+
+    async def on_events(self, batch: Sequence[StoredEvent]) -> None:
+        """Post a batch. Raises StaleTerm when another billing has taken over."""
+        good, bad = self._sort(batch)
+        async with transaction(self._pool, self._shard, ROLE, self._term) as tx:
+            await store.write(tx.conn, self._shard, decide.project(good))
+            for stored, error_class in bad:
+                await park(
+                    tx.conn, self._shard, LEDGER_CONSUMER, stored.position, stored.stream,
+                    error_class,
+                )  # fmt: skip
+            await tx.checkpoint(LEDGER_CONSUMER, batch[-1].position)
+        for stored in good:
+            self._live.apply(stored)
+
+    def _sort(
+        self, batch: Sequence[StoredEvent]
+    ) -> tuple[list[StoredEvent], list[tuple[StoredEvent, str]]]:
+        """Split into what can be posted and what is parked, with the reason's class."""
+        good: list[StoredEvent] = []
+        bad: list[tuple[StoredEvent, str]] = []
+        for stored in batch:
+            if stored.stream in self._parked:
+                bad.append((stored, "behind_parked"))
+                continue
+            try:
+                decide.project([stored])
+            except (ValueError, KeyError) as error:
+                self._parked.add(stored.stream)
+                bad.append((stored, type(error).__name__))
+                metrics.PARKED.inc(LEDGER_CONSUMER)
+                log.exception("event_parked", position=stored.position, exc_info=error)
+            else:
+                good.append(stored)
+        return good, bad
+
+    async def unpark(self, stream: str) -> int:
+        """Post a parked stream's events in order; returns how many. Raises what still fails."""
+        async with transaction(self._pool, self._shard, ROLE, self._term) as tx:
+            positions = await unpark(tx.conn, self._shard, LEDGER_CONSUMER, stream)
+            events = [await _event_at(tx.conn, self._shard, position) for position in positions]
+            await store.write(tx.conn, self._shard, decide.project(events))
+        self._parked.discard(stream)
+        return len(positions)
+
+
+async def _event_at(conn: Connection, shard: int, position: int) -> StoredEvent:
+    return (await read_batch(conn, shard, position, 1))[0]
+
+
+class Ingress:
+    """Results from the work queue; acknowledged to the provider and then to the queue."""
+
+    def __init__(self, results: Results, nc: Client, wait_s: float) -> None:
+        self._results, self._nc, self._wait_s = results, nc, wait_s
+
+    async def on_message(self, incoming: Incoming) -> None:
+        """Settle one submission. Raises Transient (comes again), Rejected (gone) or Fatal."""
+        if incoming.deliveries > 1:
+            metrics.REDELIVERIES.inc("submit_result")
+        try:
+            result = SubmitResult.model_validate_json(incoming.body)
+        except ValidationError:
+            raise BadRequest("a submission is not of its form") from None
+        if incoming.subject != subjects.submit_result(result.provider_id):
+            raise BadRequest("a submission came under another provider's name")
+        parent = incoming.headers.get(messages.H_TRACEPARENT, "")
+        began_s = time.perf_counter()
+        with span("billing.submit_result", parent, {"job_id": result.job_id}):
+            try:
+                ack = await self._results.on_submit_result(result, inject() or parent)
+            except Transient:
+                if incoming.age_s < self._wait_s:
+                    metrics.SETTLEMENTS.inc("early")
+                    raise
+                ack = _refused(result, "no_such_job")
+            except Rejected as error:
+                ack = _refused(result, error.code)
+        metrics.SETTLE_SECONDS.observe(time.perf_counter() - began_s)
+        metrics.SETTLEMENTS.inc("settled" if ack.outcome == "result_sealed" else "rejected")
+        await self._nc.publish(subjects.acks(result.provider_id), ack.to_canonical())
+
+
+def _refused(result: SubmitResult, reason: str) -> ResultAck:
+    return ResultAck(
+        job_id=result.job_id, epoch=result.epoch, outcome="result_rejected", reason=reason
+    )
+
+
+class Operator:
+    """Requests of operators (and the gateway's balance) on one shard."""
+
+    def __init__(self, appender: LogAppender, pool: Pool, shard: int, ledger: Ledger) -> None:
+        self._appender, self._pool, self._shard, self._ledger = appender, pool, shard, ledger
+
+    async def answer(self, verb: str, body: bytes) -> Reply:
+        """Run one request; every refusal is a Reply."""
+        try:
+            return Reply(ok=True, data=await self._run(verb, body))
+        except ValidationError as error:
+            fields = ", ".join(str(part) for e in error.errors() for part in e["loc"])
+            failed: CocoonError = BadRequest(f"the request is not of its form: {fields}")
+        except CocoonError as error:
+            failed = error
+        return Reply(
+            ok=False,
+            error=ErrorBody(
+                status=failed.http_status,
+                code=failed.code,
+                message=failed.message[:1000],
+                retry_after_s=failed.retry_after_s,
+            ),
+        )
+
+    async def _run(self, verb: str, body: bytes) -> str:
+        if verb == "open_account":
+            return await self._open(OpenAccountRequest.model_validate_json(body))
+        if verb == "credit_deposit":
+            return await self._credit(CreditRequest.model_validate_json(body))
+        if verb == "balance":
+            return await self._balance(OpenAccountRequest.model_validate_json(body).account_id)
+        if verb == "unpark":
+            stream = str(canonical.loads_object(body, strict=False).get("stream", ""))
+            return _json({"events": await self._ledger.unpark(stream)})
+        raise BadRequest(f"billing has no request {verb}")
+
+    async def _open(self, request: OpenAccountRequest) -> str:
+        command = OpenAccount(account_id=request.account_id)
+        command_id = named_command_id("open", request.account_id)
+        for _ in range(MAX_CONFLICTS):
+            state = await self._account(request.account_id)
+            events = accounts.decide_open_account(state, command)
+            item = decide.account_item(
+                command_id, command, request.account_id, events, state.version
+            )
+            if not events or isinstance(await self._appender.append(item), Appended):
+                return _json({"account_id": request.account_id})
+        raise Unavailable("the account keeps changing; try again")
+
+    async def _credit(self, request: CreditRequest) -> str:
+        command = CreditDeposit(
+            account_id=request.account_id,
+            amount_nanoton=request.amount_nanoton,
+            source="dev",
+            reference=request.reference,
+        )
+        command_id = named_command_id("credit", request.account_id, request.reference)
+        for _ in range(MAX_CONFLICTS):
+            state = await self._account(request.account_id)
+            events = accounts.decide_credit_deposit(state, command)
+            item = decide.account_item(
+                command_id, command, request.account_id, events, state.version
+            )
+            if isinstance(await self._appender.append(item), Appended):
+                return _json({"account_id": request.account_id})
+        raise Unavailable("the account keeps changing; try again")
+
+    async def _balance(self, account_id: str) -> str:
+        async with self._pool.acquire() as conn:
+            balance = await store.client_balance(conn, self._shard, account_id)
+        return _json(
+            {
+                "account_id": account_id,
+                "available_nanoton": str(balance.available),
+                "held_nanoton": str(balance.held),
+            }
+        )
+
+    async def _account(self, account_id: str) -> AccountState:
+        async with self._pool.acquire() as conn:
+            stored = await stream_events(conn, self._shard, f"account/{account_id}")
+        state = AccountState()
+        for event in stored:
+            state = accounts.evolve(state, _decoded(event))
+        return state
+
+
+def _decoded(stored: StoredEvent) -> EventData:
+    return stored.decode()
+
+
+def _json(value: dict[str, object]) -> str:
+    return canonical.dumps(value).decode()

@@ -1,0 +1,133 @@
+"""Composition of billing: settings -> resources -> run. It also relays the log to the bus."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from cocoon.bus.connection import broker, close, connect
+from cocoon.bus.ingress import ingress_worker
+from cocoon.bus.permissions import INGRESS_DURABLE, inbox_prefix
+from cocoon.bus.service import Stop, announce_ready, run
+from cocoon.contracts import subjects
+from cocoon.contracts.envelope import StoredEvent
+from cocoon.eventlog.append import LogAppender
+from cocoon.eventlog.connection import create_pool, leadership
+from cocoon.eventlog.relay import Relay
+from cocoon.eventlog.tail import Tail
+from cocoon.kernel.errors import Transient
+from cocoon.telemetry.observe import serve_observe
+from services.billing.handlers import LEDGER_CONSUMER, ROLE, Ingress, Ledger, Operator
+from services.billing.results import LiveJobs, Results
+from services.billing.settings import BillingSettings
+
+if TYPE_CHECKING:
+    from faststream.nats import NatsBroker, NatsMessage
+    from nats.aio.client import Client
+
+LEADER_SHARD = 0
+RETRY_S = 0.25
+
+
+def main() -> None:
+    run("billing", BillingSettings, serve)
+
+
+async def serve(settings: BillingSettings, stop: Stop) -> None:
+    """Become the one active billing, then follow, relay and settle until stopped."""
+    dsn = settings.postgres_dsn_file.read_text(encoding="utf-8").strip()
+    prefix = inbox_prefix("billing")
+    shards = settings.account_shards
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(leadership(dsn, LEADER_SHARD, ROLE))
+        nc = await connect(settings.nats_url, settings.nats_seed_file, "billing", prefix, stop)
+        stack.push_async_callback(close, nc)
+        pool = await create_pool(dsn, "cocoon-billing", size=8)
+        stack.push_async_callback(pool.close)
+        appenders = {shard: LogAppender(dsn, shard, ROLE) for shard in shards}
+        for appender in appenders.values():
+            await appender.acquire_term()
+            stack.push_async_callback(appender.close)
+        live = LiveJobs()
+        results = Results(appenders, pool, live)
+        ledgers = {shard: Ledger(pool, shard, appenders[shard].term, live) for shard in shards}
+        for ledger in ledgers.values():
+            await ledger.load()
+        await _follow(dsn, nc, results, ledgers, stop, stack)
+        ingress = Ingress(results, nc, settings.result_wait_s)
+        listening = broker(settings.nats_url, settings.nats_seed_file, "billing", prefix, stop)
+        ingress_worker(
+            listening, subjects.INGRESS_STREAM, INGRESS_DURABLE, ingress.on_message,
+            subject=subjects.PLATFORM_INGRESS, inbox_prefix=prefix,
+            workers=settings.result_workers,
+        )  # fmt: skip
+        for shard in shards:
+            _answer(listening, shard, Operator(appenders[shard], pool, shard, ledgers[shard]))
+        await listening.start()
+        stack.push_async_callback(listening.stop)
+        port, closer = await serve_observe(
+            settings.observe_host,
+            settings.observe_port,
+            lambda: {"bus": nc.is_connected, "leading": stop.error is None},
+        )
+        stack.push_async_callback(closer)
+        announce_ready("billing", observe_port=port, shards=list(shards))
+        await stop.wait()
+
+
+async def _follow(
+    dsn: str,
+    nc: Client,
+    results: Results,
+    ledgers: dict[int, Ledger],
+    stop: Stop,
+    stack: contextlib.AsyncExitStack,
+) -> None:
+    """Start the relay and the tails: shard 0 for identities, each account shard for the ledger."""
+
+    async def on_network(batch: Sequence[StoredEvent]) -> None:
+        for stored in batch:
+            results.on_network_event(stored)
+
+    def ledger_tail(shard: int) -> Tail:
+        return Tail(dsn, nc, shard, consumer=LEDGER_CONSUMER)
+
+    network = partial(Tail, dsn, nc, subjects.NETWORK_SHARD, from_position=1)
+    follow = [("tail-0", _tail(network, on_network))]
+    for shard, ledger in ledgers.items():
+        follow.append((f"tail-{shard}", _tail(partial(ledger_tail, shard), ledger.on_events)))
+    relay = Relay(dsn, nc, (subjects.NETWORK_SHARD, *ledgers))
+    follow.append(("relay", relay.run()))
+    tasks = [stop.watch(asyncio.create_task(work, name=name)) for name, work in follow]
+
+    async def end() -> None:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    stack.push_async_callback(end)
+
+
+async def _tail(
+    tail: Callable[[], Tail], on_events: Callable[[Sequence[StoredEvent]], Awaitable[None]]
+) -> None:
+    """Follow for ever; after a lost connection go on from what was really committed."""
+    while True:
+        with contextlib.suppress(Transient):
+            async with tail() as following:
+                async for batch in following:
+                    await on_events(batch)
+        await asyncio.sleep(RETRY_S)
+
+
+def _answer(listening: NatsBroker, shard: int, operator: Operator) -> None:
+    @listening.subscriber(subjects.billing(shard, "*"))
+    async def on_request(message: NatsMessage) -> None:
+        raw = message.raw_message
+        verb = raw.subject.rpartition(".")[2]
+        reply = await operator.answer(verb, raw.data)
+        if raw.reply:
+            await raw.respond(reply.to_canonical())

@@ -1,0 +1,199 @@
+"""Composition of the matcher: settings -> resources -> run. No decision is made here."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from cocoon.bus.connection import broker, close, connect
+from cocoon.bus.permissions import inbox_prefix
+from cocoon.bus.service import Stop, announce_ready, run
+from cocoon.contracts import messages, subjects
+from cocoon.contracts.envelope import StoredEvent
+from cocoon.contracts.messages import CancelJob, DispatchReport, Heartbeat, JobRequest, MatchUpdate
+from cocoon.eventlog.append import LogAppender
+from cocoon.eventlog.connection import connect as connect_log
+from cocoon.eventlog.read import head
+from cocoon.eventlog.tail import Tail
+from cocoon.kernel.clock import SystemClock, SystemRandomness
+from cocoon.telemetry import metrics
+from cocoon.telemetry.logs import get_logger
+from cocoon.telemetry.observe import serve_observe
+from cocoon.telemetry.tracing import inject, span
+from services.matcher.handlers import Matcher
+from services.matcher.leases import Leases, News
+from services.matcher.memory import Memory
+from services.matcher.settings import MatcherSettings
+
+if TYPE_CHECKING:
+    from faststream.nats import NatsBroker, NatsMessage
+    from nats.aio.client import Client
+    from nats.aio.msg import Msg
+
+log = get_logger(__name__)
+MAX_REQUESTS_IN_FLIGHT = 8192
+
+
+def main() -> None:
+    run("matcher", MatcherSettings, serve)
+
+
+async def serve(settings: MatcherSettings, stop: Stop) -> None:
+    """Take the shard over, catch up with the log, then answer gateways until stopped."""
+    dsn = settings.postgres_dsn_file.read_text(encoding="utf-8").strip()
+    prefix = inbox_prefix("matcher")
+    async with contextlib.AsyncExitStack() as stack:
+        nc = await connect(settings.nats_url, settings.nats_seed_file, "matcher", prefix, stop)
+        stack.push_async_callback(close, nc)
+        appender = LogAppender(dsn, settings.shard, "matcher")
+        await appender.acquire_term()
+        stack.push_async_callback(appender.close)
+        memory = Memory(settings.fee_bps, settings.provider_silence_s)
+        clock, randomness = SystemClock(), SystemRandomness()
+        news = _news(nc)
+        leases = Leases(settings, memory, appender, news, clock, randomness, stop)
+        stack.push_async_callback(leases.close)
+        matcher = Matcher(settings, memory, leases, appender, news, clock, randomness, stop)
+        tasks = await _follow(settings, dsn, nc, matcher, stop, stack)
+        matcher.resume()
+        listening = _broker(settings, matcher, leases, prefix, stop)
+        await listening.start()
+        stack.push_async_callback(listening.stop)
+        await _answer(settings, nc, matcher, stack)
+        tasks.append(stop.watch(asyncio.create_task(_sweep(settings, matcher), name="sweep")))
+        port, closer = await serve_observe(
+            settings.observe_host,
+            settings.observe_port,
+            lambda: {"bus": nc.is_connected, "leading": stop.error is None},
+        )
+        stack.push_async_callback(closer)
+        announce_ready("matcher", observe_port=port, shard=settings.shard)
+        await stop.wait()
+
+
+def _news(nc: Client) -> News:
+    async def publish(gateway_id: str, job_id: str, update: MatchUpdate, traceparent: str) -> None:
+        metrics.MATCHES.inc(update.kind)
+        headers = {messages.H_TRACEPARENT: traceparent} if traceparent else None
+        body = update.model_dump_json().encode()
+        await nc.publish(subjects.match_updates(gateway_id, job_id), body, headers=headers)
+
+    return publish
+
+
+async def _follow(
+    settings: MatcherSettings,
+    dsn: str,
+    nc: Client,
+    matcher: Matcher,
+    stop: Stop,
+    stack: contextlib.AsyncExitStack,
+) -> list[asyncio.Task[None]]:
+    """Fold both shards up to their heads before anything is decided, then follow them."""
+    tasks: list[asyncio.Task[None]] = []
+    stack.push_async_callback(_cancel, tasks)
+    network = (subjects.NETWORK_SHARD, matcher.on_network_event)
+    own = (settings.shard, matcher.on_shard_event)
+    for shard, apply in (network, own):
+        conn = await connect_log(dsn, "cocoon-matcher-head")
+        try:
+            goal = (await head(conn, shard)).position
+        finally:
+            await conn.close(timeout=2)
+        caught_up = asyncio.Event()
+        follow = _tail(dsn, nc, shard, goal, caught_up, apply)
+        task = stop.watch(asyncio.create_task(follow, name=f"tail-{shard}"))
+        tasks.append(task)
+        waiting = asyncio.create_task(caught_up.wait())
+        await asyncio.wait({waiting, task}, return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        if task.done():
+            task.result()
+    return tasks
+
+
+async def _tail(
+    dsn: str,
+    nc: Client,
+    shard: int,
+    goal: int,
+    caught_up: asyncio.Event,
+    apply: Callable[[StoredEvent], None],
+) -> None:
+    if goal == 0:
+        caught_up.set()
+    async with Tail(dsn, nc, shard, from_position=1) as tail:
+        async for batch in tail:
+            for stored in batch:
+                apply(stored)
+            if batch[-1].position >= goal:
+                caught_up.set()
+
+
+async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _broker(
+    settings: MatcherSettings, matcher: Matcher, leases: Leases, prefix: str, stop: Stop
+) -> NatsBroker:
+    """What is not on the way to the first token: heartbeats, reports, cancellations."""
+    listening = broker(settings.nats_url, settings.nats_seed_file, "matcher", prefix, stop)
+
+    @listening.subscriber(subjects.HEARTBEATS)
+    async def on_heartbeat(message: NatsMessage) -> None:
+        beat = Heartbeat.model_validate_json(message.raw_message.data)
+        if message.raw_message.subject == subjects.heartbeat(beat.provider_id):
+            leases.on_heartbeat(beat)
+
+    @listening.subscriber(subjects.report_dispatch(settings.shard))
+    async def on_report_dispatch(message: NatsMessage) -> None:
+        leases.on_report(DispatchReport.model_validate_json(message.raw_message.data))
+
+    @listening.subscriber(subjects.cancel_at_matcher(settings.shard))
+    async def on_cancel_job(message: NatsMessage) -> None:
+        await matcher.on_cancel(CancelJob.model_validate_json(message.raw_message.data))
+
+    return listening
+
+
+async def _answer(
+    settings: MatcherSettings, nc: Client, matcher: Matcher, stack: contextlib.AsyncExitStack
+) -> None:
+    """The hot route: raw nats-py, one task a request, bounded."""
+    running: set[asyncio.Task[None]] = set()
+
+    async def handle(message: Msg) -> None:
+        try:
+            request = JobRequest.model_validate_json(message.data)
+        except ValidationError:
+            log.warning("bad_job_request", size=len(message.data))
+            return
+        parent = (message.headers or {}).get(messages.H_TRACEPARENT, "")
+        began_s = time.perf_counter()
+        with span("matcher.request_job", parent, {"job_id": request.job_id}):
+            await matcher.on_job_request(request, inject() or parent)
+        metrics.MATCH_SECONDS.observe(time.perf_counter() - began_s)
+
+    async def on_message(message: Msg) -> None:
+        if len(running) >= MAX_REQUESTS_IN_FLIGHT:
+            return  # the gateway's wait for an answer ends in a 503
+        task = asyncio.create_task(handle(message))
+        running.add(task)
+        task.add_done_callback(running.discard)
+
+    subscription = await nc.subscribe(subjects.request_job(settings.shard), cb=on_message)
+    stack.push_async_callback(subscription.unsubscribe)
+
+
+async def _sweep(settings: MatcherSettings, matcher: Matcher) -> None:
+    while True:
+        await asyncio.sleep(settings.sweep_s)
+        await matcher.sweep()
