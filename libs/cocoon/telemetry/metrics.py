@@ -164,8 +164,8 @@ JOBS = Counter(
     _label("outcome", "settled", "funds_refused", "failed", "cancelled"),
 )  # fmt: skip
 MATCHES = Counter(
-    "cocoon_matches", "Match decisions.",
-    _label("outcome", "matched", "rematched", "refused", "existing"),
+    "cocoon_matches", "News sent to gateways.",
+    _label("outcome", "matched", "committed", "existing", "waiting", "refused", "ended"),
 )  # fmt: skip
 MATCH_SECONDS = Histogram("cocoon_match_seconds", "From a job request to its committed match.")
 LEASES_EXPIRED = Counter("cocoon_leases_expired", "Ended leases, by reason.", _label("reason"))

@@ -72,7 +72,7 @@ FIELDS: Mapping[str, Callable[[Any], bool]] = {
     **_named(
         _is_int,
         "shard position from_position to_position expected_position head_position version term "
-        "epoch attempt attempts count items events size_bytes envelope_bytes response_bytes "
+        "epoch attempt attempts count items events size size_bytes envelope_bytes response_bytes "
         "input_tokens cached_input_tokens output_tokens reasoning_tokens status port pid exit_code "
         "queue_depth running concurrency offset retry_after_s sequence schema_version limit "
         "dropped jobs providers line price_nanoton amount_nanoton",
