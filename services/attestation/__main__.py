@@ -1,0 +1,5 @@
+"""`python -m services.attestation`."""
+
+from services.attestation.main import main
+
+main()

@@ -1,0 +1,259 @@
+"""Pure decisions of attestation: what a request becomes, and what is refused in which words.
+
+State, evidence and time come in as arguments; events come from cocoon.domain.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Literal
+
+from cocoon.contracts import commands as c
+from cocoon.contracts.envelope import AppendItem, NewEvent
+from cocoon.contracts.events import PolicyPublished
+from cocoon.contracts.messages import EnrolRequest, OfferRequest
+from cocoon.domain import decide as domain
+from cocoon.domain.provider import ProviderState
+from cocoon.evidence.policy import Policy, SignedPolicy, policy_hash, verify
+from cocoon.evidence.provider import ProviderEvidence, collateral_hash
+from cocoon.evidence.trust import TrustAnchors
+from cocoon.evidence.verdict import Outcome, Verdict
+from cocoon.kernel import ids
+from cocoon.kernel.errors import (
+    BadRequest,
+    CocoonError,
+    ConfigurationError,
+    EvidenceRejected,
+    Forbidden,
+    NotFound,
+    SealingError,
+    Unavailable,
+)
+from cocoon.sealing.keys import verify_bundle
+
+RETRY_AFTER_REFUSAL_S = 300  # the provider must change something first
+RETRY_UNDECIDED_S = 30
+_MAX_MESSAGE_CHARS = 1000
+NETWORK_POLICY = "policy/network"
+
+
+# ---- at start ----
+
+
+def check_environment(environment: str, trust: TrustAnchors, signed: SignedPolicy) -> None:
+    """Raises ConfigurationError, in plain words, for rules that this process must not run under."""
+    policy = signed.policy
+    if environment == "prod":
+        if trust.is_dev or any(anchor.is_dev for anchor in trust.anchors):
+            raise ConfigurationError(
+                "this is a production environment, but the trust file holds a DEV ONLY root or is "
+                "of class dev; name the production network's trust file, or set "
+                "COCOON_ATTESTATION_ENVIRONMENT=dev"
+            )
+        if policy.network_class != "prod":
+            raise ConfigurationError(
+                "this is a production environment, but the policy is of class dev; name the "
+                "production network's policy, or set COCOON_ATTESTATION_ENVIRONMENT=dev"
+            )
+    if policy.network_id != trust.network_id:
+        raise ConfigurationError(
+            "the policy is of another network than the trust file; take both from one network"
+        )
+    if policy.network_class != trust.network_class:
+        raise ConfigurationError(
+            "the policy and the trust file are of different classes (dev, prod); take both from "
+            "one network"
+        )
+    if not verify(signed, trust.policy_signers, trust.policy_threshold):
+        raise ConfigurationError(
+            f"the policy lacks {trust.policy_threshold} good signature(s) of the trust file's "
+            "signers; have it signed again"
+        )
+    known = {anchor.fingerprint for anchor in trust.anchors}
+    if not set(policy.anchors) <= known:
+        raise ConfigurationError(
+            "the policy names a vendor root that the trust file does not hold; take both from one "
+            "network"
+        )
+
+
+def policy_command(known: PolicyPublished | None, policy: Policy) -> c.PublishPolicy | None:
+    """The command that publishes `policy`, None if it is the current one.
+
+    Raises ConfigurationError for an older one, or one that does not follow the current one.
+    """
+    fresh = policy_hash(policy).hex()
+    command = c.PublishPolicy(
+        policy_hash=fresh, version=policy.version, previous_hash=policy.previous_hash
+    )
+    if known is None or (known.policy_hash == fresh and known.version == policy.version):
+        return command if known is None else None
+    if policy.version <= known.version:
+        raise ConfigurationError(
+            f"the policy file has version {policy.version}, but the network already runs under "
+            f"version {known.version}; take the newest policy"
+        )
+    if policy.previous_hash != known.policy_hash:
+        raise ConfigurationError(
+            "the policy does not name the network's current policy as the one before it; sign it "
+            "again with previous_hash set to the current policy's hash"
+        )
+    return command
+
+
+# ---- what becomes an append ----
+
+
+def item(
+    state: domain.State, version: int, command: c.Command, traceparent: str = ""
+) -> AppendItem | None:
+    """Decide `command` on its stream's state; None where nothing changes.
+
+    Raises Rejected as the deciders do. The command id names the stream's version, so that the same
+    wish at a later time is another command and a repeated append is not.
+    """
+    stream = domain.stream_of(command)
+    events = domain.decide(state, command)
+    if not events:
+        return None
+    stored = command.to_stored()
+    return AppendItem(
+        command_id=ids.named_command_id(
+            command.command_type, stream, str(version), hashlib.sha256(stored).hexdigest()
+        ),
+        command=stored,
+        actor="attestation",
+        correlation_id=stream.partition("/")[2],
+        expects=((stream, version),),
+        events=tuple(NewEvent(stream, event) for event in events),
+        traceparent=traceparent,
+    )
+
+
+def enrol_command(provider_id: str, request: EnrolRequest, policy: Policy) -> c.EnrolProvider:
+    """Raises Forbidden unless the id is that of the identity key."""
+    if ids.provider_id(bytes.fromhex(request.identity_key)) != provider_id:
+        raise Forbidden(
+            "the identity key does not belong to this provider id; connect with the key that you "
+            "enrol",
+            code="identity_mismatch",
+        )
+    tier: Literal["simulated", "attested"] = (
+        "simulated" if policy.network_class == "dev" else "attested"
+    )
+    return c.EnrolProvider(provider_id=provider_id, identity_key=request.identity_key, tier=tier)
+
+
+def require_enrolled(state: ProviderState | None) -> ProviderState:
+    if state is None or state.enrolled is None:
+        raise NotFound("this provider has not enrolled; enrol first", code="not_enrolled")
+    return state
+
+
+def offer_command(
+    provider_id: str, request: OfferRequest, policy: Policy, attested: ProviderEvidence | None
+) -> c.PublishOffer:
+    """Raises BadRequest or Forbidden for an offer that no client could take."""
+    if not request.models:
+        raise BadRequest("an offer names at least one model", code="empty_offer")
+    model_ids = {model.model_id for model in request.models}
+    names = {model.name for model in request.models}
+    if len(model_ids) < len(request.models) or len(names) < len(request.models):
+        raise BadRequest("an offer names each model once", code="repeated_model")
+    if policy.models is not None and not model_ids <= set(policy.models):
+        raise Forbidden(
+            "the policy does not list one of these models; offer a listed one, or have it listed",
+            code="model_denied",
+        )
+    if attested is not None and not model_ids <= set(attested.models):
+        raise Forbidden(
+            "the evidence does not cover one of these models; attest with it, then offer it",
+            code="models_mismatch",
+        )
+    return c.PublishOffer(
+        provider_id=provider_id, models=request.models, concurrency=request.concurrency
+    )
+
+
+def attest_command(
+    evidence: ProviderEvidence, verdict: Verdict, policy: Policy
+) -> c.AttestProvider:
+    """Record an ok verdict. Raises EvidenceRejected or Unavailable for any other."""
+    if (
+        not verdict.ok
+        or verdict.claims is None
+        or verdict.evidence_id is None
+        or verdict.assurance is None
+        or verdict.valid_until_ms is None
+    ):
+        raise refusal(verdict)
+    return c.AttestProvider(
+        provider_id=evidence.provider_id,
+        evidence_id=verdict.evidence_id.hex(),
+        verdict=str(verdict),
+        assurance=verdict.assurance.value,
+        signing_key=verdict.claims.ed25519_public.hex(),
+        models_root=verdict.claims.models_root.hex(),
+        valid_until_ms=verdict.valid_until_ms,
+        collateral_hash=collateral_hash(evidence).hex(),
+        policy_hash=policy_hash(policy).hex(),
+    )
+
+
+def bundle_command(state: ProviderState, raw: bytes, now_ms: int) -> c.PublishKeyBundle:
+    """Check a signed bundle by the attested key. Raises Forbidden with CAI/1's code."""
+    provider = require_enrolled(state).enrolled
+    attested = state.attested
+    if attested is None or provider is None:
+        raise Forbidden(
+            "this provider is not attested now; send evidence, then the key bundle",
+            code="not_attested",
+        )
+    try:
+        bundle = verify_bundle(
+            raw,
+            ed25519_pk=bytes.fromhex(attested.signing_key),
+            evidence_id=bytes.fromhex(attested.evidence_id),
+            now_ms=now_ms,
+        )
+    except SealingError as error:
+        raise Forbidden(
+            f"the key bundle was refused ({error.code}); sign a new one by the attested key, "
+            "under the current evidence and for the current time",
+            code=error.code,
+        ) from None
+    return c.PublishKeyBundle(
+        provider_id=provider.provider_id,
+        key_id=bundle.key_id.hex(),
+        evidence_id=attested.evidence_id,
+        not_before_ms=bundle.not_before_ms,
+        not_after_ms=bundle.not_after_ms,
+        bundle=raw.hex(),
+    )
+
+
+# ---- refusals ----
+
+
+def refusal(verdict: Verdict) -> CocoonError:
+    """The provider's answer to a verdict that is not ok: code, sentence, remedy, when again."""
+    message = f"{verdict.sentence} {verdict.next_step}"[:_MAX_MESSAGE_CHARS]
+    if verdict.outcome is Outcome.REJECT:
+        return EvidenceRejected(message, code=verdict.code, retry_after_s=RETRY_AFTER_REFUSAL_S)
+    return Unavailable(message, code=verdict.code, retry_after_s=RETRY_UNDECIDED_S)
+
+
+def check_ban(bans: Mapping[str, str], provider_id: str, ppid: str = "") -> None:
+    """Raises EvidenceRejected (banned) for a provider or a machine that an operator banned."""
+    if provider_id in bans or (ppid and ppid in bans.values()):
+        raise EvidenceRejected(
+            "The machine or this provider is banned by the network's operator. Ask the operator; "
+            "until the ban is lifted, nothing from it is taken.",
+            code="banned",
+            retry_after_s=3600,
+        )
+
+
+def revoke_command(provider_id: str, evidence_id: str, reason: str) -> c.RevokeAttestation:
+    return c.RevokeAttestation(provider_id=provider_id, evidence_id=evidence_id, reason=reason)

@@ -1,0 +1,162 @@
+"""What attestation knows: providers and policy folded from shard 0, their evidence, their load.
+
+All but the load can be rebuilt; losing the load leaves providers out of the directory for a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from cocoon.contracts.envelope import GENESIS_HASH, StoredEvent
+from cocoon.contracts.events import OfferedModel, PolicyPublished
+from cocoon.contracts.messages import Heartbeat
+from cocoon.domain import provider as providers
+from cocoon.domain.provider import ProviderState
+from cocoon.evidence.provider import ProviderEvidence
+from cocoon.kernel import canonical
+from services.attestation.decide import NETWORK_POLICY
+
+MAX_PAGE_BYTES = 400 * 1024  # JSON inside JSON, well within the bus's 1 MiB
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A provider's last heartbeat."""
+
+    seen_s: float  # monotonic
+    running: int
+    concurrency: int
+    draining: bool
+
+
+@dataclass(slots=True)
+class Memory:
+    """`heartbeat_fresh_s`: how old a heartbeat may be for its provider to be listed."""
+
+    heartbeat_fresh_s: float
+    fee_bps: int
+    providers: dict[str, ProviderState] = field(default_factory=dict)
+    policy: PolicyPublished | None = None
+    policy_versions: int = 0  # of the policy's stream
+    position: int = 0
+    head_hash: bytes = GENESIS_HASH
+    evidence: dict[str, ProviderEvidence] = field(default_factory=dict)  # by evidence id
+    ppids: dict[str, str] = field(default_factory=dict)  # by evidence id
+    loads: dict[str, Load] = field(default_factory=dict)
+
+    # ---- folding ----
+
+    def apply(self, stored: StoredEvent) -> None:
+        """Fold an event of shard 0; one that was folded before (our own, seen again) is ignored."""
+        if stored.position > self.position:
+            self.position, self.head_hash = stored.position, stored.hash
+        aggregate, _, ident = stored.stream.partition("/")
+        if aggregate == "provider":
+            state = self.providers.get(ident, ProviderState())
+            if stored.version == state.version + 1:
+                self.providers[ident] = providers.evolve(state, stored.decode())
+                self._forget_evidence(state, self.providers[ident])
+        elif stored.stream == NETWORK_POLICY and stored.version == self.policy_versions + 1:
+            event = stored.decode()
+            self.policy_versions = stored.version
+            self.policy = event if isinstance(event, PolicyPublished) else self.policy
+
+    def _forget_evidence(self, before: ProviderState, after: ProviderState) -> None:
+        old = before.attested.evidence_id if before.attested else None
+        new = after.attested.evidence_id if after.attested else None
+        if old is not None and old != new:
+            self.evidence.pop(old, None)
+            self.ppids.pop(old, None)
+
+    def remember_evidence(self, evidence_id: str, evidence: ProviderEvidence, ppid: str) -> None:
+        self.evidence[evidence_id] = evidence
+        self.ppids[evidence_id] = ppid
+
+    def heartbeat(self, beat: Heartbeat, now_s: float) -> None:
+        """Take a heartbeat of an enrolled provider; others are nothing to us."""
+        if beat.provider_id in self.providers:
+            self.loads[beat.provider_id] = Load(
+                now_s, len(beat.running), beat.concurrency, beat.draining
+            )
+
+    # ---- asking ----
+
+    def attested(self) -> Iterator[tuple[str, ProviderState]]:
+        """Providers with a standing attestation, by id."""
+        for provider_id in sorted(self.providers):
+            state = self.providers[provider_id]
+            if state.attested is not None:
+                yield provider_id, state
+
+    def evidence_of(self, provider_id: str) -> ProviderEvidence | None:
+        state = self.providers.get(provider_id)
+        return self.evidence.get(state.attested.evidence_id) if state and state.attested else None
+
+    def expired(self, now_ms: int) -> list[tuple[str, str]]:
+        """(provider id, evidence id) of attestations whose time is up."""
+        return [
+            (provider_id, state.attested.evidence_id)
+            for provider_id, state in self.attested()
+            if state.attested is not None and state.attested.valid_until_ms <= now_ms
+        ]
+
+    def next_expiry_ms(self) -> int | None:
+        ends = [s.attested.valid_until_ms for _, s in self.attested() if s.attested is not None]
+        return min(ends, default=None)
+
+    # ---- the directory ----
+
+    def directory(
+        self, model: str | None, after: str, now_ms: int, now_s: float
+    ) -> tuple[list[dict[str, object]], str]:
+        """One page of (provider, model) entries that a client may seal to now, and where to go on.
+
+        Ordered by provider and model, so pages fit together; the last one's `next` is "".
+        """
+        entries: list[dict[str, object]] = []
+        size, last = 0, ""
+        for provider_id, state in self.attested():
+            for offered in sorted(state.offer.models if state.offer else (), key=_by_model):
+                key = f"{provider_id}/{offered.model_id}"
+                if key <= after or model not in (None, offered.name, offered.model_id):
+                    continue
+                entry = self._entry(provider_id, state, offered, now_ms, now_s)
+                if entry is None:
+                    continue
+                size += len(canonical.dumps(entry))
+                if entries and size > MAX_PAGE_BYTES:
+                    return entries, last
+                entries.append(entry)
+                last = key
+        return entries, ""
+
+    def _entry(
+        self,
+        provider_id: str,
+        state: ProviderState,
+        offered: OfferedModel,
+        now_ms: int,
+        now_s: float,
+    ) -> dict[str, object] | None:
+        attested, load = state.attested, self.loads.get(provider_id)
+        evidence = self.evidence_of(provider_id)
+        if attested is None or evidence is None or attested.valid_until_ms <= now_ms:
+            return None
+        if load is None or load.draining or now_s - load.seen_s > self.heartbeat_fresh_s:
+            return None
+        bundles = [item.bundle for item in state.bundles if item.not_after_ms > now_ms]
+        if not bundles or offered.model_id not in evidence.models:
+            return None
+        return {
+            "provider_id": provider_id,
+            "tier": attested.assurance,
+            "evidence": evidence.model_dump(mode="json"),
+            "bundles": bundles,
+            "offer": {**offered.model_dump(mode="json"), "fee_bps": self.fee_bps},
+            "load": {"running": load.running, "concurrency": load.concurrency},
+        }
+
+
+def _by_model(offered: OfferedModel) -> str:
+    return offered.model_id

@@ -1,0 +1,35 @@
+"""Attestation's configuration, read once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class AttestationSettings(BaseSettings):
+    """Environment variables COCOON_ATTESTATION_*; times in the unit of their name's ending."""
+
+    model_config = SettingsConfigDict(env_prefix="COCOON_ATTESTATION_", frozen=True)
+
+    nats_url: str
+    nats_seed_file: Path
+    postgres_dsn_file: Path
+    trust_file: Path  # the network's trust file: vendor roots and the policy's signers
+    policy_file: Path  # the signed policy that this network runs under
+    environment: Literal["dev", "prod"] = "prod"
+    fee_bps: Annotated[int, Field(ge=0, le=10_000)] = 500  # as the matcher's; shown to clients
+    challenge_ttl_s: Annotated[int, Field(ge=10, le=3600)] = 300
+    max_providers: Annotated[int, Field(ge=1, le=100_000)] = 10_000
+    verifications: Annotated[int, Field(ge=1, le=64)] = 2  # threads that verify at once
+    verifications_waiting: Annotated[int, Field(ge=0, le=4096)] = 64
+    writes_per_provider: Annotated[int, Field(ge=1, le=10_000)] = 60  # in ten minutes
+    heartbeat_fresh_s: Annotated[float, Field(gt=0)] = 3.0
+    sweep_s: Annotated[float, Field(gt=0)] = 1.0
+    evidence_kept_days: Annotated[int, Field(ge=1, le=3660)] = 90
+    observe_host: str = "127.0.0.1"
+    observe_port: Annotated[int, Field(ge=0, le=65_535)] = 0
+    otlp_endpoint: str | None = None
+    log_level: str = "info"

@@ -1,0 +1,121 @@
+"""Attestation's SQL: evidence, floors and bans. The log's own tables belong to cocoon.eventlog."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from cocoon.eventlog.connection import tree_errors
+from cocoon.evidence.collateral import CollateralFloor, CollateralFloors
+from cocoon.evidence.provider import ProviderEvidence, collateral_hash, parse_evidence
+
+if TYPE_CHECKING:
+    from cocoon.eventlog.connection import Pool
+
+
+async def save_evidence(
+    pool: Pool, evidence_id: bytes, evidence: ProviderEvidence, ppid: str, now_ms: int
+) -> None:
+    """Keep evidence under its id. The same signed part with newer collateral replaces the older."""
+    with tree_errors():
+        await pool.execute(
+            "INSERT INTO attestation.evidence"
+            " (evidence_id, provider_id, ppid, collateral_hash, received_ms, document)"
+            " VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (evidence_id) DO UPDATE SET"
+            " collateral_hash = excluded.collateral_hash, received_ms = excluded.received_ms,"
+            " document = excluded.document",
+            evidence_id,
+            evidence.provider_id,
+            ppid,
+            collateral_hash(evidence),
+            now_ms,
+            evidence.to_canonical(),
+        )
+
+
+async def load_evidence(
+    pool: Pool, evidence_ids: Iterable[str]
+) -> dict[str, tuple[ProviderEvidence, str]]:
+    """evidence id (hex) -> (evidence, ppid), for those that are kept."""
+    with tree_errors():
+        rows = await pool.fetch(
+            "SELECT evidence_id, document, ppid FROM attestation.evidence"
+            " WHERE evidence_id = ANY($1::bytea[])",
+            [bytes.fromhex(item) for item in evidence_ids],
+        )
+    return {
+        row["evidence_id"].hex(): (parse_evidence(bytes(row["document"])), row["ppid"])
+        for row in rows
+    }
+
+
+async def forget_evidence(pool: Pool, before_ms: int, current: Iterable[str]) -> int:
+    """Delete evidence received before `before_ms` that no provider stands on. Returns how many."""
+    with tree_errors():
+        done = await pool.execute(
+            "DELETE FROM attestation.evidence WHERE received_ms < $1"
+            " AND NOT evidence_id = ANY($2::bytea[])",
+            before_ms,
+            [bytes.fromhex(item) for item in current],
+        )
+    return int(done.rpartition(" ")[2])
+
+
+async def load_floors(pool: Pool) -> CollateralFloors:
+    with tree_errors():
+        rows = await pool.fetch(
+            "SELECT fmspc, evaluation_number, root_crl_number, pck_crl_number"
+            " FROM attestation.floors"
+        )
+    return CollateralFloors(
+        by_fmspc={
+            row["fmspc"]: CollateralFloor(
+                evaluation_number=row["evaluation_number"],
+                root_crl_number=row["root_crl_number"],
+                pck_crl_number=row["pck_crl_number"],
+            )
+            for row in rows
+        }
+    )
+
+
+async def raise_floors(pool: Pool, floors: CollateralFloors) -> None:
+    """Raise what is greater; nothing ever falls, whoever else writes."""
+    rows = [
+        (fmspc, f.evaluation_number, f.root_crl_number, f.pck_crl_number)
+        for fmspc, f in sorted(floors.by_fmspc.items())
+    ]
+    with tree_errors():
+        await pool.executemany(
+            "INSERT INTO attestation.floors AS f"
+            " (fmspc, evaluation_number, root_crl_number, pck_crl_number)"
+            " VALUES ($1, $2, $3, $4) ON CONFLICT (fmspc) DO UPDATE SET"
+            " evaluation_number = greatest(f.evaluation_number, excluded.evaluation_number),"
+            " root_crl_number = greatest(f.root_crl_number, excluded.root_crl_number),"
+            " pck_crl_number = greatest(f.pck_crl_number, excluded.pck_crl_number)",
+            rows,
+        )
+
+
+async def load_bans(pool: Pool) -> dict[str, str]:
+    """provider id -> the PPID of its machine ("" if it was never attested)."""
+    with tree_errors():
+        rows = await pool.fetch("SELECT provider_id, ppid FROM attestation.bans")
+    return {row["provider_id"]: row["ppid"] for row in rows}
+
+
+async def save_ban(pool: Pool, provider_id: str, ppid: str, now_ms: int) -> None:
+    with tree_errors():
+        await pool.execute(
+            "INSERT INTO attestation.bans (provider_id, ppid, banned_ms) VALUES ($1, $2, $3)"
+            " ON CONFLICT (provider_id) DO UPDATE SET ppid = excluded.ppid"
+            " WHERE excluded.ppid <> ''",
+            provider_id,
+            ppid,
+            now_ms,
+        )
+
+
+async def lift_ban(pool: Pool, provider_id: str) -> None:
+    with tree_errors():
+        await pool.execute("DELETE FROM attestation.bans WHERE provider_id = $1", provider_id)
