@@ -113,10 +113,10 @@ def billing(shards: Sequence[int]) -> Permissions:
 
 
 def attestation(shards: Sequence[int]) -> Permissions:
-    """Answers enrolment, evidence and directory requests."""
+    """Answers enrolment, evidence and directory requests; hears heartbeats for the directory."""
     return Permissions(
         publish=_tail(shards),
-        subscribe=("rpc.attestation.>", _inbox("attestation")),
+        subscribe=("rpc.attestation.>", subjects.HEARTBEATS, _inbox("attestation")),
     )
 
 
