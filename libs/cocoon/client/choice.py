@@ -1,0 +1,110 @@
+"""Which verified providers a request is sealed to: filters, then a draw for the cheap and idle.
+
+Pure: the whole directory is judged here, so nobody can steer one client to one provider.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from cocoon.contracts.events import Quote
+from cocoon.domain.pricing import greatest_price
+from cocoon.evidence.verdict import Assurance
+from cocoon.kernel.clock import Randomness
+from cocoon.kernel.errors import BadRequest, EvidenceRejected
+from cocoon.sealing import KeyBundle
+
+MAX_RECIPIENTS = 3
+_BUSY_FACTOR = 16.0  # how much dearer a full provider looks
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One provider whose evidence, model and current key were verified here."""
+
+    provider_id: str
+    signing_key: bytes  # the attested Ed25519 key
+    assurance: Assurance
+    bundle: KeyBundle
+    quote: Quote
+    context_tokens: int
+    running: int
+    concurrency: int
+
+
+def with_assurance(
+    candidates: Sequence[Candidate], accepted: Collection[Assurance]
+) -> list[Candidate]:
+    """Those of an accepted tier. Raises EvidenceRejected(assurance) when none is left."""
+    left = [item for item in candidates if item.assurance in accepted]
+    if candidates and not left:
+        offered = ", ".join(sorted({item.assurance.value for item in candidates}))
+        asked = ", ".join(sorted(item.value for item in accepted))
+        raise EvidenceRejected(
+            f"The providers of this model are {offered}; this client takes only {asked}.",
+            code="assurance",
+        )
+    return left
+
+
+def one_model(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Candidates of one model id: the one that most of them serve under the asked name."""
+    by_id: dict[str, list[Candidate]] = {}
+    for item in candidates:
+        by_id.setdefault(item.quote.model_id, []).append(item)
+    return max(by_id.items(), key=lambda pair: (len(pair[1]), pair[0]))[1] if by_id else []
+
+
+def choose(
+    candidates: Sequence[Candidate],
+    *,
+    max_input_tokens: int,
+    max_output_tokens: int,
+    max_price_nanoton: int | None,
+    randomness: Randomness,
+    count: int = MAX_RECIPIENTS,
+) -> list[Candidate]:
+    """Up to `count` candidates, drawn without repetition; cheap and idle ones are likelier.
+
+    Raises BadRequest: context_length_exceeded, price_limit (the caller's own limit).
+    """
+    tokens = max_input_tokens + max_output_tokens
+    fitting = [item for item in candidates if tokens <= item.context_tokens]
+    if not fitting:
+        raise BadRequest(
+            "The request does not fit the context of any provider of this model; shorten it or "
+            "ask for fewer output tokens.",
+            code="context_length_exceeded",
+        )
+    priced = [
+        (item, greatest_price(item.quote, max_input_tokens, max_output_tokens)) for item in fitting
+    ]
+    if max_price_nanoton is not None:
+        cheapest = min(price for _, price in priced)
+        priced = [(item, price) for item, price in priced if price <= max_price_nanoton]
+        if not priced:
+            raise BadRequest(
+                f"The request may cost {cheapest} nanoTON at the cheapest provider, over this "
+                f"client's limit of {max_price_nanoton}; raise the limit or ask for fewer tokens.",
+                code="price_limit",
+            )
+    # An exponential race: who has the smallest time wins, and a low score runs faster.
+    drawn = sorted(
+        (_score(item, price) * _exponential(randomness), index)
+        for index, (item, price) in enumerate(priced)
+    )
+    return [priced[index][0] for _, index in drawn[:count]]
+
+
+def _score(candidate: Candidate, price: int) -> float:
+    """What a candidate looks like it costs: its price, dearer with its load."""
+    load = candidate.running / max(candidate.concurrency, 1)
+    waiting = _BUSY_FACTOR if load >= 1 else (1 + load) ** 2
+    return float((price + 1) ** 2) * waiting
+
+
+def _exponential(randomness: Randomness) -> float:
+    drawn = (int.from_bytes(randomness.token(7), "big") + 1) / (2**56 + 1)
+    return -math.log(drawn)

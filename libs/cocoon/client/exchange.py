@@ -1,0 +1,164 @@
+"""One sealed request's way to its whole sealed response, over lines that may break.
+
+Sends the same envelope again while nothing came, continues from the byte where a line broke, a
+bounded number of times. Never makes a second job.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, suppress
+from typing import Final
+
+import httpx
+
+from cocoon.client.checks import Match, read_match
+from cocoon.client.choice import Candidate
+from cocoon.client.gateway import Gateway
+from cocoon.kernel.errors import (
+    CocoonError,
+    Conflict,
+    DeadlineExceeded,
+    EvidenceRejected,
+    NotFound,
+    SealingError,
+    Transient,
+    Unavailable,
+)
+from cocoon.sealing import Event, Finished, ResponseOpener, SealedRequest
+
+RESUME_DELAYS_S: Final = (0.1, 0.3, 0.6, 1.0, 2.0)
+DRAIN_S: Final = 1.0
+BODY_READ_TIMEOUT_S: Final = 600.0  # a whole body is made before its first byte comes
+STREAM_READ_TIMEOUT_S: Final = 120.0
+
+
+class Exchange:
+    """Sends one sealed request and yields its opened events, the checked receipt last."""
+
+    def __init__(
+        self, gateway: Gateway, sealed: SealedRequest, by_key_id: Mapping[bytes, Candidate], *,
+        api_key: str, idempotency_key: str, traceparent: str,
+    ) -> None:  # fmt: skip
+        self._gateway = gateway
+        self._sealed = sealed
+        self._attested = {key: item.signing_key for key, item in by_key_id.items()}
+        self._api_key = api_key
+        self._idempotency_key = idempotency_key
+        self._traceparent = traceparent
+        header = sealed.secrets.header
+        self.job_id = header.job_id.hex()
+        self._model_id = header.model_id.hex()
+        self._timeout_s = STREAM_READ_TIMEOUT_S if header.stream else BODY_READ_TIMEOUT_S
+        self._opener: ResponseOpener | None = None
+        self._match: Match | None = None
+
+    @property
+    def match(self) -> Match:
+        """Who answers, as the gateway says. There once the first event came."""
+        if self._match is None:
+            raise Unavailable("Nothing has answered yet.")
+        return self._match
+
+    async def events(self) -> AsyncGenerator[Event, None]:
+        """Yield content as it opens. Raises EvidenceRejected for an answer that must not be
+        believed, Unavailable(truncated) with what was charged, and the gateway's errors.
+        """
+        for attempt in range(len(RESUME_DELAYS_S) + 1):
+            if attempt:
+                await asyncio.sleep(RESUME_DELAYS_S[attempt - 1])
+            resumed = self._received() > 0
+            try:
+                async with self._connect() as response:
+                    opener = self._opened(response)
+                    skip = self._received() if resumed and response.status_code == 200 else 0
+                    chunks = response.aiter_raw()
+                    async for chunk in chunks:
+                        fresh, skip = chunk[skip:], max(skip - len(chunk), 0)
+                        for event in opener.feed(fresh):
+                            yield event
+                            if isinstance(event, Finished):
+                                await _drain(chunks)
+                                return
+            except httpx.ReadTimeout:
+                raise await self._silent() from None
+            except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+                if not attempt:
+                    raise _unreachable(self._gateway.base_url, error) from None
+            except httpx.TransportError:
+                pass
+            except (NotFound, Conflict, Transient):
+                if not resumed:
+                    raise
+            except SealingError as error:
+                raise await self._refused(error) from None
+        raise await self._truncated()
+
+    def _connect(self) -> AbstractAsyncContextManager[httpx.Response]:
+        received = self._received()
+        if received:
+            return self._gateway.stored_response(
+                self.job_id, received, api_key=self._api_key, read_timeout_s=self._timeout_s
+            )
+        return self._gateway.post_job(
+            self._sealed.envelope, api_key=self._api_key, traceparent=self._traceparent,
+            idempotency_key=self._idempotency_key, read_timeout_s=self._timeout_s,
+        )  # fmt: skip
+
+    def _received(self) -> int:
+        return 0 if self._opener is None else self._opener.received_bytes
+
+    def _opened(self, response: httpx.Response) -> ResponseOpener:
+        """The opener that continues, or a new one for the match that this answer names."""
+        if self._opener is None or not self._opener.received_bytes:
+            self._match = read_match(response.headers, job_id=self.job_id, model_id=self._model_id)
+            self._opener = ResponseOpener(
+                self._sealed.secrets, self._attested, quote_id=self._match.quote_id,
+                epoch=self._match.epoch,
+            )  # fmt: skip
+        return self._opener
+
+    async def _truncated(self) -> CocoonError:
+        return Unavailable(
+            "The answer broke off before its receipt and could not be continued. "
+            + await self.charged(),
+            code="truncated",
+        )
+
+    async def _silent(self) -> CocoonError:
+        return DeadlineExceeded(
+            f"The gateway said nothing for {self._timeout_s:.0f} s. " + await self.charged()
+        )
+
+    async def _refused(self, error: SealingError) -> CocoonError:
+        return EvidenceRejected(
+            f"The answer was refused: {error.message} " + await self.charged(), code=error.code
+        )
+
+    async def charged(self) -> str:
+        """A sentence about what the log says was charged for this job."""
+        try:
+            job = await self._gateway.job(self.job_id, self._api_key)
+        except CocoonError:
+            return f"What was charged is not known yet; ask for job {self.job_id} later."
+        price, status = job.get("price_nanoton"), str(job.get("status", "unknown"))[:32]
+        if price is None:
+            return f"Nothing was charged so far (job {self.job_id} is {status})."
+        return f"{str(price)[:20]} nanoTON were charged (job {self.job_id} is {status})."
+
+
+def _unreachable(base_url: str, error: Exception) -> Unavailable:
+    return Unavailable(
+        f"The gateway {base_url} cannot be reached ({type(error).__name__}); "
+        "check its address and try again.",
+        code="gateway_unreachable",
+    )
+
+
+async def _drain(chunks: AsyncIterator[bytes]) -> None:
+    """Let the connection end by itself, so that it can be used again. Content is complete."""
+    with suppress(httpx.HTTPError, TimeoutError):
+        async with asyncio.timeout(DRAIN_S):
+            async for _ in chunks:
+                pass

@@ -1,0 +1,109 @@
+"""Composition: from a gateway's address and an owner's trust to a door that answers.
+
+Opens the one HTTP client; everything below it is handed its resources.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+
+from cocoon.client.directory import Directory
+from cocoon.client.door import Door
+from cocoon.client.gateway import Gateway
+from cocoon.client.session import Preferences, SealedSession
+from cocoon.client.trust import TrustKeeper
+from cocoon.evidence.trust import TrustAnchors, load_trust
+from cocoon.evidence.verdict import Assurance
+from cocoon.kernel.clock import Clock, Randomness, SystemClock, SystemRandomness
+from cocoon.kernel.errors import ConfigurationError
+from cocoon.sealing import Profile
+
+_CONNECTIONS = httpx.Limits(max_connections=256, max_keepalive_connections=32)
+_BODY_PROFILES = (Profile.P0, Profile.P3)
+_STREAM_PROFILES = (Profile.P1, Profile.P2, Profile.P3)
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkOptions:
+    """Which network, whom to believe, and what to accept.
+
+    trust: the anchors, or the file that holds them; never from the gateway. api_key: the
+    gateway's (`ck_...`); None takes each caller's own. state_dir keeps floors across restarts.
+    assurances: None means every attested tier, and simulated only under a dev trust file.
+    max_price_nanoton bounds one request. model_pins: names to the model ids they must have.
+    """
+
+    gateway_url: str
+    trust: TrustAnchors | Path
+    api_key: str | None = field(default=None, repr=False)
+    state_dir: Path | None = None
+    assurances: Collection[Assurance] | None = None
+    body_profile: Profile = Profile.P0
+    stream_profile: Profile = Profile.P2
+    max_price_nanoton: int | None = None
+    model_pins: Mapping[str, str] | None = None
+    local_key: str | None = field(default=None, repr=False)
+    clock: Clock = field(default_factory=SystemClock)
+    randomness: Randomness = field(default_factory=SystemRandomness)
+
+
+class Network:
+    """An open connection to a network: `session` for sealed jobs, `door` for OpenAI's HTTP.
+
+    Belongs to one event loop. Raises ConfigurationError for options that cannot work.
+    """
+
+    def __init__(self, options: NetworkOptions) -> None:
+        trust = (
+            options.trust if isinstance(options.trust, TrustAnchors) else load_trust(options.trust)
+        )
+        _check(options)
+        self._http = httpx.AsyncClient(limits=_CONNECTIONS, follow_redirects=False)
+        self.gateway = Gateway(options.gateway_url, self._http)
+        keeper = TrustKeeper(trust, clock=options.clock, state_dir=options.state_dir)
+        self._directory = Directory(
+            self.gateway, keeper, clock=options.clock, model_pins=options.model_pins
+        )
+        preferences = Preferences(
+            assurances=_assurances(options, trust),
+            body_profile=options.body_profile,
+            stream_profile=options.stream_profile,
+            max_price_nanoton=options.max_price_nanoton,
+        )
+        self.session = SealedSession(
+            self.gateway, self._directory, preferences, clock=options.clock,
+            randomness=options.randomness,
+        )  # fmt: skip
+        self.door = Door(
+            self.session, clock=options.clock, api_key=options.api_key, local_key=options.local_key
+        )
+
+    async def aclose(self) -> None:
+        """Cancel running jobs, end refreshes, close the lines."""
+        await self.door.aclose()
+        await self._directory.aclose()
+        await self._http.aclose()
+
+
+def _check(options: NetworkOptions) -> None:
+    url = httpx.URL(options.gateway_url)
+    if url.scheme not in ("http", "https") or not url.host:
+        raise ConfigurationError(
+            f"{options.gateway_url!r} is not a gateway's address; write it like "
+            "https://gateway.example"
+        )
+    if options.body_profile not in _BODY_PROFILES or options.stream_profile not in _STREAM_PROFILES:
+        raise ConfigurationError(
+            "A whole body is padded by P0 (or P3, none), a stream by P2 or P1 (or P3, none)."
+        )
+
+
+def _assurances(options: NetworkOptions, trust: TrustAnchors) -> frozenset[Assurance]:
+    if options.assurances is not None:
+        return frozenset(options.assurances)
+    attested = {Assurance.FACILITY, Assurance.ATTESTED}
+    return frozenset(attested | {Assurance.SIMULATED} if trust.is_dev else attested)

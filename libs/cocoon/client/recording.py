@@ -1,0 +1,139 @@
+"""One answer as it is told to local callers: kept, so that a repeat gets the very same bytes.
+
+Bounded: a large answer forgets its beginning once it was read, and waits for a slow reader.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Final
+
+from cocoon.kernel.errors import Unavailable
+
+KEEP_BYTES: Final = 8 * 1024 * 1024  # an answer up to this size can be replayed whole
+WINDOW_BYTES: Final = 1024 * 1024  # how far a larger answer runs ahead of its slowest reader
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The status line and headers of a local answer."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+
+
+@dataclass(slots=True)
+class _Reader:
+    position: int = 0
+
+
+class Recording:
+    """Written by one task, read by any number, from the beginning."""
+
+    def __init__(self) -> None:
+        self._head: Head | None = None
+        self._parts: list[bytes] = []
+        self._dropped = 0
+        self._readers: list[_Reader] = []
+        self._changed = asyncio.Event()
+        self.kept_bytes = 0
+        self.ended = False
+        self.failed = False  # it ended with an error before any content
+
+    @property
+    def begun(self) -> bool:
+        return self._head is not None
+
+    @property
+    def readers(self) -> int:
+        return len(self._readers)
+
+    @property
+    def whole(self) -> bool:
+        """Whether a new reader can have it from its first byte."""
+        return not self._dropped
+
+    def begin(self, head: Head, *, failed: bool = False) -> None:
+        self._head = head
+        self.failed = failed
+        self._tell()
+
+    async def write(self, part: bytes) -> None:
+        """Append. Waits while a large answer is far ahead of its slowest reader."""
+        self._parts.append(part)
+        self.kept_bytes += len(part)
+        self._tell()
+        while self.kept_bytes > KEEP_BYTES and self._readers:
+            self._drop_read()
+            if self.kept_bytes <= KEEP_BYTES + WINDOW_BYTES:
+                break
+            await self._changed.wait()
+
+    def end(self) -> None:
+        self.ended = True
+        self._tell()
+
+    def attach(self) -> Reading:
+        reader = _Reader()
+        self._readers.append(reader)
+        return Reading(self, reader)
+
+    def _detach(self, reader: _Reader) -> None:
+        if reader in self._readers:
+            self._readers.remove(reader)
+            self._tell()
+
+    def _drop_read(self) -> None:
+        """Forget what every reader has had, down to what may be kept."""
+        had = min(reader.position for reader in self._readers) - self._dropped
+        dropped = 0
+        while dropped < had and self.kept_bytes > KEEP_BYTES:
+            self.kept_bytes -= len(self._parts[dropped])
+            dropped += 1
+        del self._parts[:dropped]
+        self._dropped += dropped
+
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _next(self, reader: _Reader) -> bytes | None:
+        while True:
+            at = reader.position - self._dropped
+            if at < len(self._parts):
+                reader.position += 1
+                if self.kept_bytes > KEEP_BYTES:
+                    self._tell()
+                return self._parts[at]
+            if self.ended:
+                return None
+            await self._changed.wait()
+
+    async def _wait_head(self) -> Head:
+        while self._head is None:
+            if self.ended:  # its task was ended from outside: the client is closing
+                raise Unavailable("The client is closing; try again.", retry_after_s=1)
+            await self._changed.wait()
+        return self._head
+
+
+class Reading:
+    """One caller's way through a recording. Close it when the caller leaves."""
+
+    def __init__(self, recording: Recording, reader: _Reader) -> None:
+        self._recording = recording
+        self._reader = reader
+        self.complete = False  # the caller was given all of it
+
+    async def head(self) -> Head:
+        return await self._recording._wait_head()
+
+    async def parts(self) -> AsyncIterator[bytes]:
+        while (part := await self._recording._next(self._reader)) is not None:
+            yield part
+        self.complete = True
+
+    def close(self) -> None:
+        self._recording._detach(self._reader)

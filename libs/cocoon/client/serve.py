@@ -1,0 +1,80 @@
+"""Run the sidecar as a process: bind loopback, say when it is ready, stop on a signal."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from collections.abc import Callable
+
+import uvicorn
+
+from cocoon.client.settings import SidecarSettings
+from cocoon.client.sidecar import Sidecar
+from cocoon.kernel.errors import ConfigurationError
+from cocoon.telemetry.logs import configure_logs
+
+SHUTDOWN_S = 5
+MAX_CONNECTIONS = 512
+
+
+class _Server(uvicorn.Server):
+    """Says once that it accepts connections."""
+
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._on_ready()
+
+
+def announce(base_url: str) -> None:
+    """Write the one line that tells a parent process where the sidecar is."""
+    sys.stdout.write(json.dumps({"ready": "sidecar", "base_url": base_url}) + "\n")
+    sys.stdout.flush()
+
+
+def run_sidecar(settings: SidecarSettings, on_ready: Callable[[str], None] = announce) -> None:
+    """Serve until SIGINT or SIGTERM. `on_ready` gets the base URL to give an OpenAI client.
+
+    Raises ConfigurationError when the port is taken or the network cannot be opened.
+    """
+    configure_logs("sidecar", settings.log_level.lower())
+    listening = _bind(settings.listen_host, settings.listen_port)
+    host = f"[{settings.listen_host}]" if ":" in settings.listen_host else settings.listen_host
+    base_url = f"http://{host}:{listening.getsockname()[1]}/v1"
+    config = uvicorn.Config(
+        Sidecar(settings.network_options()),
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_graceful_shutdown=SHUTDOWN_S,
+        h11_max_incomplete_event_size=64 * 1024,
+    )
+    server = _Server(config, lambda: on_ready(base_url))
+    try:
+        server.run(sockets=[listening])
+    finally:
+        listening.close()
+    if not server.started:
+        raise ConfigurationError("the sidecar could not start; its log says why")
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+    except OSError as error:
+        listening.close()
+        raise ConfigurationError(
+            f"port {port} on {host} cannot be used ({error.strerror}); name another one"
+        ) from None
+    return listening
