@@ -155,6 +155,10 @@ class NatsServer:
             raise ConfigurationError("stop the server before removing its streams")
         shutil.rmtree(self.jetstream_dir, ignore_errors=True)
 
+    @property
+    def users(self) -> tuple[NatsUser, ...]:
+        return self._users
+
     def set_users(self, users: Sequence[NatsUser]) -> None:
         """Replace the users; a running server takes them over without a restart."""
         self._users = tuple(users)

@@ -1,0 +1,295 @@
+"""The whole network on one machine: two servers and six processes, started, watched, stopped.
+
+Everything listens on loopback. A child that dies is started again a few times; whatever cannot be
+started is reported in a sentence with the place of its log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from cocoon.bus.connection import close, connect
+from cocoon.bus.permissions import inbox_prefix
+from cocoon.bus.streams import declare_streams
+from cocoon.devnet.accounts import first_account
+from cocoon.devnet.child import Child
+from cocoon.devnet.folder import DataFolder, RunningNetwork
+from cocoon.devnet.identity import DATABASE_ROLES, PROVIDER_SEED, database_passwords, make_identity
+from cocoon.devnet.nats_server import NatsServer
+from cocoon.devnet.ports import accepts, free_port
+from cocoon.devnet.postgres import PostgresServer
+from cocoon.devnet.private_file import write_private
+from cocoon.eventlog.migrate import apply_schema, set_role_passwords
+from cocoon.kernel.clock import SystemClock
+from cocoon.kernel.errors import ConfigurationError, Unavailable
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client
+
+SHARDS = (0, 1)
+DATABASE = "postgres"
+RESTARTS, RESTARTS_WITHIN_S = 5, 60.0
+WATCH_S = 0.5
+DEFAULT_GATEWAY_PORT, DEFAULT_SIDECAR_PORT = 8641, 8642
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What `cocoon up` was asked for. A port None: the usual one if it is free, else any."""
+
+    gateway_port: int | None = None
+    sidecar_port: int | None = None
+    backend_url: str | None = None
+    model_name: str | None = None
+    otlp_endpoint: str | None = None
+
+
+def _port(asked: int | None, usual: int, what: str, option: str) -> int:
+    if asked is None:
+        return usual if not accepts(usual) else free_port()
+    if asked and accepts(asked):
+        raise ConfigurationError(
+            f"port {asked} for the {what} is taken by another program; stop that one, or name "
+            f"another with {option} (0 takes any free one)"
+        )
+    return asked or free_port()
+
+
+class Network:
+    """One development network in one folder. `say` gets progress, a line at a time."""
+
+    def __init__(self, folder: DataFolder, options: Options, say: Callable[[str], None]) -> None:
+        self._folder, self._options, self._say = folder, options, say
+        self._children: dict[str, Child] = {}
+        self._postgres = PostgresServer(folder.postgres)
+        self._nats: NatsServer | None = None
+        self._restarts: dict[str, deque[float]] = {}
+        self._gateway_port = _port(
+            options.gateway_port, DEFAULT_GATEWAY_PORT, "gateway", "--gateway-port"
+        )
+        self._sidecar_port = _port(
+            options.sidecar_port, DEFAULT_SIDECAR_PORT, "sidecar", "--sidecar-port"
+        )
+        self._account_id = ""
+
+    # ---- start ----
+
+    async def start(self) -> RunningNetwork:
+        """Bring everything up. Raises CocoonError with a sentence for a person."""
+        identity = await asyncio.to_thread(make_identity, self._folder, SHARDS, SystemClock())
+        self._nats = NatsServer(self._folder.nats, users=identity.nats_users)
+        self._say("starting Postgres and NATS")
+        await asyncio.gather(
+            asyncio.to_thread(self._postgres.start), asyncio.to_thread(self._nats.start)
+        )
+        await asyncio.gather(self._prepare_database(), self._prepare_bus())
+        self._say("starting attestation, billing, matcher, gateway")
+        services = [self._service(name) for name in ("attestation", "billing", "matcher")]
+        await asyncio.gather(*(child.start() for child in services))
+        await self._service("gateway").start()
+        self._say("starting the provider: its model and its simulated TEE")
+        await self._service("provider").start()
+        await self._first_account()
+        self._say("starting the sidecar")
+        await self._service("sidecar").start()
+        running = self._running(identity.network_id)
+        self._folder.write_running(running)
+        return running
+
+    async def _prepare_database(self) -> None:
+        superuser = self._postgres.dsn(DATABASE)
+        await apply_schema(superuser, SHARDS)
+        passwords = database_passwords(self._folder)
+        await set_role_passwords(superuser, passwords)
+        for role in DATABASE_ROLES:
+            user = f"cocoon_{role}"
+            dsn = self._postgres.dsn(DATABASE, user, passwords[user])
+            write_private(self._folder.dsn(role), dsn.encode())
+
+    async def _prepare_bus(self) -> None:
+        nc = await self._bus("infra")
+        try:
+            await declare_streams(nc, SHARDS)
+        finally:
+            await close(nc)
+
+    async def _bus(self, role: str) -> Client:
+        assert self._nats is not None  # noqa: S101 - started first
+        return await connect(
+            self._nats.url, self._folder.seed(role), f"devnet-{role}", inbox_prefix(role)
+        )
+
+    async def _first_account(self) -> None:
+        """On the first start: an account with dev credit and a key; later the same ones."""
+        nc = await self._bus("operator")
+        try:
+            self._account_id = await first_account(nc, self._folder, SHARDS[1:])
+        finally:
+            await close(nc)
+
+    # ---- children ----
+
+    def _service(self, name: str) -> Child:
+        child = Child(
+            name,
+            self._command(name),
+            {**_base_environment(), **self._environment(name)},
+            self._folder.logs / f"{name}.log",
+        )
+        self._children[name] = child
+        return child
+
+    @staticmethod
+    def _command(name: str) -> Sequence[str]:
+        module = "cocoon.client" if name == "sidecar" else f"services.{name}"
+        return [sys.executable, "-m", module]
+
+    def _environment(self, name: str) -> dict[str, str]:
+        assert self._nats is not None  # noqa: S101 - started first
+        folder, prefix = self._folder, f"COCOON_{name.upper()}_"
+        values: dict[str, str | Path | int] = {}
+        if name == "sidecar":
+            values = {
+                "GATEWAY_URL": self.gateway_url,
+                "TRUST_FILE": folder.trust,
+                "API_KEY_FILE": folder.api_key,
+                "LISTEN_PORT": self._sidecar_port,
+                "STATE_DIR": folder.root / "sidecar",
+            }
+            return {prefix + key: str(value) for key, value in values.items()}
+        seed = PROVIDER_SEED if name == "provider" else name
+        values = {"NATS_URL": self._nats.url, "NATS_SEED_FILE": folder.seed(seed)}
+        if name != "provider":
+            values["POSTGRES_DSN_FILE"] = folder.dsn(name)
+        if self._options.otlp_endpoint:
+            values["OTLP_ENDPOINT"] = self._options.otlp_endpoint
+        values.update(self._special(name))
+        return {prefix + key: str(value) for key, value in values.items()}
+
+    def _special(self, name: str) -> dict[str, str | Path | int]:
+        folder = self._folder
+        if name == "gateway":
+            return {"LISTEN_PORT": self._gateway_port}
+        if name == "attestation":
+            return {
+                "TRUST_FILE": folder.trust,
+                "POLICY_FILE": folder.policy,
+                "ENVIRONMENT": "dev",
+            }
+        if name == "provider":
+            values: dict[str, str | Path | int] = {
+                "DATA_DIR": folder.provider,
+                "TRUST_FILE": folder.trust,
+                "DEV_AUTHORITY_FILE": folder.authority,
+                "DEV_PLATFORM_FILE": folder.platform,
+                "ENVIRONMENT": "dev",
+            }
+            if self._options.backend_url:
+                values["BACKEND_URL"] = self._options.backend_url
+            if self._options.model_name:
+                values["MODEL_NAME"] = self._options.model_name
+            return values
+        return {}
+
+    @property
+    def gateway_url(self) -> str:
+        return f"http://127.0.0.1:{self._gateway_port}"
+
+    @property
+    def sidecar_url(self) -> str:
+        return f"http://127.0.0.1:{self._sidecar_port}/v1"
+
+    def _running(self, network_id: str) -> RunningNetwork:
+        assert self._nats is not None  # noqa: S101 - started first
+        observe = {
+            name: f"http://127.0.0.1:{child.ready['observe_port']}"
+            for name, child in self._children.items()
+            if child.ready.get("observe_port")
+        }
+        return RunningNetwork(
+            network_id=network_id,
+            gateway_url=self.gateway_url,
+            sidecar_url=self.sidecar_url,
+            nats_url=self._nats.url,
+            nats_monitor_url=self._nats.monitor_url,
+            observe_urls=observe,
+            account_id=self._account_id,
+            shards=SHARDS,
+        )
+
+    # ---- watch ----
+
+    async def watch(self, stop: asyncio.Event) -> None:
+        """Until `stop`: start what dies again. Raises Unavailable when it keeps dying."""
+        loop = asyncio.get_running_loop()
+        while not stop.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), WATCH_S)
+                return
+            for name, server in (("Postgres", self._postgres), ("NATS", self._nats)):
+                if server is not None and server.pid is None:
+                    self._count(name, loop.time(), self._folder.root / name.lower())
+                    self._say(f"{name} has stopped; starting it again")
+                    await asyncio.to_thread(server.start)
+            for name, child in self._children.items():
+                if child.pid is None:
+                    self._count(name, loop.time(), child.log_file)
+                    self._say(f"the {name} has stopped; starting it again (log: {child.log_file})")
+                    await child.start()
+
+    def _count(self, name: str, now_s: float, log: Path) -> None:
+        recent = self._restarts.setdefault(name, deque(maxlen=RESTARTS))
+        if len(recent) == RESTARTS and now_s - recent[0] < RESTARTS_WITHIN_S:
+            raise Unavailable(
+                f"{name} keeps stopping: {RESTARTS} times within {RESTARTS_WITHIN_S:.0f} s. "
+                f"What it said last is in {log}"
+            )
+        recent.append(now_s)
+
+    # ---- stop ----
+
+    async def stop(self) -> None:
+        """Stop everything: clients' door first, then providers, services, servers."""
+        for group in (("sidecar", "gateway"), ("provider",), ("matcher", "billing", "attestation")):
+            children = [self._children[name] for name in group if name in self._children]
+            await asyncio.gather(*(child.stop() for child in children))
+        if self._nats is not None:
+            await asyncio.to_thread(self._nats.stop)
+        await asyncio.to_thread(self._postgres.stop)
+        self._folder.running.unlink(missing_ok=True)
+
+
+def _base_environment() -> dict[str, str]:
+    """What children inherit: where programs and certificates are; no setting of Cocoon."""
+    kept = (
+        "PATH",
+        "HOME",
+        "LANG",
+        "LC_ALL",
+        "TMPDIR",
+        "SSL_CERT_FILE",
+        "PYTHONPATH",
+        "VIRTUAL_ENV",
+    )
+    return {name: os.environ[name] for name in kept if name in os.environ} | {
+        "PYTHONUNBUFFERED": "1",
+        "COCOON_ROOT": os.environ.get("COCOON_ROOT", "."),
+    }
+
+
+def check_backend(url: str) -> None:
+    """Raises ConfigurationError for a backend address that cannot be used."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise ConfigurationError(
+            f"{url} is not a backend's address; write http://127.0.0.1:8000/v1"
+        )
