@@ -1,0 +1,5 @@
+"""`python -m cocoon.cli`."""
+
+from cocoon.cli.app import main
+
+main()

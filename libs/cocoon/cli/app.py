@@ -1,0 +1,57 @@
+"""The command's root: the nouns, and errors as one plain sentence."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+import typer
+
+from cocoon import __version__
+from cocoon.cli import connect, fund, keys, replay, status, test, up
+from cocoon.kernel.errors import CocoonError
+
+app = typer.Typer(
+    help="Cocoon: private AI inference that nobody between you and the enclave can read.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("up")(up.up)
+app.command("connect")(connect.connect)
+app.command("status")(status.status)
+app.command("fund")(fund.fund)
+app.add_typer(keys.app, name="keys")
+app.command("replay", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
+    replay.replay
+)
+app.command("test", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
+    test.test
+)
+
+
+@app.command("version")
+def version() -> None:
+    """Print the version."""
+    typer.echo(__version__)
+
+
+def main() -> None:
+    """Run the command. A refusal is a sentence on stderr and exit code 1; a wrong call is 2."""
+    try:
+        app(prog_name=os.environ.get("COCOON_PROG", "cocoon"), standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except CocoonError as error:
+        print(f"cocoon: {error.message}", file=sys.stderr)
+        sys.exit(1)

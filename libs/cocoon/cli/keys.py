@@ -1,0 +1,81 @@
+"""`cocoon keys`: create, list and revoke API keys."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cocoon.bus.requests import ask
+from cocoon.cli.session import Data, Json, as_operator
+from cocoon.contracts import subjects
+from cocoon.contracts.messages import RevokeKeyRequest
+from cocoon.devnet.accounts import NewKey, create_key, new_account_id, open_account
+from cocoon.devnet.folder import DataFolder, RunningNetwork
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client
+
+app = typer.Typer(
+    help="Create, list and revoke API keys.", no_args_is_help=True, rich_markup_mode=None
+)
+
+
+@app.command("create")
+def create(
+    label: Annotated[str, typer.Option("--name", help="A name for you to know it by.")] = "",
+    account: Annotated[
+        str | None, typer.Option(help="The account that pays (default: a new one, without funds).")
+    ] = None,
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Make a key. Its text is shown once and kept nowhere."""
+
+    async def work(nc: Client, running: RunningNetwork, _: DataFolder) -> NewKey:
+        account_id = account or new_account_id()
+        if account is None:
+            await open_account(nc, account_id, running.shards[1:])
+        return await create_key(nc, account_id, label[:64])
+
+    key = as_operator(data, work)
+    if as_json:
+        value = {"api_key_id": key.api_key_id, "account_id": key.account_id, "api_key": key.text}
+        print(json.dumps(value))
+        return
+    print(f"{key.text}\n\n  id {key.api_key_id}, account {key.account_id}")
+    print("  This is the only time it is shown. Add funds with:")
+    print(f"  ./cocoon fund {key.account_id} 1")
+
+
+@app.command("list")
+def list_keys(data: Data = None, as_json: Json = False) -> None:
+    """List keys by id: account, name, when made, when revoked. Never their text."""
+
+    async def work(nc: Client, _: RunningNetwork, __: DataFolder) -> str:
+        return await ask(nc, subjects.gateway_keys("list"))
+
+    answer = as_operator(data, work)
+    if as_json:
+        print(answer)
+        return
+    found = json.loads(answer)
+    for key in found["keys"] if isinstance(found, dict) else found:
+        state = "revoked" if key.get("revoked_at") else "active"
+        print(f"{key['api_key_id']}  {key['account_id']}  {state:7}  {key.get('label', '')}")
+
+
+@app.command("revoke")
+def revoke(
+    api_key_id: Annotated[str, typer.Argument(help="The key's id, key_...")], data: Data = None
+) -> None:
+    """Revoke a key: it is refused from now on."""
+
+    async def work(nc: Client, _: RunningNetwork, __: DataFolder) -> str:
+        return await ask(
+            nc, subjects.gateway_keys("revoke"), RevokeKeyRequest(api_key_id=api_key_id)
+        )
+
+    as_operator(data, work)
+    print(f"{api_key_id} is revoked")

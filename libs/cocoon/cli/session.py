@@ -1,0 +1,49 @@
+"""What operators' commands share: the running network's folder and an operator's bus connection."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from cocoon.bus.connection import close, connect
+from cocoon.bus.permissions import inbox_prefix
+from cocoon.devnet.folder import DataFolder, RunningNetwork, default_root
+from cocoon.telemetry.logs import configure_logs
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client
+
+Data = Annotated[
+    Path | None,
+    typer.Option("--data", metavar="DIR", help="The network's folder (default: .cocoon)."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+T = TypeVar("T")
+
+
+def folder_of(data: Path | None) -> DataFolder:
+    return DataFolder(data or default_root())
+
+
+def as_operator(
+    data: Path | None, work: Callable[[Client, RunningNetwork, DataFolder], Awaitable[T]]
+) -> T:
+    """Run `work` with an operator's connection. Raises ConfigurationError if nothing runs there."""
+    folder = folder_of(data)
+    running = folder.read_running()
+    configure_logs("cli", "error")
+
+    async def run() -> T:
+        nc = await connect(
+            running.nats_url, folder.seed("operator"), "cli", inbox_prefix("operator")
+        )
+        try:
+            return await work(nc, running, folder)
+        finally:
+            await close(nc)
+
+    return asyncio.run(run())

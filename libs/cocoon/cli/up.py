@@ -1,0 +1,148 @@
+"""`cocoon up`: the whole network on this machine, in processes, until Ctrl-C."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shlex
+import signal
+import sys
+import time
+from typing import Annotated
+
+import typer
+
+from cocoon.cli.session import Data, folder_of
+from cocoon.devnet.folder import DataFolder, RunningNetwork
+from cocoon.devnet.network import Network, Options, check_backend
+from cocoon.kernel.errors import CocoonError
+from cocoon.telemetry.logs import configure_logs
+
+MODEL = "skills-1"
+
+
+def up(
+    data: Data = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Forget everything in the folder and start anew.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON line when ready, and nothing else.")
+    ] = False,
+    gateway_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="The gateway's port; 0 takes any.")
+    ] = None,
+    sidecar_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="The sidecar's port; 0 takes any.")
+    ] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Serve an OpenAI-compatible server (vLLM, SGLang, llama.cpp, Ollama) instead of "
+            "the built-in model.",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The backend's model to offer (default: its first).")
+    ] = None,
+    otlp: Annotated[
+        str | None, typer.Option(metavar="URL", help="Send traces to this OTLP/HTTP collector.")
+    ] = None,
+) -> None:
+    """Start the whole network on this machine and keep it running until Ctrl-C."""
+    if backend is not None:
+        check_backend(backend)
+    folder = folder_of(data)
+    configure_logs("cocoon", "error")
+    with folder.lock():
+        if fresh:
+            folder.clear()
+        folder.prepare()
+        options = Options(gateway_port, sidecar_port, backend, model, otlp)
+        code = asyncio.run(_run(folder, options, as_json))
+    raise typer.Exit(code)
+
+
+class _Progress:
+    """Lines with the time since the start, on stderr."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._began_s, self._quiet = time.monotonic(), quiet
+
+    def __call__(self, text: str) -> None:
+        if not self._quiet:
+            print(f"[{time.monotonic() - self._began_s:5.1f} s] {text}", file=sys.stderr)
+
+
+async def _run(folder: DataFolder, options: Options, as_json: bool) -> int:
+    say = _Progress(as_json)
+    stop = asyncio.Event()
+    for name in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(name, stop.set)
+    network = Network(folder, options, say)
+    starting = asyncio.create_task(network.start())
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+            return 130
+        running = starting.result()
+        _announce(folder, running, as_json, options)
+        await network.watch(stop)
+        return 0
+    except CocoonError as error:
+        print(f"cocoon: {error.message}", file=sys.stderr)
+        return 1
+    finally:
+        stopping.cancel()
+        say("stopping")
+        await network.stop()
+        say("stopped; `./cocoon up` goes on from here, `./cocoon up --fresh` starts anew")
+
+
+def _announce(folder: DataFolder, running: RunningNetwork, as_json: bool, options: Options) -> None:
+    key = folder.api_key.read_text(encoding="utf-8").strip()
+    if as_json:
+        line = {"gateway": running.gateway_url, "sidecar": running.sidecar_url, "api_key": key}
+        print(json.dumps(line), flush=True)
+        return
+    model = options.model_name or MODEL
+    body = json.dumps(
+        {"model": model, "messages": [{"role": "user", "content": "Reverse: cocoon"}]}
+    )
+    data = "" if folder.root.name == ".cocoon" else f" --data {shlex.quote(str(folder.root))}"
+    print(
+        f"""
+The network is up.
+
+  gateway   {running.gateway_url}   (ciphertext only)
+  sidecar   {running.sidecar_url}   (your OpenAI endpoint; it seals and checks for you)
+  API key   {key}
+  trust     {folder.trust}   (DEV ONLY: a simulated TEE)
+
+Try it, from another terminal:
+
+  curl -s {running.sidecar_url}/chat/completions -H 'Content-Type: application/json' \\
+    -d {shlex.quote(body)}
+
+  {shlex.quote(sys.executable)} -c {shlex.quote(_python(running.sidecar_url, model))}
+
+  ./cocoon status{data}
+
+Ctrl-C stops everything.""",
+        flush=True,
+    )
+
+
+def _python(url: str, model: str) -> str:
+    """A streamed answer through the stock client, as one line to paste."""
+    question = "[dict(role='user', content='Count from 1 to 20')]"
+    return (
+        f"import openai; c = openai.OpenAI(base_url='{url}', api_key='any'); "
+        "[print(e.choices[0].delta.content or '', end='', flush=True) "
+        f"for e in c.chat.completions.create(model='{model}', messages={question}, stream=True)]; "
+        "print()"
+    )
