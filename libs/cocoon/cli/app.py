@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 import click
@@ -41,17 +40,16 @@ def version() -> None:
 def main() -> None:
     """Run the command. A refusal is a sentence on stderr and exit code 1; a wrong call is 2."""
     try:
-        app(prog_name=os.environ.get("COCOON_PROG", "cocoon"), standalone_mode=False)
+        code = app(prog_name="cocoon", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(2)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
     except CocoonError as error:
         print(f"cocoon: {error.message}", file=sys.stderr)
         sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)

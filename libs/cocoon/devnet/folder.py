@@ -19,7 +19,6 @@ from cocoon.devnet.private_file import write_private
 from cocoon.kernel.errors import ConfigurationError
 
 MIN_FREE_BYTES = 512 * 1024 * 1024
-SERVICES = ("attestation", "billing", "matcher", "gateway", "provider", "sidecar")
 
 
 class RunningNetwork(Contract):
@@ -51,6 +50,7 @@ class DataFolder:
         self.platform = self.secrets / "platform.json"
         self.api_key = self.secrets / "api_key"
         self.running = self.root / "running.json"
+        self.processes = self.root / "processes.json"
         self._lock_file = self.root / "lock"
 
     def seed(self, name: str) -> Path:
@@ -133,6 +133,12 @@ class DataFolder:
                 "or name its folder with --data DIR"
             )
         return RunningNetwork.model_validate_json(self.running.read_bytes())
+
+    def write_processes(self, pids: dict[str, int | None]) -> None:
+        """Who runs as which process, for a person who looks or a test that kills."""
+        fresh = self.processes.with_suffix(".new")
+        fresh.write_text(json.dumps(pids, indent=1), encoding="utf-8")
+        fresh.replace(self.processes)
 
     def write_running(self, network: RunningNetwork) -> None:
         fresh = self.running.with_suffix(".new")

@@ -103,7 +103,14 @@ class Network:
         await self._service("sidecar").start()
         running = self._running(identity.network_id)
         self._folder.write_running(running)
+        self._record()
         return running
+
+    def _record(self) -> None:
+        pids = {name: child.pid for name, child in self._children.items()}
+        pids["postgres"] = self._postgres.pid
+        pids["nats"] = self._nats.pid if self._nats else None
+        self._folder.write_processes(pids)
 
     async def _prepare_database(self) -> None:
         superuser = self._postgres.dsn(DATABASE)
@@ -240,11 +247,13 @@ class Network:
                     self._count(name, loop.time(), self._folder.root / name.lower())
                     self._say(f"{name} has stopped; starting it again")
                     await asyncio.to_thread(server.start)
+                    self._record()
             for name, child in self._children.items():
                 if child.pid is None:
                     self._count(name, loop.time(), child.log_file)
                     self._say(f"the {name} has stopped; starting it again (log: {child.log_file})")
                     await child.start()
+                    self._record()
 
     def _count(self, name: str, now_s: float, log: Path) -> None:
         recent = self._restarts.setdefault(name, deque(maxlen=RESTARTS))
@@ -266,6 +275,7 @@ class Network:
             await asyncio.to_thread(self._nats.stop)
         await asyncio.to_thread(self._postgres.stop)
         self._folder.running.unlink(missing_ok=True)
+        self._folder.processes.unlink(missing_ok=True)
 
 
 def _base_environment() -> dict[str, str]:
