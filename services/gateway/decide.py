@@ -1,0 +1,381 @@
+"""One job at the gateway as a pure state machine: what comes in, what has to be done next.
+
+It holds the first byte until the match is committed, keeps the response's bytes in order and
+exactly once, and ends exactly once. It knows no sockets, no clocks and no plaintext.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from cocoon.contracts.messages import ErrorBody
+from cocoon.kernel.errors import (
+    CocoonError,
+    Conflict,
+    DeadlineExceeded,
+    Unavailable,
+    error_for_status,
+)
+from services.gateway.actions import (
+    Abandon,
+    Action,
+    Ask,
+    CancelAtMatcher,
+    CancelAtProvider,
+    Dispatch,
+    Fail,
+    Fetch,
+    Finish,
+    Frame,
+    LogView,
+    Lookup,
+    Match,
+    Report,
+    Send,
+    Start,
+    Timing,
+)  # fmt: skip
+
+# The client's sealing is out of date: it refreshes its directory and seals again, once.
+RESEAL_CODES: Final = frozenset(
+    {"unknown_key", "wrong_policy", "no_provider_recipient", "no_provider_attestation"}
+)
+MAX_LOOKUP_PAUSE_MS: Final = 16_000
+
+
+def client_error(body: ErrorBody | None, refusal_code: str = "") -> CocoonError:
+    """The error a client sees for a refusal of the matcher; outdated sealing becomes `reseal`.
+
+    `refusal_code` is what the last provider said: it is nearer to the cause than a matcher that
+    only knows that nobody is left.
+    """
+    if (body is not None and body.code in RESEAL_CODES) or refusal_code in RESEAL_CODES:
+        return Conflict(
+            "the request is sealed to keys or a policy that are no longer current; fetch the "
+            "directory again and seal it anew, with a new job id",
+            code="reseal",
+        )
+    if refusal_code == "expired":
+        return DeadlineExceeded("the request's not_after has passed; seal it again", code="expired")
+    if body is None:
+        return Unavailable("the job ended without a result; send it again", code="job_failed")
+    return error_for_status(
+        body.status, body.message, code=body.code, retry_after_s=body.retry_after_s
+    )
+
+
+class Relay:
+    """The machine. Every `on_...` takes the monotonic time and returns the actions, in order.
+
+    `attached`: the job is somebody else's run (a repeat): nothing is asked, reported or cancelled.
+    `buffer_limit` bounds the unsent bytes held here; what does not fit is read from SEALED.
+    """
+
+    __slots__ = (
+        "_asked_again", "_attached", "_buffer_limit", "_committed_epoch", "_fetching",
+        "_first_byte_at", "_held", "_held_bytes", "_job_ends_at", "_last", "_lookup_at",
+        "_lookup_pause", "_match", "_match_by", "_received", "_refusal", "_repeat_at",
+        "_started", "_stream", "_timing", "_waiting", "done",
+    )  # fmt: skip
+
+    def __init__(
+        self, *, stream: bool, attached: bool, timing: Timing, buffer_limit: int,
+        not_after_in_ms: int, now_ms: int,
+    ) -> None:  # fmt: skip
+        self.done = False
+        self._stream = stream
+        self._attached = attached
+        self._timing = timing
+        self._buffer_limit = buffer_limit
+        self._match: Match | None = None
+        self._committed_epoch = 0
+        self._started = False
+        self._held: list[bytes] = []
+        self._held_bytes = 0
+        self._received = 0  # the response's bytes in order so far, sent or held
+        self._last: tuple[bytes, int] | None = None  # blob hash and size of the whole response
+        self._fetching = False
+        self._refusal = ""
+        self._asked_again = False
+        self._waiting = False  # the matcher has the request in its queue
+        self._repeat_at = now_ms + timing.repeat_ask_ms
+        self._match_by = now_ms + timing.match_timeout_ms
+        self._first_byte_at = now_ms + min(timing.first_byte_ms, not_after_in_ms)
+        self._job_ends_at = now_ms + timing.job_ms
+        self._lookup_pause = timing.attached_lookup_ms if attached else timing.stall_ms
+        self._lookup_at = now_ms + self._lookup_pause
+
+    # ---- what the shell asks ----
+
+    @property
+    def live_match(self) -> Match | None:
+        return self._match
+
+    @property
+    def started(self) -> bool:
+        """Whether status 200 has gone out."""
+        return self._started
+
+    @property
+    def wake_at_ms(self) -> int:
+        """When `on_time` has something to do, at the earliest."""
+        due = [self._job_ends_at]
+        if self._match is not None or self._attached:
+            due.append(self._lookup_at)
+        elif not self._waiting:
+            due.append(self._match_by if self._asked_again else self._repeat_at)
+        if not self._received and not self._started:
+            due.append(self._first_byte_at)
+        return min(due)
+
+    # ---- the matcher ----
+
+    def begin(self) -> list[Action]:
+        return [Lookup()] if self._attached else [Ask()]
+
+    def on_matched(self, match: Match, now_ms: int) -> list[Action]:
+        """A first match or the next epoch. Too late once bytes are out: the body ends there."""
+        old = self._match
+        if self.done or self._fetching or (old is not None and match.epoch <= old.epoch):
+            return []
+        actions: list[Action] = []
+        if old is not None:
+            actions.append(CancelAtProvider(old.provider_id, old.epoch))
+        if self._started:
+            if not self._attached:
+                actions.append(CancelAtMatcher(match.epoch))
+            return [*actions, *self._fail(_lost())]
+        self._match = match
+        self._held.clear()
+        self._held_bytes = self._received = 0
+        self._last = None
+        self._progress(now_ms)
+        return [*actions, Dispatch(match)]
+
+    def on_committed(self, epoch: int) -> list[Action]:
+        self._committed_epoch = max(self._committed_epoch, epoch)
+        if self.done or self._match is None:
+            return []
+        return self._pump()
+
+    def on_waiting(self) -> list[Action]:
+        """The matcher queues the request until a provider is free: ask no more."""
+        self._waiting = True
+        return []
+
+    def on_existing(self, same_request: bool) -> list[Action]:
+        """The command has a job already: serve its response, or refuse another request for it."""
+        if self.done or self._match is not None or self._attached:
+            return []
+        if not same_request:
+            return self._fail(idempotency_mismatch())
+        self._attached = True
+        self._lookup_pause = self._timing.attached_lookup_ms
+        return [Lookup()]
+
+    def on_ended(self, error: ErrorBody | None) -> list[Action]:
+        """Refused before it began, or failed or cancelled later."""
+        if self.done:
+            return []
+        actions: list[Action] = []
+        if self._match is not None and not self._attached:
+            actions.append(CancelAtProvider(self._match.provider_id, self._match.epoch))
+        return [*actions, *self._fail(client_error(error, self._refusal))]
+
+    # ---- the provider ----
+
+    def on_dispatch(
+        self, epoch: int, outcome: Literal["accepted", "busy", "refused", "silent"], code: str
+    ) -> list[Action]:
+        """The provider's answer to a dispatch, or none in time."""
+        match = self._match
+        if self.done or match is None or epoch != match.epoch or outcome == "accepted":
+            return []
+        if self._received or self._last is not None or self._attached:
+            return []  # its bytes have come, so it runs
+        self._refusal = code if outcome == "refused" else ""
+        return [Report(epoch, outcome, code)]
+
+    def on_frame(self, frame: Frame, now_ms: int) -> list[Action]:
+        """Take a frame of the live epoch; others, repeats and anything after a gap are ignored."""
+        match = self._match
+        if (
+            self.done or self._fetching or match is None or frame.epoch != match.epoch
+            or frame.provider_id != match.provider_id
+        ):  # fmt: skip
+            return []
+        skip = self._received - frame.offset
+        if skip >= 0:
+            data = frame.data[skip:] if skip else frame.data
+            if data and self._held_bytes + len(data) <= self._buffer_limit:
+                self._held.append(data)
+                self._held_bytes += len(data)
+                self._received += len(data)
+                self._progress(now_ms)
+        if frame.last and self._last is None and frame.total >= self._received:
+            self._last = (frame.blob_hash, frame.total)
+        return self._pump()
+
+    # ---- SEALED and the log ----
+
+    def on_filled(self, data: bytes) -> list[Action]:
+        """Bytes of the blob that follow those received so far."""
+        if self.done or not self._fetching or self._last is None:
+            return []
+        total = self._last[1]
+        data = data[: total - self._received]
+        self._received += len(data)
+        actions = self._open(total)
+        if data:
+            actions.append(Send(data))
+        return [*actions, *self._finish()] if self._received == total else actions
+
+    def on_fill_ended(self) -> list[Action]:
+        """SEALED has no more bytes, or never had the blob."""
+        if self.done or not self._fetching:
+            return []
+        return self._fail(
+            Unavailable(
+                "the response was lost on its way; GET /v1/jobs/ID says what was charged, and "
+                "GET /v1/jobs/ID/response reads it again",
+                code="response_lost",
+            )
+        )
+
+    def on_log(self, view: LogView, now_ms: int) -> list[Action]:
+        """What the log says, asked after a silence: missed updates and lost last frames."""
+        if self.done or self._fetching:
+            return []
+        if view.ended is not None:
+            return self._fail(view.ended)
+        if view.match is None:
+            return []
+        actions: list[Action] = []
+        known = self._match
+        if known is None or view.match.epoch > known.epoch:
+            if view.blob_hash and not self._started:  # settled: nothing is left to dispatch
+                self._match = view.match
+                self._held.clear()
+                self._held_bytes = self._received = 0
+                self._last = None
+            else:
+                actions = self.on_matched(view.match, now_ms)
+        if self.done or self._match is None or view.match.epoch != self._match.epoch:
+            return actions
+        self._committed_epoch = max(self._committed_epoch, view.match.epoch)
+        if view.blob_hash and view.total >= self._received:
+            self._last = self._last or (view.blob_hash, view.total)
+        return [*actions, *self._pump()]
+
+    # ---- time and the client ----
+
+    def on_time(self, now_ms: int) -> list[Action]:
+        """Whatever is due at `now_ms`."""
+        if self.done:
+            return []
+        if now_ms >= self._job_ends_at:
+            return self._give_up(DeadlineExceeded("the job took longer than the gateway allows"))
+        if not self._received and not self._started and now_ms >= self._first_byte_at:
+            return self._give_up(
+                DeadlineExceeded("no provider answered in time; send the request again")
+            )
+        if self._match is None and not self._attached:
+            return self._await_matcher(now_ms)
+        if self._fetching or now_ms < self._lookup_at:
+            return []
+        self._lookup_pause = min(self._lookup_pause * 2, MAX_LOOKUP_PAUSE_MS)
+        self._lookup_at = now_ms + self._lookup_pause
+        return [Lookup()]
+
+    def _await_matcher(self, now_ms: int) -> list[Action]:
+        if self._waiting:
+            return []
+        if now_ms >= self._match_by:
+            return self._give_up(
+                Unavailable("the matcher does not answer; send the request again", retry_after_s=2)
+            )
+        if now_ms >= self._repeat_at and not self._asked_again:
+            self._asked_again = True
+            return [Ask()]
+        return []
+
+    def on_disconnect(self) -> list[Action]:
+        if self.done:
+            return []
+        actions = [] if self._fetching else self._cancel()
+        self.done = True
+        return [*actions, Abandon()]
+
+    # ---- inside ----
+
+    def _progress(self, now_ms: int) -> None:
+        timing = self._timing
+        self._lookup_pause = timing.attached_lookup_ms if self._attached else timing.stall_ms
+        self._lookup_at = now_ms + self._lookup_pause
+
+    def _pump(self) -> list[Action]:
+        """Let out what may go out: nothing before the commit, a whole body unless it streams."""
+        match = self._match
+        if match is None or self._committed_epoch != match.epoch:
+            return []
+        last = self._last
+        complete = last is not None and self._received == last[1]
+        actions: list[Action] = []
+        if complete or (self._stream and self._held):
+            actions = self._open(self._received if complete and not self._stream else None)
+        if last is None:
+            return actions
+        if complete:
+            return [*actions, *self._finish()]
+        self._fetching = True
+        return [*actions, Fetch(match, last[0], self._received, last[1])]
+
+    def _open(self, length: int | None) -> list[Action]:
+        """Start the answer if it has not started, and empty the buffer."""
+        actions: list[Action] = []
+        if not self._started:
+            match = self._match
+            assert match is not None  # noqa: S101 - nothing is sent without a match
+            self._started = True
+            actions.append(Start(match, length))
+            if not self._attached:
+                actions.append(Report(match.epoch, "began"))
+        if self._held:
+            actions.append(Send(self._held[0] if len(self._held) == 1 else b"".join(self._held)))
+            self._held.clear()
+            self._held_bytes = 0
+        return actions
+
+    def _finish(self) -> list[Action]:
+        self.done = True
+        return [Finish()]
+
+    def _fail(self, error: CocoonError) -> list[Action]:
+        self.done = True
+        return [Fail(error, self._started)]
+
+    def _give_up(self, error: CocoonError) -> list[Action]:
+        return [*self._cancel(), *self._fail(error)]
+
+    def _cancel(self) -> list[Action]:
+        if self._attached:
+            return []
+        if self._match is None:
+            return [CancelAtMatcher(0)]
+        match = self._match
+        return [CancelAtMatcher(match.epoch), CancelAtProvider(match.provider_id, match.epoch)]
+
+
+def idempotency_mismatch() -> CocoonError:
+    return Conflict(
+        "this Idempotency-Key was used with another request; use a new key, or send the same "
+        "sealed bytes again",
+        code="idempotency_mismatch",
+    )
+
+
+def _lost() -> CocoonError:
+    return Unavailable(
+        "the provider was lost after the first byte; GET /v1/jobs/ID says what was charged",
+        code="provider_lost",
+    )

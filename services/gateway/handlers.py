@@ -1,0 +1,130 @@
+"""The hot path's door: admit one sealed job and run it; what every job shares.
+
+It sees ciphertext, sizes and the public header; it opens nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import nats.errors
+
+from cocoon.bus.sealed import get_sealed
+from cocoon.contracts import messages, subjects
+from cocoon.contracts.messages import CancelJob
+from cocoon.kernel.clock import Clock
+from cocoon.kernel.errors import Conflict, DeadlineExceeded, NotFound, Unavailable
+from cocoon.sealing.envelope import RequestHeader
+from cocoon.telemetry.tracing import span
+from services.gateway.admission import Admission, Slot
+from services.gateway.decide import Relay
+from services.gateway.frames import Mailbox, Switchboard
+from services.gateway.run import JobRun, now_ms
+from services.gateway.settings import GatewaySettings
+from services.gateway.store import ApiKey
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client
+    from nats.js import JetStreamContext
+
+    from cocoon.eventlog.connection import Pool
+
+
+class RunJob(NamedTuple):
+    """An authenticated request: the envelope, its parsed header and req_hash (hex)."""
+
+    key: ApiKey
+    header: RequestHeader
+    envelope: bytes
+    req_hash: str
+    idempotency_key: str
+    traceparent: str
+
+
+class JobResponse(Protocol):
+    """Where the answer goes. After `start`, ending without `finish` truncates the body."""
+
+    async def start(self, headers: list[tuple[bytes, bytes]], length: int | None) -> None: ...
+    async def send_within(self, data: bytes, timeout_s: float) -> bool: ...
+    async def finish(self) -> None: ...
+    def watch(self, on_gone: Callable[[], None]) -> asyncio.Task[None]: ...
+
+
+class Gateway:
+    """What every job shares. All methods run on one event loop."""
+
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        gateway_id: str,
+        nc: Client,
+        js: JetStreamContext,
+        pool: Pool,
+        clock: Clock,
+    ) -> None:
+        self.settings, self.gateway_id = settings, gateway_id
+        self.nc, self.js, self.pool, self.clock = nc, js, pool, clock
+        self.switchboard = Switchboard(gateway_id)
+        self.admission = Admission(settings)
+        self.timing = settings.timing()
+        self.fetches = asyncio.Semaphore(settings.max_fetches)
+
+    async def do_run_job(self, request: RunJob, response: JobResponse, slot: Slot) -> None:
+        """Run one job to its end. Raises what to answer if nothing was sent yet."""
+        job_id = request.header.job_id.hex()
+        not_after_in_ms = request.header.not_after_ms - self.clock.now_ms()
+        if not_after_in_ms <= 0:
+            raise DeadlineExceeded(
+                "the request's not_after has passed; seal it again", code="expired"
+            )
+        owner = (request.key.account_id, request.req_hash)
+        runs_here = self.switchboard.owner_of(job_id)
+        if runs_here is not None and runs_here != owner:
+            raise Conflict("this job id was used before; draw a new one", code="job_id_used")
+        attached = runs_here is not None
+        if not attached:
+            slot.asking()
+        box = Mailbox(self.settings.job_buffer_bytes, owner)
+        relay = Relay(
+            stream=request.header.stream,
+            attached=attached,
+            timing=self.timing,
+            buffer_limit=(
+                self.settings.job_buffer_bytes
+                if request.header.stream
+                else self.settings.whole_body_bytes
+            ),
+            not_after_in_ms=not_after_in_ms,
+            now_ms=now_ms(),
+        )
+        self.switchboard.add(job_id, box)
+        try:
+            with span("gateway.run_job", request.traceparent, {"job_id": job_id}):
+                await JobRun(self, request, response, slot, box, relay).run()
+        finally:
+            self.switchboard.remove(job_id, box)
+
+    async def cancel(self, shard: int, job_id: str, provider_id: str, epoch: int) -> None:
+        """Tell the matcher, and the provider if one is known, to stop a job."""
+        body = CancelJob(job_id=job_id, epoch=epoch).model_dump_json().encode()
+        await self.publish(subjects.cancel_at_matcher(shard), body)
+        if provider_id:
+            await self.publish(subjects.cancel_job(provider_id), body)
+
+    async def publish(self, subject: str, body: bytes, traceparent: str = "") -> None:
+        """Publish without waiting. Raises Unavailable when the bus is away for too long."""
+        headers = {messages.H_TRACEPARENT: traceparent} if traceparent else None
+        try:
+            await self.nc.publish(subject, body, headers=headers)
+        except nats.errors.Error:
+            raise Unavailable("the bus is away; try again", retry_after_s=1) from None
+
+    async def response_blob(self, provider_id: str, digest: str, total: int) -> bytes:
+        """A whole stored response. Raises NotFound (expired or damaged) or Unavailable."""
+        async with self.fetches:
+            blob = await get_sealed(self.nc, provider_id, digest)
+        if len(blob) != total:
+            raise NotFound("the stored response has another size than the log says")
+        return blob

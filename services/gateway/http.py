@@ -1,0 +1,178 @@
+"""HTTP around the routes: bounded bodies, JSON answers, the streamed response. Raw ASGI, no state.
+
+Errors are OpenAI's error object with the status of the tree's class, Retry-After where it helps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Final, TypeAlias
+
+from cocoon.kernel.errors import BadRequest, CocoonError, DeadlineExceeded, TooLarge
+from cocoon.sealing.envelope import MAGIC, MAX_ENVELOPE_BYTES
+from services.gateway.admission import Slot
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Header: TypeAlias = tuple[bytes, bytes]
+
+SEALED_TYPE: Final = b"application/vnd.cocoon.cai1"
+ABORT: Final = "cocoon.abort"  # the scope's extension that drops the connection at once
+_DRAIN_BYTES: Final = 256 * 1024
+_DRAIN_S: Final = 0.5
+
+
+class ClientGone(Exception):
+    """The client closed its connection before it sent the whole request."""
+
+
+class Request:
+    """One request: its headers by name (lower case) and its body, read within bounds."""
+
+    __slots__ = ("_receive", "headers", "method", "path", "query", "read_all", "scope")
+
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        self.scope = scope
+        self._receive = receive
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.query: bytes = scope["query_string"]
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.read_all = self.method in ("GET", "HEAD")
+
+    async def sealed_body(self, slot: Slot, timeout_s: float) -> tuple[bytes, str]:
+        """The envelope and its SHA-256, hashed as it comes.
+
+        Raises TooLarge while reading, BadRequest for anything but CAI/1, DeadlineExceeded for a
+        body that takes longer than `timeout_s`, RateLimited when memory is full, ClientGone.
+        """
+        declared = self.headers.get(b"content-length", b"0")
+        if not declared.isdigit() or int(declared) > MAX_ENVELOPE_BYTES:
+            raise _too_large()
+        digest, parts, size = hashlib.sha256(), [], 0
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not self.read_all:
+                    chunk = await self._next()
+                    if not chunk:
+                        continue
+                    if not size and chunk[:4] != MAGIC[: len(chunk)]:
+                        raise BadRequest("the body is not a CAI/1 request", code="bad_magic")
+                    size += len(chunk)
+                    if size > MAX_ENVELOPE_BYTES:
+                        raise _too_large()
+                    slot.grow(len(chunk))
+                    digest.update(chunk)
+                    parts.append(chunk)
+        except TimeoutError:
+            raise DeadlineExceeded("the request's body did not come in time") from None
+        return (parts[0] if len(parts) == 1 else b"".join(parts)), digest.hexdigest()
+
+    async def drain(self) -> bool:
+        """Drop what is left of a small body, so that the client reads the answer before the
+        connection closes. Returns whether the body has ended.
+        """
+        if self.read_all or b"expect" in self.headers:
+            return self.read_all
+        left = _DRAIN_BYTES
+        try:
+            async with asyncio.timeout(_DRAIN_S):
+                while left > 0 and not self.read_all:
+                    left -= len(await self._next())
+        except (TimeoutError, ClientGone):
+            pass
+        return self.read_all
+
+    async def gone(self) -> None:
+        """Return when the client has closed its connection."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    async def _next(self) -> bytes:
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        self.read_all = not message.get("more_body", False)
+        body: bytes = message.get("body", b"")
+        return body
+
+
+def _too_large() -> TooLarge:
+    return TooLarge(f"a sealed request is at most {MAX_ENVELOPE_BYTES} bytes; send less")
+
+
+class StreamedResponse:
+    """The answer to a job. Ending without `finish` closes the connection mid-body: truncated."""
+
+    __slots__ = ("_request", "_send", "started")
+
+    def __init__(self, request: Request, send: Send) -> None:
+        self._request, self._send = request, send
+        self.started = False
+
+    async def start(self, headers: list[Header], length: int | None, status: int = 200) -> None:
+        self.started = True
+        told = [(b"content-type", SEALED_TYPE), (b"cache-control", b"no-store"), *headers]
+        if length is not None:
+            told.append((b"content-length", b"%d" % length))
+        await self._send({"type": "http.response.start", "status": status, "headers": told})
+
+    async def send(self, data: bytes) -> None:
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def send_within(self, data: bytes, timeout_s: float) -> bool:
+        """Like `send`; a reader that takes longer loses its connection. Returns whether it read."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.send(data)
+        except TimeoutError:
+            self.abort()
+            return False
+        return True
+
+    async def finish(self) -> None:
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def abort(self) -> None:
+        """Drop the connection and what is still to be written to it."""
+        drop = self._request.scope.get(ABORT)
+        if drop is not None:
+            drop()
+
+    def watch(self, on_gone: Callable[[], None]) -> asyncio.Task[None]:
+        async def wait() -> None:
+            await self._request.gone()
+            on_gone()
+
+        return asyncio.create_task(wait())
+
+
+async def send_json(
+    send: Send, value: str | dict[str, Any], status: int = 200, headers: tuple[Header, ...] = ()
+) -> None:
+    """Answer with a JSON value, or with a text that is JSON already."""
+    body = (value if isinstance(value, str) else json.dumps(value)).encode()
+    told = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+        (b"cache-control", b"no-store"),
+        *headers,
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": told})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+async def send_error(send: Send, request: Request, error: CocoonError) -> None:
+    """Answer with an error; close the connection if the request's body was not read."""
+    headers: list[Header] = []
+    if error.retry_after_s is not None or error.http_status in (429, 503):
+        headers.append((b"retry-after", b"%d" % (error.retry_after_s or 1)))
+    if error.http_status == 401:
+        headers.append((b"www-authenticate", b'Bearer realm="cocoon"'))
+    if not await request.drain():
+        headers.append((b"connection", b"close"))
+    await send_json(send, error.to_openai(), error.http_status, tuple(headers))

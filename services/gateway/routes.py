@@ -1,0 +1,226 @@
+"""The only public HTTP of the network: thin routes over the gateway's handlers, raw ASGI.
+
+A plaintext request is refused by its address and type, before its body is looked at.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+from urllib.parse import parse_qs
+
+from cocoon.bus.requests import ask
+from cocoon.contracts import subjects
+from cocoon.contracts.messages import OpenAccountRequest
+from cocoon.kernel.clock import Clock
+from cocoon.kernel.errors import BadRequest, CocoonError, NotFound
+from cocoon.kernel.ids import is_job_id
+from cocoon.sealing.envelope import parse_header
+from cocoon.telemetry import metrics
+from cocoon.telemetry.logs import get_logger
+from services.gateway import jobs
+from services.gateway.directory import Directory
+from services.gateway.handlers import Gateway, RunJob
+from services.gateway.http import (
+    SEALED_TYPE,
+    ClientGone,
+    Receive,
+    Request,
+    Scope,
+    Send,
+    StreamedResponse,
+    send_error,
+    send_json,
+)
+from services.gateway.keys import KeyRing
+from services.gateway.run import FETCH_SLICE_BYTES, response_headers
+from services.gateway.store import ApiKey
+
+log = get_logger("cocoon.gateway.http")
+_IDEMPOTENCY_KEY: Final = re.compile(rb"[\x21-\x7e]{1,255}\Z")
+_TRACEPARENT: Final = re.compile(rb"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")
+_RANGE: Final = re.compile(rb"bytes=([0-9]{1,12})-\Z")
+_MODEL: Final = re.compile(r"[\x21-\x7e]{1,128}\Z")
+_HOST: Final = re.compile(rb"[A-Za-z0-9.\-\[\]:]{1,255}\Z")
+
+
+class Routes:
+    """The ASGI application."""
+
+    def __init__(self, gateway: Gateway, keys: KeyRing, directory: Directory, clock: Clock) -> None:
+        self._gateway, self._keys, self._directory = gateway, keys, directory
+        self._clock = clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        request = Request(scope, receive)
+        response = StreamedResponse(request, send)
+        route, status = "unknown", 200
+        try:
+            route, status = await self._route(request, response, send)
+        except ClientGone:
+            return
+        except CocoonError as error:
+            status = error.http_status
+            await self._refuse(request, response, send, error)
+        except Exception:
+            log.exception("request_failed")
+            status = 500
+            failed = CocoonError("the gateway failed; send the request again")
+            await self._refuse(request, response, send, failed)
+        metrics.HTTP_REQUESTS.inc(route, f"{status // 100}xx")
+
+    async def _refuse(
+        self, request: Request, response: StreamedResponse, send: Send, error: CocoonError
+    ) -> None:
+        metrics.REFUSALS.inc(error.code)
+        if not response.started:
+            await send_error(send, request, error)
+
+    async def _route(
+        self, request: Request, response: StreamedResponse, send: Send
+    ) -> tuple[str, int]:
+        """Run the request's route; return its name and the status answered."""
+        method, path = request.method, request.path
+        if method == "POST":
+            if path != "/v1/jobs" or _media_type(request) != SEALED_TYPE:
+                raise self._plaintext_refused(request)
+            await self._run_job(request, response)
+            return "run_job", 200
+        if method == "GET" and path == "/v1/network":
+            await send_json(send, await self._network())
+            return "network", 200
+        if method == "GET" and path == "/v1/directory":
+            listing = await self._directory.listing(_wanted_model(request))
+            await send_json(send, listing.text)
+            return "directory", 200
+        key = await self._authenticate(request)
+        if method == "GET" and path == "/v1/models":
+            await send_json(send, await self._directory.models())
+            return "models", 200
+        if method == "GET" and path == "/v1/balance":
+            await send_json(send, await self._balance(key))
+            return "balance", 200
+        if path.startswith("/v1/jobs/"):
+            return await self._job(request, response, send, key)
+        raise NotFound("there is no such address here; see docs/openapi.json")
+
+    async def _authenticate(self, request: Request) -> ApiKey:
+        return await self._keys.authenticate(request.headers.get(b"authorization"))
+
+    # ---- the hot route ----
+
+    async def _run_job(self, request: Request, response: StreamedResponse) -> None:
+        key = await self._authenticate(request)
+        headers = request.headers
+        idempotency_key = headers.get(b"idempotency-key", b"")
+        if idempotency_key and _IDEMPOTENCY_KEY.match(idempotency_key) is None:
+            raise BadRequest(
+                "an Idempotency-Key is 1 to 255 visible ASCII characters", param="Idempotency-Key"
+            )
+        traceparent = headers.get(b"traceparent", b"")
+        if _TRACEPARENT.match(traceparent) is None:
+            traceparent = b""
+        with self._gateway.admission.enter(key.api_key_id) as slot:
+            timeout_s = self._gateway.settings.body_timeout_s
+            envelope, req_hash = await request.sealed_body(slot, timeout_s)
+            header, _ = parse_header(envelope)
+            job = RunJob(
+                key, header, envelope, req_hash, idempotency_key.decode(), traceparent.decode()
+            )
+            await self._gateway.do_run_job(job, response, slot)
+
+    # ---- the others ----
+
+    async def _job(
+        self, request: Request, response: StreamedResponse, send: Send, key: ApiKey
+    ) -> tuple[str, int]:
+        job_id, _, rest = request.path.removeprefix("/v1/jobs/").partition("/")
+        if not is_job_id(job_id) or rest not in ("", "response"):
+            raise NotFound("there is no such job of this account", code="job_not_found")
+        shard = self._gateway.settings.shard_of(key.account_id)
+        record = await jobs.read_owned_job(self._gateway.pool, shard, job_id, key.account_id)
+        if request.method == "GET" and rest:
+            return "job_response", await self._stored_response(request, response, record)
+        if request.method == "GET":
+            await send_json(send, jobs.describe(record))
+            return "job", 200
+        if request.method == "DELETE" and not rest:
+            match = record.state.match
+            if not record.state.status.is_terminal:
+                provider_id = match.provider_id if match else ""
+                await self._gateway.cancel(shard, job_id, provider_id, record.state.epoch)
+            await send_json(send, jobs.describe(record), 202)
+            return "cancel_job", 202
+        raise NotFound("a job is read with GET and cancelled with DELETE")
+
+    async def _stored_response(
+        self, request: Request, response: StreamedResponse, record: jobs.JobRecord
+    ) -> int:
+        match, digest, total = jobs.stored_response(record)
+        offset, status, headers = 0, 200, response_headers(record.job_id, match)
+        asked = _RANGE.match(request.headers.get(b"range", b""))
+        if asked is not None:
+            offset, status = int(asked[1]), 206
+            if offset >= total:
+                raise BadRequest(
+                    f"the response has {total} bytes; ask for an earlier range",
+                    code="range_not_satisfiable",
+                )
+            headers.append((b"content-range", b"bytes %d-%d/%d" % (offset, total - 1, total)))
+        headers.append((b"accept-ranges", b"bytes"))
+        blob = await self._gateway.response_blob(match.provider_id, digest, total)
+        await response.start(headers, total - offset, status)
+        for at in range(offset, total, FETCH_SLICE_BYTES):
+            if not await response.send_within(
+                blob[at : at + FETCH_SLICE_BYTES], self._gateway.settings.send_timeout_s
+            ):
+                return status
+        await response.finish()
+        return status
+
+    async def _network(self) -> dict[str, object]:
+        return {
+            **await self._directory.network(),
+            "now_ms": self._clock.now_ms(),
+            "shards": {
+                "network": subjects.NETWORK_SHARD,
+                "accounts": list(self._gateway.settings.account_shards),
+            },
+        }
+
+    async def _balance(self, key: ApiKey) -> str:
+        shard = self._gateway.settings.shard_of(key.account_id)
+        return await ask(
+            self._gateway.nc, subjects.billing(shard, "balance"),
+            OpenAccountRequest(account_id=key.account_id), self._gateway.settings.rpc_timeout_s,
+        )  # fmt: skip
+
+    def _plaintext_refused(self, request: Request) -> BadRequest:
+        address = self._gateway.settings.public_url
+        if not address:
+            host = request.headers.get(b"host", b"")
+            shown = host.decode() if _HOST.match(host) else "127.0.0.1"
+            address = f"{request.scope.get('scheme', 'http')}://{shown}"
+        return BadRequest(
+            "This gateway takes sealed requests only and has not read this one. Run "
+            f"`cocoon connect --gateway {address}` and use the base_url that it prints: it seals "
+            "every request on your own machine.",
+            code="plaintext_refused",
+        )
+
+
+def _media_type(request: Request) -> bytes:
+    return request.headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+
+
+def _wanted_model(request: Request) -> str:
+    try:
+        fields = parse_qs(request.query.decode("ascii"), max_num_fields=8)
+    except ValueError:
+        fields = {}
+    names = fields.get("model", [])
+    if len(names) != 1 or _MODEL.match(names[0]) is None:
+        raise BadRequest("name one model: /v1/directory?model=NAME", param="model")
+    return names[0]

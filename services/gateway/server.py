@@ -1,0 +1,134 @@
+"""uvicorn with the bounds that it lacks: header size and time, connections, an abort.
+
+It changes nothing of HTTP itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Iterator
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from services.gateway.http import ABORT
+from services.gateway.settings import GatewaySettings
+
+if TYPE_CHECKING:
+    from services.gateway.routes import Routes
+
+_BACKLOG = 1024
+_TOO_LARGE = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
+    b"content-length: 0\r\nconnection: close\r\n\r\n"
+)
+
+
+def _bounded(settings: GatewaySettings) -> type[HttpToolsProtocol]:
+    """A protocol class that keeps to these settings."""
+
+    class Bounded(HttpToolsProtocol):
+        """One connection. A head that is too large or too slow ends it."""
+
+        _head_bytes = 0
+        _head_timer: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            if len(self.connections) > settings.max_connections:
+                transport.abort()
+                return
+            self._expect_head()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._head_ended()
+            super().connection_lost(exc)
+
+        def on_message_begin(self) -> None:
+            super().on_message_begin()
+            self._head_bytes = 0
+            self._expect_head()
+            self.scope[ABORT] = self.transport.abort  # type: ignore[typeddict-unknown-key]
+
+        def on_url(self, url: bytes) -> None:
+            if self._fits(len(url)):
+                super().on_url(url)
+
+        def on_header(self, name: bytes, value: bytes) -> None:
+            if self._fits(len(name) + len(value)):
+                super().on_header(name, value)
+
+        def on_headers_complete(self) -> None:
+            self._head_ended()
+            if self._head_bytes <= settings.max_header_bytes:
+                super().on_headers_complete()
+
+        def _fits(self, size: int) -> bool:
+            fitted = self._head_bytes <= settings.max_header_bytes
+            self._head_bytes += size + 4
+            if self._head_bytes <= settings.max_header_bytes:
+                return True
+            if fitted and not self.transport.is_closing():
+                self.transport.write(_TOO_LARGE)
+                self.transport.close()
+            return False
+
+        def _expect_head(self) -> None:
+            if self._head_timer is None:
+                self._head_timer = self.loop.call_later(
+                    settings.header_timeout_s, self.transport.close
+                )
+
+        def _head_ended(self) -> None:
+            if self._head_timer is not None:
+                self._head_timer.cancel()
+                self._head_timer = None
+
+    return Bounded
+
+
+class _Server(uvicorn.Server):
+    """Signals belong to the process, not to this server."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@contextlib.asynccontextmanager
+async def serve_http(routes: Routes, settings: GatewaySettings) -> AsyncIterator[int]:
+    """Serve inside the block and yield the bound port; then drain. Raises OSError."""
+    listener = socket.create_server(
+        (settings.listen_host, settings.listen_port), backlog=_BACKLOG, reuse_port=False
+    )
+    # Accepted sockets inherit it: a small frame must not wait for the last one's ACK.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    options: dict[str, Any] = {
+        "http": _bounded(settings),
+        "loop": "none",
+        "ws": "none",
+        "lifespan": "off",
+        "interface": "asgi3",
+        "log_config": None,
+        "access_log": False,
+        "server_header": False,
+        "date_header": False,
+        "proxy_headers": False,
+        "timeout_keep_alive": settings.keep_alive_s,
+        "timeout_graceful_shutdown": settings.drain_s,
+    }
+    server = _Server(uvicorn.Config(routes, **options))
+    task = asyncio.create_task(server.serve(sockets=[listener]), name="http")
+    try:
+        while not server.started:
+            if task.done():
+                task.result()
+            await asyncio.sleep(0.005)
+        yield int(listener.getsockname()[1])
+    finally:
+        server.should_exit = True
+        await asyncio.wait([task], timeout=settings.drain_s + 5)
+        listener.close()

@@ -1,0 +1,120 @@
+"""The gateway's SQL: API keys by the hash of their text, and the channel that tells of changes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from cocoon.eventlog.connection import connect, tree_errors
+from cocoon.kernel.errors import CocoonError, Conflict, NotFound
+from cocoon.telemetry.logs import get_logger
+
+if TYPE_CHECKING:
+    from cocoon.eventlog.connection import Pool
+
+log = get_logger("cocoon.gateway.store")
+CHANNEL = "gateway_api_keys"
+MAX_LISTED = 1000
+_CHECK_S = 5.0
+_RECONNECT_S = 0.5
+
+
+class ApiKey(NamedTuple):
+    """A live key: its public name and the account that pays."""
+
+    api_key_id: str
+    account_id: str
+
+
+async def find_key(pool: Pool, secret_hash: bytes) -> ApiKey | None:
+    """The live key with this hash, or None. Raises Unavailable."""
+    with tree_errors():
+        row = await pool.fetchrow(
+            "SELECT api_key_id, account_id FROM gateway.api_keys"
+            " WHERE secret_hash = $1 AND revoked_at IS NULL",
+            secret_hash,
+        )
+    return None if row is None else ApiKey(row["api_key_id"], row["account_id"])
+
+
+async def create_key(
+    pool: Pool, api_key_id: str, secret_hash: bytes, account_id: str, label: str
+) -> None:
+    """Add a key; the same key again changes nothing. Raises Conflict if the name is taken."""
+    with tree_errors():
+        await pool.execute(
+            "INSERT INTO gateway.api_keys (api_key_id, secret_hash, account_id, label)"
+            " VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING",
+            api_key_id,
+            secret_hash,
+            account_id,
+            label,
+        )
+        same = await pool.fetchval(
+            "SELECT secret_hash = $2 AND account_id = $3 FROM gateway.api_keys"
+            " WHERE api_key_id = $1",
+            api_key_id,
+            secret_hash,
+            account_id,
+        )
+    if not same:
+        raise Conflict("this API key or its id exists already; make a new one", code="key_exists")
+
+
+async def list_keys(pool: Pool) -> list[dict[str, Any]]:
+    """The newest keys without their hashes, at most 1000; times in Unix milliseconds."""
+    with tree_errors():
+        rows = await pool.fetch(
+            "SELECT api_key_id, account_id, label,"
+            " (extract(epoch FROM created_at) * 1000)::bigint AS created_ms,"
+            " (extract(epoch FROM revoked_at) * 1000)::bigint AS revoked_ms"
+            " FROM gateway.api_keys ORDER BY created_at DESC, api_key_id LIMIT $1",
+            MAX_LISTED,
+        )
+    return [dict(row) for row in rows]
+
+
+async def revoke_key(pool: Pool, api_key_id: str) -> bytes:
+    """Revoke a key, again if need be, and return its hash. Raises NotFound."""
+    with tree_errors():
+        found = await pool.fetchval(
+            "UPDATE gateway.api_keys SET revoked_at = coalesce(revoked_at, now())"
+            " WHERE api_key_id = $1 RETURNING secret_hash",
+            api_key_id,
+        )
+    if found is None:
+        raise NotFound(f"there is no API key {api_key_id}; see `cocoon keys list`")
+    return bytes(found)
+
+
+async def follow_changes(
+    dsn: str, on_change: Callable[[bytes], None], on_state: Callable[[bool], None]
+) -> None:
+    """Report the hash of every changed key until cancelled; `on_state` tells whether it hears.
+
+    While it does not hear, a cache of keys must not be used.
+    """
+
+    def heard(_connection: object, _pid: int, _channel: str, payload: object) -> None:
+        with contextlib.suppress(ValueError):
+            on_change(bytes.fromhex(str(payload)))
+
+    while True:
+        connection = None
+        try:
+            connection = await connect(dsn, "cocoon-gateway-keys")
+            with tree_errors():
+                await connection.add_listener(CHANNEL, heard)
+                on_state(True)
+                while True:
+                    await asyncio.sleep(_CHECK_S)
+                    await connection.execute("SELECT 1", timeout=_CHECK_S)
+        except CocoonError as error:
+            log.warning("key_changes_lost", exc_info=error)
+        finally:
+            on_state(False)
+            if connection is not None:
+                connection.terminate()
+        await asyncio.sleep(_RECONNECT_S)
