@@ -6,24 +6,26 @@ only, because a bus error may carry a message.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import nats
 import nats.errors
+from nats.aio.client import Client
 
 from cocoon.bus.keys import read_seed_file
 from cocoon.kernel.errors import ConfigurationError, Unavailable
 
 if TYPE_CHECKING:
     from faststream.nats import NatsBroker
-    from nats.aio.client import Client
 
 _log = logging.getLogger("cocoon.bus")
 _RECONNECT_WAIT_S = 0.25
 _PING_INTERVAL_S = 5
+_DRAIN_S = 5.0
 _PENDING_BYTES = 16 * 1024 * 1024
 
 
@@ -68,6 +70,7 @@ async def connect(
     name: str,
     inbox_prefix: str,
     on_closed: Callable[[], None] | None = None,
+    timeout_s: float = 10.0,
 ) -> Client:
     """Open a raw connection as the user of `seed_file` (None: a server without users).
 
@@ -78,15 +81,37 @@ async def connect(
     options = _options(name, inbox_prefix, on_closed)
     if seed_file is not None:
         options["nkeys_seed_str"] = read_seed_file(Path(seed_file)).decode()
+    refused = asyncio.Event()
+    log_error = options["error_cb"]
+
+    async def error_cb(error: Exception) -> None:
+        if "authorization violation" in str(error).lower():
+            refused.set()
+        await log_error(error)
+
+    options["error_cb"] = error_cb
+    client = Client()
+    # nats-py would try the first connection for ever too: it is given up after a while.
+    connecting = asyncio.create_task(client.connect(url, **options))
+    refusal = asyncio.create_task(refused.wait())
     try:
-        # The first connection is tried a few times only; after it nats-py reconnects for ever.
-        return await nats.connect(url, **{**options, "allow_reconnect": True})
-    except (nats.errors.AuthorizationError, nats.errors.Error) as error:
-        if "authorization" in str(error).lower():
-            raise ConfigurationError(f"NATS does not know the user of {name}") from None
-        raise Unavailable(f"NATS cannot be reached ({type(error).__name__})") from None
-    except (OSError, TimeoutError) as error:
-        raise Unavailable(f"NATS cannot be reached ({type(error).__name__})") from None
+        await asyncio.wait(
+            (connecting, refusal), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
+        )
+        if connecting.done():
+            connecting.result()
+            return client
+    except (nats.errors.Error, OSError, TimeoutError):
+        pass
+    finally:
+        refusal.cancel()
+        if not client.is_connected:
+            connecting.cancel()
+            await asyncio.gather(connecting, return_exceptions=True)
+            await client.close()
+    if refused.is_set():
+        raise ConfigurationError(f"NATS does not know the user of {name}")
+    raise Unavailable(f"NATS did not answer {name} within {timeout_s:g} s")
 
 
 def broker(
@@ -112,15 +137,22 @@ def broker(
         ack_policy=AckPolicy.MANUAL,
         logger=None,
         apply_types=False,
+        graceful_timeout=_DRAIN_S,
     )
 
 
 async def close(nc: Client) -> None:
     """Flush and close, without raising if the server is away."""
-    import asyncio
-    import contextlib
-
     with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
         await asyncio.wait_for(nc.flush(timeout=1), 2)
     with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
         await nc.close()
+
+
+async def stop(started: NatsBroker) -> None:
+    """Stop a broker: let its handlers finish, then close, also while the server is away."""
+    client = started._connection
+    with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
+        await started.stop()
+    if client is not None and not client.is_closed:
+        await client.close()
