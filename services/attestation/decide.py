@@ -28,12 +28,16 @@ from cocoon.kernel.errors import (
     Forbidden,
     NotFound,
     SealingError,
+    TooLarge,
     Unavailable,
 )
 from cocoon.sealing.keys import verify_bundle
 
 RETRY_AFTER_REFUSAL_S = 300  # the provider must change something first
 RETRY_UNDECIDED_S = 30
+# A directory's entry and the policy travel in one bus message, as JSON inside JSON.
+MAX_EVIDENCE_BYTES = 256 * 1024
+MAX_POLICY_BYTES = 128 * 1024
 _MAX_MESSAGE_CHARS = 1000
 NETWORK_POLICY = "policy/network"
 
@@ -69,6 +73,11 @@ def check_environment(environment: str, trust: TrustAnchors, signed: SignedPolic
         raise ConfigurationError(
             f"the policy lacks {trust.policy_threshold} good signature(s) of the trust file's "
             "signers; have it signed again"
+        )
+    if len(signed.to_canonical()) > MAX_POLICY_BYTES:
+        raise ConfigurationError(
+            f"the policy is larger than {MAX_POLICY_BYTES // 1024} KiB, too large for the bus; "
+            "drop images and bans that no longer matter"
         )
     known = {anchor.fingerprint for anchor in trust.anchors}
     if not set(policy.anchors) <= known:
@@ -174,6 +183,16 @@ def offer_command(
     return c.PublishOffer(
         provider_id=provider_id, models=request.models, concurrency=request.concurrency
     )
+
+
+def check_size(evidence: ProviderEvidence) -> None:
+    """Raises TooLarge for evidence that the directory could not carry."""
+    if len(evidence.to_canonical()) > MAX_EVIDENCE_BYTES:
+        raise TooLarge(
+            f"the evidence is larger than {MAX_EVIDENCE_BYTES // 1024} KiB; send the collateral of "
+            "one FMSPC only, without a certificate chain of its own",
+            code="evidence_too_large",
+        )
 
 
 def attest_command(

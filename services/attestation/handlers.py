@@ -152,6 +152,7 @@ class Attestation:
             )
         decide.require_enrolled(self.memory.providers.get(provider_id))
         decide.check_ban(self._bans, provider_id)
+        decide.check_size(evidence)
         self._check_room()
         self._challenges.spend(evidence, self._clock.now_ms())
         verdict = await self._verify(evidence)
@@ -163,7 +164,12 @@ class Attestation:
         decide.check_ban(self._bans, provider_id, ppid)
         evidence_id = bytes.fromhex(command.evidence_id)
         await store.save_evidence(self._pool, evidence_id, evidence, ppid, self._clock.now_ms())
-        position = await self._append(command, traceparent)
+
+        def still_welcome() -> bool:
+            decide.check_ban(self._bans, provider_id, ppid)
+            return True
+
+        position = await self._append(command, traceparent, still_welcome)
         self.memory.remember_evidence(command.evidence_id, evidence, ppid)
         log.info(
             "provider_attested", provider_id=provider_id, evidence_id=command.evidence_id,
@@ -237,14 +243,14 @@ class Attestation:
         ppid = ppid or self._bans.get(request.provider_id, "")
         await store.save_ban(self._pool, request.provider_id, ppid, self._clock.now_ms())
         self._bans[request.provider_id] = ppid
-        revoked = 0
-        for provider_id, other in list(self.memory.attested()):
-            evidence_id = other.attested.evidence_id if other.attested else ""
-            same = ppid and self.memory.ppids.get(evidence_id) == ppid
-            if provider_id == request.provider_id or same:
-                await self._revoke(provider_id, evidence_id, "banned", traceparent)
-                revoked += 1
-        return {"banned": True, "revoked": revoked}
+        return {"banned": True, "revoked": await self._revoke_banned(traceparent)}
+
+    async def _revoke_banned(self, traceparent: str = "") -> int:
+        """Revoke whatever stands on a banned provider or machine; how many."""
+        banned = self.memory.banned(self._bans)
+        for provider_id, evidence_id in banned:
+            await self._revoke(provider_id, evidence_id, "banned", traceparent)
+        return len(banned)
 
     # ---- time ----
 
@@ -253,6 +259,7 @@ class Attestation:
         now_ms = self._clock.now_ms()
         for provider_id, evidence_id in self.memory.expired(now_ms):
             await self._revoke(provider_id, evidence_id, "expired")
+        await self._revoke_banned()  # what was being attested while its ban came in
         if self._reevaluate:
             self._reevaluate = False
             await self.reevaluate()
@@ -271,15 +278,26 @@ class Attestation:
         for provider_id, state in list(self.memory.attested()):
             if state.attested is None:
                 continue
+            evidence_id = state.attested.evidence_id
             evidence = self.memory.evidence_of(provider_id)
             if evidence is None:
-                await self._revoke(provider_id, state.attested.evidence_id, "evidence_missing")
+                await self._revoke(provider_id, evidence_id, "evidence_missing")
                 continue
             verdict = await self._verify(evidence)
             if verdict.ok:
-                await self._append(decide.attest_command(evidence, verdict, self._signed.policy))
+                command = decide.attest_command(evidence, verdict, self._signed.policy)
+                await self._append(command, "", self._stands(provider_id, evidence_id))
             else:
-                await self._revoke(provider_id, state.attested.evidence_id, verdict.code)
+                await self._revoke(provider_id, evidence_id, verdict.code)
+
+    def _stands(self, provider_id: str, evidence_id: str) -> Callable[[], bool]:
+        """Whether the provider still stands on this evidence: nobody revoked it meanwhile."""
+
+        def check() -> bool:
+            attested = self.memory.providers[provider_id].attested
+            return attested is not None and attested.evidence_id == evidence_id
+
+        return check
 
     # ---- inside ----
 
@@ -327,11 +345,21 @@ class Attestation:
         log.warning("attestation_revoked", provider_id=provider_id, evidence_id=evidence_id,
                     reason=reason)  # fmt: skip
 
-    async def _append(self, command: c.Command, traceparent: str = "") -> int:
-        """Decide and append; the position of the last event (the log's, if nothing changed)."""
+    async def _append(
+        self,
+        command: c.Command,
+        traceparent: str = "",
+        still_wanted: Callable[[], bool] | None = None,
+    ) -> int:
+        """Decide and append; the position of the last event (the log's, if nothing changed).
+
+        `still_wanted` is asked once the stream is ours: what was decided before a wait may be over.
+        """
         stream = domain.stream_of(command)
         async with self._locks.setdefault(stream, asyncio.Lock()):
             for _ in range(MAX_CONFLICTS):
+                if still_wanted is not None and not still_wanted():
+                    return self.memory.position
                 state, version = self._state(stream)
                 item = decide.item(state, version, command, traceparent)
                 if item is None:

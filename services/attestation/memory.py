@@ -5,7 +5,7 @@ All but the load can be rebuilt; losing the load leaves providers out of the dir
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from cocoon.contracts.envelope import GENESIS_HASH, StoredEvent
@@ -99,6 +99,16 @@ class Memory:
             (provider_id, state.attested.evidence_id)
             for provider_id, state in self.attested()
             if state.attested is not None and state.attested.valid_until_ms <= now_ms
+        ]
+
+    def banned(self, bans: Mapping[str, str]) -> list[tuple[str, str]]:
+        """(provider id, evidence id) of attestations on banned providers or machines."""
+        machines = {ppid for ppid in bans.values() if ppid}
+        return [
+            (provider_id, state.attested.evidence_id)
+            for provider_id, state in self.attested()
+            if state.attested is not None
+            and (provider_id in bans or self.ppids.get(state.attested.evidence_id) in machines)
         ]
 
     def next_expiry_ms(self) -> int | None:
