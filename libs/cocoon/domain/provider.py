@@ -56,11 +56,9 @@ def decide_enrol_provider(state: ProviderState, command: EnrolProvider) -> tuple
     event = ProviderEnrolled(
         provider_id=command.provider_id, identity_key=command.identity_key, tier=command.tier
     )
-    if state.enrolled is None or state.enrolled.tier != event.tier:
-        return (event,)
-    if state.enrolled.identity_key != command.identity_key:
+    if state.enrolled is not None and state.enrolled.identity_key != command.identity_key:
         raise Conflict("this provider id belongs to another identity key", code="identity_taken")
-    return ()
+    return () if event == state.enrolled else (event,)
 
 
 def _require_enrolled(state: ProviderState) -> None:

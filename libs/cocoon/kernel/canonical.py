@@ -39,7 +39,10 @@ def _check(value: object) -> None:
 
 def dumps(value: object) -> bytes:
     """Return the canonical bytes. Raises ValueError for floats, big integers or odd keys."""
-    _check(value)
+    try:
+        _check(value)
+    except RecursionError:
+        raise ValueError("canonical JSON is nested too deeply") from None
     return json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     ).encode("utf-8")

@@ -1,0 +1,130 @@
+"""One door leads every command to its decider; what is stored decides the same again."""
+
+from __future__ import annotations
+
+import pytest
+
+from cocoon.contracts import commands as c
+from cocoon.contracts import events as e
+from cocoon.domain.decide import State, decide, evolve, initial, stream_of
+from cocoon.domain.job import JobState, fold
+from cocoon.kernel.errors import BadRequest
+from tests.support.job_world import (
+    ALICE,
+    POLICY,
+    expire_command,
+    hex32,
+    matched_job,
+    request_command,
+    settle_command,
+)  # fmt: skip
+
+_ENROLLED, _OFFER, _ATTESTED, _BUNDLE = ALICE.network_events()
+
+
+def provider_state(*events: e.EventData) -> State:
+    state = initial("provider/x")
+    for event in events:
+        state = evolve(state, event, "provider/x")
+    return state
+
+
+READY = provider_state(_ENROLLED, _OFFER, _ATTESTED)
+OPENED = evolve(initial("account/x"), e.AccountOpened(account_id="acct_1"), "account/acct_1")
+SCENARIOS: list[tuple[State, c.Command, list[str]]] = [
+    (JobState(), request_command(), ["JobRequested", "FundsHeld", "ProviderMatched"]),
+    (matched_job(), expire_command(), ["LeaseExpired", "ProviderMatched"]),
+    (matched_job(), settle_command(matched_job()), ["ResultSealed", "PaymentSettled"]),
+    (initial("account/a"), c.OpenAccount(account_id="acct_1"), ["AccountOpened"]),
+    (
+        OPENED,
+        c.CreditDeposit(account_id="acct_1", amount_nanoton=1, source="dev", reference="r"),
+        ["DepositCredited"],
+    ),
+    (
+        initial("provider/p"),
+        c.EnrolProvider.model_validate(_ENROLLED.model_dump()),
+        ["ProviderEnrolled"],
+    ),
+    (
+        provider_state(_ENROLLED),
+        c.PublishOffer.model_validate(_OFFER.model_dump()),
+        ["OfferPublished"],
+    ),
+    (
+        provider_state(_ENROLLED),
+        c.AttestProvider.model_validate(_ATTESTED.model_dump()),
+        ["ProviderAttested"],
+    ),
+    (
+        READY,
+        c.RevokeAttestation(provider_id=ALICE.id, evidence_id=ALICE.evidence_id, reason="r"),
+        ["AttestationRevoked"],
+    ),
+    (
+        READY,
+        c.PublishKeyBundle.model_validate(_BUNDLE.model_dump()),
+        ["KeyBundlePublished"],
+    ),
+    (
+        None,
+        c.PublishPolicy(policy_hash=POLICY, version=2, previous_hash=hex32("before")),
+        ["PolicyPublished"],
+    ),
+]  # fmt: skip
+
+
+def test_there_is_a_scenario_for_every_command() -> None:
+    tried = sorted(command.command_type for _, command, _ in SCENARIOS)
+    assert tried == sorted(cls.command_type for cls in c.ALL_COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("state", "command", "types"), SCENARIOS, ids=[s[1].command_type for s in SCENARIOS]
+)
+def test_a_stored_command_decides_the_same_bytes_again(
+    state: State, command: c.Command, types: list[str]
+) -> None:
+    first = decide(state, command)
+    assert [event.event_type for event in first] == types
+    again = decide(state, c.decode_command(command.to_stored()))
+    assert [e.to_canonical() for e in again] == [e.to_canonical() for e in first]
+
+
+@pytest.mark.parametrize(
+    ("state", "command", "types"), SCENARIOS, ids=[s[1].command_type for s in SCENARIOS]
+)
+def test_every_command_has_a_stream_whose_start_it_can_be_decided_on_or_refused(
+    state: State, command: c.Command, types: list[str]
+) -> None:
+    assert type(initial(stream_of(command))) is type(state)
+
+
+def test_a_command_on_another_aggregate_is_refused() -> None:
+    with pytest.raises(BadRequest):
+        decide(JobState(), c.OpenAccount(account_id="acct_1"))
+    with pytest.raises(BadRequest):
+        decide(OPENED, request_command())
+
+
+class Unknown(c.Command):
+    command_type = "Unknown"
+
+
+def test_a_command_without_a_stream_is_refused() -> None:
+    with pytest.raises(BadRequest, match="no stream"):
+        stream_of(Unknown())
+
+
+@pytest.mark.parametrize("stored", [b'{"type":"Nothing","command":{}}', b"{}", b"[]", b"x"])
+def test_stored_bytes_of_no_command_are_refused(stored: bytes) -> None:
+    with pytest.raises((KeyError, ValueError)):
+        c.decode_command(stored)
+
+
+def test_a_job_folded_through_the_door_is_the_job() -> None:
+    events = decide(JobState(), request_command())
+    state: State = initial("job/x")
+    for event in events:
+        state = evolve(state, event, "job/x")
+    assert state == fold(events)

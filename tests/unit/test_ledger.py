@@ -1,0 +1,90 @@
+"""Every event's postings sum to zero, and no client, hold or provider falls below zero."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cocoon.contracts import events as e
+from cocoon.domain.ledger import FAUCET, FEES, Entry, apply, client, hold, postings, provider
+from tests.support.example_events import EXAMPLES, settlement
+from tests.support.job_world import hex16
+
+JOB = hex16("job")
+MONEY = {"FundsHeld", "PaymentSettled", "JobFailed", "JobCancelled", "DepositCredited"}
+
+
+def test_there_is_an_example_of_every_event() -> None:
+    assert [type(event) for event in EXAMPLES] == list(e.ALL_EVENTS)
+
+
+@pytest.mark.parametrize("event", EXAMPLES, ids=lambda event: event.event_type)
+def test_the_entries_of_every_event_sum_to_zero(event: e.EventData) -> None:
+    entries = postings(event)
+    assert sum(entry.amount_nanoton for entry in entries) == 0
+    assert all(entry.amount_nanoton for entry in entries)
+    assert bool(entries) == (event.event_type in MONEY)
+
+
+amounts = st.integers(0, 2**62)
+
+
+@given(held=amounts, price_share=st.integers(0, 10**6), fee_share=st.integers(0, 10**6))
+def test_every_settlement_that_adds_up_sums_to_zero(
+    held: int, price_share: int, fee_share: int
+) -> None:
+    paid = held * price_share // 10**6
+    fee = paid * fee_share // 10**6
+    entries = postings(settlement(held=held, price=paid, provider=paid - fee, fee=fee))
+    assert sum(entry.amount_nanoton for entry in entries) == 0
+
+
+@given(st.integers(1, 2**62), st.sampled_from(["dev", "ton"]))
+def test_a_deposit_has_another_side(amount: int, source: str) -> None:
+    event = e.DepositCredited(
+        account_id="acct_1",
+        amount_nanoton=amount,
+        source=source,
+        reference="r",  # type: ignore[arg-type]
+    )
+    other = FAUCET if source == "dev" else "escrow:acct_1"
+    assert postings(event) == [Entry(client("acct_1"), amount), Entry(other, -amount)]
+
+
+def test_a_settlement_that_does_not_add_up_is_refused() -> None:
+    with pytest.raises(ValueError, match="sum to"):
+        postings(settlement(held=100, price=60, provider=57, fee=4))
+
+
+def test_a_settlement_empties_the_hold_and_pays_everybody() -> None:
+    event = settlement(held=1000, price=285, provider=270, fee=15)
+    assert postings(event) == [
+        Entry(hold(JOB), -1000),
+        Entry(provider("prov_1"), 270),
+        Entry(FEES, 15),
+        Entry(client("acct_1"), 715),
+    ]
+
+
+def test_a_free_job_pays_nobody() -> None:
+    event = settlement(held=1000, price=0, provider=0, fee=0)
+    assert postings(event) == [Entry(hold(JOB), -1000), Entry(client("acct_1"), 1000)]
+
+
+@pytest.mark.parametrize("account", [client("a"), hold("j"), provider("p"), FEES])
+def test_these_balances_never_fall_below_zero(account: str) -> None:
+    with pytest.raises(ValueError, match="below zero"):
+        apply({account: 5}, [Entry(account, -6)])
+
+
+@pytest.mark.parametrize("account", [FAUCET, "escrow:a"])
+def test_the_outside_world_may_owe(account: str) -> None:
+    assert apply({}, [Entry(account, -6)]) == {account: -6}
+
+
+def test_only_what_changed_is_returned_and_entries_of_one_account_add_up() -> None:
+    balances = {client("a"): 10, client("b"): 1}
+    changed = apply(balances, [Entry(client("a"), -4), Entry(client("a"), -6)])
+    assert changed == {client("a"): 0}
+    assert balances == {client("a"): 10, client("b"): 1}

@@ -1,0 +1,125 @@
+"""Providers in shard 0: enrolled once, attested only with an ok verdict, keys under evidence."""
+
+from __future__ import annotations
+
+import pytest
+
+from cocoon.contracts.commands import (
+    AttestProvider,
+    EnrolProvider,
+    PublishKeyBundle,
+    PublishOffer,
+    RevokeAttestation,
+)  # fmt: skip
+from cocoon.contracts.events import EventData
+from cocoon.domain.provider import (
+    MAX_BUNDLES,
+    ProviderState,
+    decide_attest_provider,
+    decide_enrol_provider,
+    decide_publish_bundle,
+    decide_publish_offer,
+    decide_revoke_attestation,
+    evolve,
+)  # fmt: skip
+from cocoon.kernel.errors import Conflict, Forbidden, NotFound
+from tests.support.job_world import ALICE, BOB, OFFERED, hex16, hex32
+
+ENROLLED, OFFER, ATTESTED, BUNDLE = ALICE.network_events()
+ENROL = EnrolProvider.model_validate(ENROLLED.model_dump())
+PUBLISH = PublishOffer.model_validate(OFFER.model_dump())
+ATTEST = AttestProvider.model_validate(ATTESTED.model_dump())
+PUBLISH_KEY = PublishKeyBundle.model_validate(BUNDLE.model_dump())
+REVOKE = RevokeAttestation(provider_id=ALICE.id, evidence_id=ALICE.evidence_id, reason="ban")
+
+
+def after(*events: EventData) -> ProviderState:
+    state = ProviderState()
+    for event in events:
+        state = evolve(state, event)
+    return state
+
+
+READY = after(ENROLLED, OFFER, ATTESTED, BUNDLE)
+
+
+def test_enrolment_is_written_once_and_again_for_another_tier() -> None:
+    assert decide_enrol_provider(ProviderState(), ENROL) == (ENROLLED,)
+    assert decide_enrol_provider(READY, ENROL) == ()
+    raised = ENROL.model_copy(update={"tier": "facility"})
+    (event,) = decide_enrol_provider(READY, raised)
+    assert event.tier == "facility"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("tier", ["simulated", "facility"])
+def test_a_provider_id_never_changes_its_identity_key(tier: str) -> None:
+    stolen = ENROL.model_copy(
+        update={"identity_key": bytes(BOB.identity.verify_key).hex(), "tier": tier}
+    )
+    with pytest.raises(Conflict) as refused:
+        decide_enrol_provider(READY, stolen)
+    assert refused.value.code == "identity_taken"
+
+
+def test_an_unchanged_offer_writes_nothing() -> None:
+    assert decide_publish_offer(after(ENROLLED), PUBLISH) == (OFFER,)
+    assert decide_publish_offer(READY, PUBLISH) == ()
+    dearer = OFFERED.model_copy(update={"output_nanoton_per_mtok": 5_000_000})
+    changed = PUBLISH.model_copy(update={"models": (dearer,)})
+    assert len(decide_publish_offer(READY, changed)) == 1
+
+
+@pytest.mark.parametrize("decide", [
+    lambda state: decide_publish_offer(state, PUBLISH),
+    lambda state: decide_attest_provider(state, ATTEST),
+])  # fmt: skip
+def test_a_stranger_must_enrol_first(decide) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(NotFound, match="enrol"):
+        decide(ProviderState())
+
+
+@pytest.mark.parametrize("verdict", ["ok", "ok:warnings"])
+def test_an_ok_verdict_is_recorded_once(verdict: str) -> None:
+    command = ATTEST.model_copy(update={"verdict": verdict})
+    (event,) = decide_attest_provider(after(ENROLLED), command)
+    assert decide_attest_provider(after(ENROLLED, event), command) == ()
+
+
+@pytest.mark.parametrize("verdict", ["okay", "not_ok", "OK", "failed", "ok_", "tcb_out_of_date"])
+def test_any_other_verdict_fails_closed(verdict: str) -> None:
+    with pytest.raises(Forbidden):
+        decide_attest_provider(after(ENROLLED), ATTEST.model_copy(update={"verdict": verdict}))
+
+
+def test_a_revocation_names_the_current_evidence_and_takes_the_keys_with_it() -> None:
+    (event,) = decide_revoke_attestation(READY, REVOKE)
+    state = evolve(READY, event)
+    assert (state.attested, state.bundles) == (None, ())
+    assert decide_revoke_attestation(state, REVOKE) == ()
+    other = REVOKE.model_copy(update={"evidence_id": hex32("older")})
+    assert decide_revoke_attestation(READY, other) == ()
+
+
+def test_a_key_is_published_once_and_only_under_the_current_evidence() -> None:
+    state = after(ENROLLED, OFFER, ATTESTED)
+    assert decide_publish_bundle(state, PUBLISH_KEY) == (BUNDLE,)
+    assert decide_publish_bundle(READY, PUBLISH_KEY) == ()
+    stale = PUBLISH_KEY.model_copy(update={"evidence_id": hex32("older")})
+    for where in (state, after(ENROLLED)):
+        with pytest.raises(Forbidden) as refused:
+            decide_publish_bundle(where, stale)
+        assert refused.value.code == "stale_evidence"
+
+
+def test_new_evidence_drops_the_keys_of_the_old_and_renewed_evidence_keeps_them() -> None:
+    renewed = ATTESTED.model_copy(update={"valid_until_ms": 10**13})
+    assert evolve(READY, renewed).bundles == (BUNDLE,)
+    fresh = ATTESTED.model_copy(update={"evidence_id": hex32("fresh")})
+    assert evolve(READY, fresh).bundles == ()
+
+
+def test_the_number_of_keys_is_bounded_and_the_newest_stay() -> None:
+    state = READY
+    for index in range(MAX_BUNDLES + 2):
+        state = evolve(state, BUNDLE.model_copy(update={"key_id": hex16(f"epoch {index}")}))
+    assert [b.key_id for b in state.bundles] == [hex16(f"epoch {i}") for i in range(2, 6)]
