@@ -34,7 +34,9 @@ _SETTINGS = {
     "max_wal_size": "512MB",
     "jit": "off",
     "idle_in_transaction_session_timeout": "60s",
-    # Nothing that a client sends reaches the log: no statement, no parameter, no DETAIL of a row.
+    # Nothing that a client sends reaches the log: no statement, no parameter, no DETAIL of a row,
+    # and no ERROR at all (its text may quote a value; the client gets it anyway).
+    "log_min_messages": "log",
     "log_statement": "none",
     "log_min_error_statement": "panic",
     "log_min_duration_statement": "-1",
