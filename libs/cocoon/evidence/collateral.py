@@ -15,7 +15,6 @@ from pydantic import Field, ValidationError
 from cocoon.contracts.base import Contract, Count
 
 MAX_COLLATERAL_BYTES = 256 * 1024
-_MAX_CERTIFICATES = 5
 _PEM = re.compile(
     r"-----BEGIN CERTIFICATE-----\r?\n([A-Za-z0-9+/=\r\n]{1,16384})-----END CERTIFICATE-----\s{0,4}"
 )
@@ -60,8 +59,8 @@ def chain_der(pem_chain: str) -> list[bytes]:
     position = 0
     while position < len(pem_chain):
         block = _PEM.match(pem_chain, position)
-        if block is None or len(result) == _MAX_CERTIFICATES:
-            raise ValueError("the chain holds something other than a few certificates")
+        if block is None:
+            raise ValueError("the chain holds something other than certificates")
         try:
             result.append(base64.b64decode(re.sub(r"[\r\n]", "", block[1]), validate=True))
         except binascii.Error:

@@ -135,9 +135,9 @@ def verify(signed: SignedPolicy, signers: Sequence[bytes], threshold: int) -> bo
         return False
     message = _SIGNED_AS + signed.policy.to_canonical()
     allowed = {key.hex() for key in signers}
-    good: set[str] = set()
+    good: set[str] = set()  # keys, so that one signature given twice counts once
     for item in signed.signatures:
-        if item.public_key not in allowed or item.public_key in good:
+        if item.public_key not in allowed:
             continue
         try:
             VerifyKey(bytes.fromhex(item.public_key)).verify(message, bytes.fromhex(item.signature))

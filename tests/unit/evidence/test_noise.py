@@ -87,6 +87,11 @@ def test_noise_for_collateral_is_refused(text: str | None) -> None:
     assert not judge(QUOTE, text).ok
 
 
+def test_good_collateral_in_too_much_padding_is_not_parsed() -> None:
+    assert judge(QUOTE, collateral() + " " * 1000).ok
+    assert str(judge(QUOTE, collateral() + " " * 300_000)) == "reject:collateral_malformed"
+
+
 @settings(max_examples=250, deadline=None)
 @given(st.sampled_from(sorted(PARTS)), st.data())
 def test_a_changed_character_of_collateral_never_changes_what_is_accepted(

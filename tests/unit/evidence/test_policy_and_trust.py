@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from nacl.signing import SigningKey
 from pydantic import ValidationError
 
-from cocoon.devnet.authority import CollateralKnobs
+from cocoon.devnet.authority import OUT_OF_DATE, CollateralKnobs
 from cocoon.evidence import policy as rules
 from cocoon.evidence.collateral import NO_FLOORS, CollateralFloor, CollateralFloors
 from cocoon.evidence.policy import TdxRules, parse_policy, policy_hash, sign, verify
@@ -200,6 +200,27 @@ def test_the_validity_ends_with_whatever_ends_first() -> None:
         policy={"max_evidence_age_s": 30 * 86_400},
     ).verdict()
     assert by_collateral.valid_until_ms == NOW_MS - HOUR_MS + DAY_MS
+
+
+@pytest.mark.parametrize(
+    ("scene", "age_days", "grace_days"),
+    [
+        ({"level": OUT_OF_DATE}, 61, {"platform_grace_s": 62 * 86_400}),
+        ({"collateral": CollateralKnobs(qe_status="OutOfDate")}, 10, {"qe_grace_s": 11 * 86_400}),
+    ],
+    ids=["platform", "enclave"],
+)
+def test_a_grace_ends_the_validity(
+    scene: dict[str, Any], age_days: int, grace_days: dict[str, Any]
+) -> None:
+    tdx = TdxRules(allowed_statuses=("OutOfDate",), **grace_days)
+    verdict = Scene(
+        **scene,
+        claims={"not_after_ms": NOW_MS + 90 * DAY_MS},
+        policy={"tdx": tdx, "max_evidence_age_s": 30 * 86_400},
+    ).verdict()
+    assert str(verdict) == "ok:OutOfDate"
+    assert verdict.valid_until_ms == NOW_MS - HOUR_MS - age_days * DAY_MS + (age_days + 1) * DAY_MS
 
 
 def test_the_seed_of_the_tests_signs_their_policy() -> None:

@@ -6,15 +6,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cocoon.devnet.authority import OUT_OF_DATE, SW_HARDENING, UNLISTED, CollateralKnobs
-from cocoon.devnet.dev_certificates import PlatformLevel
+from cocoon.devnet.dev_certificates import PlatformLevel, revocation_list
 from cocoon.devnet.dev_platform import DEV_IMAGE, Knobs
-from cocoon.evidence import codes
-from cocoon.evidence.claims import TeeKind, evidence_id
+from cocoon.evidence import codes, qvl
+from cocoon.evidence.claims import TeeKind, evidence_id, models_root
 from cocoon.evidence.collateral import CollateralFloor, CollateralFloors
 from cocoon.evidence.policy import Bans, GpuRules, TdxRules
 from cocoon.evidence.provider import verify_provider
@@ -43,6 +44,7 @@ CACHED = PlatformLevel(cached_keys=True)
 SMT = PlatformLevel(smt=True)
 GRACE = TdxRules(allowed_statuses=("OutOfDate",), platform_grace_s=90 * 86_400)
 SHORT_GRACE = TdxRules(allowed_statuses=("OutOfDate",), platform_grace_s=30 * 86_400)
+LAST_SECOND = TdxRules(allowed_statuses=("OutOfDate",), platform_grace_s=61 * 86_400 + 3600)
 NO_GRACE = TdxRules(allowed_statuses=("OutOfDate",))
 QE_GRACE = TdxRules(allowed_statuses=("OutOfDate",), qe_grace_s=30 * 86_400)
 HARDENING = TdxRules(allowed_statuses=("SWHardeningNeeded",))
@@ -93,6 +95,11 @@ def collateral(**fields: Any) -> dict[str, Any]:
 
 def certificate() -> Any:
     return platform().certificate
+
+
+def future_list() -> str:
+    window_ms = (NOW_MS + HOUR_MS, NOW_MS + DAY_MS)
+    return revocation_list(authority().pck_ca, authority().pck_ca_key, window_ms, 1).hex()
 
 
 ACCEPTED: list[tuple[str, str, Callable[[], dict[str, Any]]]] = [
@@ -152,6 +159,8 @@ REFUSED: list[tuple[str, str, Callable[[], dict[str, Any]]]] = [
     ("collateral that has ended", "reject:collateral_expired", lambda: {**collateral(valid_days=1), "collateral_at_ms": NOW_MS - 2 * DAY_MS}),
     ("collateral that ends this second", "reject:collateral_expired", lambda: {**collateral(valid_days=1), "collateral_at_ms": NOW_MS - DAY_MS}),
     ("collateral from the future", "reject:collateral_not_yet_valid", lambda: {"collateral_at_ms": NOW_MS + DAY_MS}),
+    ("a revocation list from the future", "reject:collateral_not_yet_valid", lambda: {"collateral": put("pck_crl", future_list())}),
+    ("the very end of a grace", "reject:collateral_expired", lambda: {"level": OUT_OF_DATE, "policy": {"tdx": LAST_SECOND}}),
     ("collateral of SGX levels", "reject:collateral_wrong_type", lambda: collateral(tcb_id="SGX")),
     ("collateral of an SGX enclave", "reject:collateral_wrong_type", lambda: collateral(qe_id="QE")),
     ("collateral of another processor", "reject:fmspc_mismatch", lambda: {"fmspc": bytes.fromhex("de0000000002")}),
@@ -202,6 +211,7 @@ REFUSED: list[tuple[str, str, Callable[[], dict[str, Any]]]] = [
     ("evidence older than the policy allows", "reject:too_old", lambda: {"claims": {"not_before_ms": NOW_MS - 2 * HOUR_MS}}),
     ("a model that is not attested", "reject:models_mismatch", lambda: {"evidence": {"models": (MODEL, OTHER_32)}}),
     ("a model listed twice", "reject:models_mismatch", lambda: {"evidence": {"models": (MODEL, MODEL)}}),
+    ("a model attested and listed twice", "reject:models_mismatch", lambda: {"claims": {"models_root": models_root([bytes.fromhex(MODEL)] * 2)}, "evidence": {"models": (MODEL, MODEL)}}),
     ("a model that is not on the list", "reject:model_denied", lambda: {"policy": {"models": (OTHER_32,)}}),
     ("GPU evidence claimed and not sent", "reject:gpu_missing", lambda: {"claims": {"gpu_evidence_hash": b"\1" * 32}}),
     ("GPU evidence required and not sent", "reject:gpu_missing", lambda: {"policy": {"gpu": GpuRules(required=True)}}),
@@ -215,6 +225,7 @@ REFUSED: list[tuple[str, str, Callable[[], dict[str, Any]]]] = [
     ("a dev root in production", "reject:dev_anchor", lambda: {"trust": {"network_class": "prod"}, "policy": {"network_class": "prod"}}),
     ("a dev root under a production policy", "reject:dev_anchor", lambda: {"policy": {"network_class": "prod"}}),
     ("a dev policy in production", "reject:dev_anchor", lambda: {"trust": {"network_class": "prod"}}),
+    ("a dev policy over Intel's root in production", "reject:dev_anchor", lambda: {"trust": {"network_class": "prod", "anchors": (intel_anchor(),)}, "policy": {"anchors": (INTEL_SGX_ROOT_SHA256,)}}),
     # what cannot be decided
     ("AMD's evidence", "error:unsupported", lambda: {"evidence": {"tee": "snp"}}),
     ("a GPU report", "error:unsupported", lambda: {"evidence": {"gpu_reports": (b"report",)}}),
@@ -255,6 +266,32 @@ def test_banned_evidence_is_refused_in_any_copy() -> None:
         assert str(verdict) == "reject:banned"
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"report": {"td_attributes": "0100001000000000"}}, "reject:debug"),
+        ({"report": {"td_attributes": "4000001000000000"}}, "reject:debug"),
+        ({"current_status": "OutOfDate"}, "reject:tcb_status"),
+        ({"current_status": "UpToDate"}, "ok:UpToDate"),
+        ({"tee_type": 0}, "reject:not_tdx"),
+        ({"report": None}, "reject:not_tdx"),
+    ],
+)
+def test_what_the_library_might_stop_refusing_is_refused_here(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], expected: str
+) -> None:
+    real = qvl.appraise
+
+    def lenient(*arguments: Any) -> Any:
+        found = real(*arguments)
+        assert isinstance(found, qvl.Appraisal)
+        report = {**found.report, **changes["report"]} if changes.get("report") else {}
+        return replace(found, **{**changes, **({"report": report} if "report" in changes else {})})
+
+    monkeypatch.setattr(qvl, "appraise", lenient)
+    assert str(Scene(policy={"tdx": NO_DEBUG_RULE}).verdict()) == expected
+
+
 def test_a_text_that_the_library_never_said_before_is_a_refusal() -> None:
     assert code_of("Verification failed: the moon is in the wrong phase") == "refused"
 
@@ -263,6 +300,13 @@ def test_every_code_of_a_tdx_verdict_has_a_scenario() -> None:
     seen = {row[1].partition(":")[2] for row in REFUSED}
     elsewhere = {"refused", "event_digest", "rtmr_mismatch"}
     assert (codes.REJECTIONS.keys() | codes.ERRORS.keys()) - elsewhere == seen
+
+
+def test_the_page_lists_every_code_with_its_remedy() -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs" / "attestation.md").read_text()
+    for outcome, table in (("reject", codes.REJECTIONS), ("error", codes.ERRORS)):
+        for name, code in table.items():
+            assert f"| `{outcome}:{name}` | {code.sentence} | {code.next_step} |" in page
 
 
 def test_no_verdict_can_carry_an_unknown_code() -> None:
