@@ -28,7 +28,7 @@ from cocoon.domain import pricing
 from cocoon.evidence import claims as binding
 from cocoon.evidence.claims import Claims, TeeKind
 from cocoon.evidence.policy import policy_hash, sign
-from cocoon.evidence.provider import ProviderEvidence
+from cocoon.evidence.provider import ProviderEvidence, verify_provider
 from cocoon.evidence.trust import TrustAnchors
 from cocoon.kernel.clock import SystemRandomness
 from cocoon.kernel.ids import provider_id
@@ -442,3 +442,14 @@ def served(app: Any, *, lifespan: str = "off") -> Iterator[str]:
         server.should_exit = True
         thread.join(10)
         assert not thread.is_alive()
+
+
+class Counting:
+    """verify_provider, counted."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, *args: Any) -> Any:
+        self.count += 1
+        return verify_provider(*args)

@@ -2,8 +2,5 @@
 
 from cocoon.client.serve import run_sidecar
 from cocoon.client.settings import SidecarSettings
-from cocoon.telemetry.logs import configure_logs
 
-settings = SidecarSettings()
-configure_logs("sidecar", settings.log_level)
-run_sidecar(settings)
+run_sidecar(SidecarSettings())  # type: ignore[call-arg]  # the environment fills it

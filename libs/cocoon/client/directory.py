@@ -23,6 +23,7 @@ from cocoon.evidence.provider import parse_evidence
 from cocoon.kernel import canonical
 from cocoon.kernel.clock import Clock
 from cocoon.kernel.errors import (
+    BadRequest,
     CocoonError,
     EvidenceRejected,
     NotFound,
@@ -174,7 +175,7 @@ class Directory:
     async def _load(self, model: str, api_key: str) -> Listing:
         try:
             found = await self._gateway.json("/v1/directory", api_key, params={"model": model})
-        except NotFound:
+        except (NotFound, BadRequest):  # unknown, or no name that a model could have
             raise await self._unknown_model(model, api_key) from None
         policy = _policy(found.get("policy"))
         policy_hash = self._keeper.accept_policy(policy)

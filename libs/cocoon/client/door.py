@@ -160,6 +160,8 @@ class Door:
             await self._tell(entry)
         except CocoonError as error:
             await _tell_error(entry, error)
+            if error.code == "job_failed" and entry.asked.key is None:
+                entry.job = None  # it ended unpaid: a retry may be another job
         except Exception as error:  # noqa: BLE001 - a caller must never wait for ever
             _log.error("request_failed", extra={"error_class": type(error).__name__})
             await _tell_error(entry, CocoonError("The client failed; see its log."))

@@ -17,6 +17,7 @@ from cocoon.client.checks import Match, read_match
 from cocoon.client.choice import Candidate
 from cocoon.client.gateway import Gateway
 from cocoon.kernel.errors import (
+    BadRequest,
     CocoonError,
     Conflict,
     DeadlineExceeded,
@@ -29,6 +30,8 @@ from cocoon.kernel.errors import (
 from cocoon.sealing import Event, Finished, ResponseOpener, SealedRequest
 
 RESUME_DELAYS_S: Final = (0.1, 0.3, 0.6, 1.0, 2.0)
+# the gateway's answers to a resume that will not change: the job ended, or has no more bytes
+NO_MORE_CODES: Final = frozenset({"job_failed", "job_cancelled", "range_not_satisfiable"})
 DRAIN_S: Final = 1.0
 BODY_READ_TIMEOUT_S: Final = 600.0  # a whole body is made before its first byte comes
 STREAM_READ_TIMEOUT_S: Final = 120.0
@@ -88,9 +91,11 @@ class Exchange:
                     raise _unreachable(self._gateway.base_url, error) from None
             except httpx.TransportError:
                 pass
-            except (NotFound, Conflict, Transient):
+            except (BadRequest, NotFound, Conflict, Transient) as error:
                 if not resumed:
                     raise
+                if error.code in NO_MORE_CODES:
+                    break
             except SealingError as error:
                 raise await self._refused(error) from None
         raise await self._truncated()

@@ -10,6 +10,7 @@ import concurrent.futures
 import sys
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import suppress
 from functools import cache
 from typing import Any, Final, TypeVar
 
@@ -118,7 +119,9 @@ class _Loop:
             raise
 
     def call(self, work: Any) -> None:
-        self._loop.call_soon_threadsafe(work)
+        """Run soon, and never after `close`: what it would free is gone with the loop."""
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(work)
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
