@@ -50,6 +50,7 @@ def _is_number(value: Any) -> bool:
 
 
 _id, _code, _stream = _matches(_ID), _matches(_CODE), _matches(_SUBJECT_STREAM)
+_class = _matches(_CLASS)
 
 
 def _named(shape: Callable[[Any], bool], names: str) -> dict[str, Callable[[Any], bool]]:
@@ -66,8 +67,8 @@ FIELDS: Mapping[str, Callable[[Any], bool]] = {
     ),
     **_named(
         _code,
-        "code reason outcome verdict kind verb state role service consumer actor component command "
-        "method route tier assurance environment signal",
+        "code reason outcome verdict connection verb state role service consumer actor component "
+        "command method route tier assurance environment signal",
     ),
     **_named(
         _is_int,
@@ -83,9 +84,11 @@ FIELDS: Mapping[str, Callable[[Any], bool]] = {
         "valid_until_ms expires_ms age_ms first_token_ms interval_s",
     ),
     **_named(
-        lambda value: type(value) is bool, "ok stream_response retried cancelled draining ready"
+        lambda value: type(value) is bool,
+        "ok accepted stream_response retried cancelled draining ready",
     ),
-    **_named(_matches(_CLASS), "error_class event_type command_type"),
+    **_named(_class, "error_class event_type command_type"),
+    **_named(lambda value: _code(value) or _class(value), "kind"),  # a word, or an error's class
     **_named(_matches(_LOGGER), "logger module function"),
     **_named(_matches(_VERSION), "release"),
     **_named(_stream, "bus_stream"),
