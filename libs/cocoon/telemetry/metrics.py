@@ -210,6 +210,10 @@ SETTLE_SECONDS = Histogram("cocoon_settle_seconds", "From a submission's arrival
 LEDGER_IMBALANCE = Gauge("cocoon_ledger_imbalance_nanoton", "The ledger's sum; 0 or page.", _SHARD)
 
 # ---- provider ----
+ANSWERS = Counter(
+    "cocoon_answers", "Sealed answers, by their receipt's status.",
+    _label("status", "complete", "length", "cancelled", "refused", "failed"),
+)  # fmt: skip
 TOKENS = Counter(
     "cocoon_tokens", "Tokens of finished jobs.",
     _label("kind", "input", "cached_input", "output", "reasoning"),

@@ -1,0 +1,1 @@
+"""The agent on a provider's machine: open, infer, seal, spool. It knows no database."""

@@ -1,0 +1,5 @@
+"""`python -m services.provider`."""
+
+from services.provider.main import main
+
+main()

@@ -1,0 +1,205 @@
+"""The agent's word to the network: enrol, prove, offer, announce each key before it is needed.
+
+Evidence is renewed hourly and well before it runs out; each renewal brings a new key, so a key
+belongs to one piece of evidence for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from cocoon.bus.requests import ask
+from cocoon.contracts import subjects
+from cocoon.contracts.base import Contract
+from cocoon.contracts.events import OfferedModel
+from cocoon.contracts.messages import BundleRequest, Challenge, EnrolRequest, OfferRequest
+from cocoon.evidence import claims as binding
+from cocoon.evidence.claims import NO_GPU, Claims
+from cocoon.evidence.provider import ProviderEvidence
+from cocoon.kernel.clock import Clock
+from cocoon.kernel.errors import CocoonError, ConfigurationError, Fatal
+from cocoon.sealing import KeyBundle
+from cocoon.telemetry.logs import get_logger
+from services.provider.enclave import Enclave
+from services.provider.epochs import Epoch
+from services.provider.tee import QuoteSource
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client
+
+_log = get_logger("cocoon.provider.announcing")
+FIRST_BACKOFF_S: Final = 0.25
+LONGEST_BACKOFF_S: Final = 30.0
+REQUEST_TIMEOUT_S: Final = 15.0
+CLAIMS_BACKDATE_MS: Final = 1000  # for clocks that differ a little
+
+
+@dataclass(frozen=True, slots=True)
+class Announced:
+    """What this agent stands for."""
+
+    provider_id: str
+    identity_key: bytes
+    models: tuple[OfferedModel, ...]
+    concurrency: int
+
+    @property
+    def config_hash(self) -> bytes:
+        """What the claims bind of the configuration: the offered models and the concurrency."""
+        offer = OfferRequest(models=self.models, concurrency=self.concurrency)
+        return hashlib.sha256(b"cai/1 config\0" + offer.to_canonical()).digest()
+
+
+class Announcer:
+    """Keeps the network's picture of this agent current. `ready` while a key is announced."""
+
+    def __init__(
+        self, nc: Client, announced: Announced, enclave: Enclave, tee: QuoteSource, clock: Clock,
+        *, evidence_ms: int, renew_ms: int, tick_s: float,
+    ) -> None:  # fmt: skip
+        self._nc = nc
+        self._announced = announced
+        self._enclave = enclave
+        self._tee = tee
+        self._clock = clock
+        self._evidence_ms = evidence_ms
+        self._renew_ms = renew_ms
+        self._tick_s = tick_s
+        self._evidence_id: bytes | None = None
+        self._renew_at_ms = 0
+        self._valid_until_ms = 0
+        self._current: Epoch | None = None
+
+    def ready(self) -> bool:
+        """Whether the network may send jobs here now."""
+        now_ms = self._clock.now_ms()
+        current = self._current
+        return (
+            current is not None and now_ms < current.not_after_ms and now_ms < self._valid_until_ms
+        )
+
+    async def start(self) -> None:
+        """Enrol, attest, offer and announce the first key. Raises the tree's errors."""
+        await self._ask("enrol", EnrolRequest(identity_key=self._announced.identity_key.hex()))
+        await self._attest()
+
+    async def run(self) -> None:
+        """Renew evidence and keys in time, until cancelled. Errors are tried again, more slowly."""
+        pause_s = self._tick_s
+        while True:
+            await asyncio.sleep(pause_s)
+            try:
+                await self.tick()
+                pause_s = self._tick_s
+            except Fatal:
+                raise
+            except CocoonError as error:
+                pause_s = min(max(pause_s * 2, FIRST_BACKOFF_S), LONGEST_BACKOFF_S)
+                _log.warning("announce_failed", code=error.code, delay_s=pause_s)
+
+    async def tick(self) -> None:
+        """Do what is due: new evidence, or a new key under the current evidence."""
+        now_ms = self._clock.now_ms()
+        epochs = self._enclave.epochs
+        await epochs.prune(now_ms)
+        if now_ms >= self._renew_at_ms:
+            await self._attest()
+        elif self._current is None or now_ms >= epochs.next_due_ms(self._current):
+            epoch = await epochs.make(now_ms)
+            try:
+                await self._announce(epoch)
+            except BaseException:
+                await epochs.drop(epoch)
+                raise
+
+    async def _attest(self) -> None:
+        epochs = self._enclave.epochs
+        epoch = await epochs.make(self._clock.now_ms())
+        try:
+            answer = await self._submit_evidence(epoch)
+            valid_until_ms = int(answer["valid_until_ms"])
+            self._evidence_id = bytes.fromhex(answer["evidence_id"])
+            now_ms = self._clock.now_ms()
+            # the network's own limits (collateral, policy) may end the evidence earlier
+            left_ms = valid_until_ms - now_ms
+            self._renew_at_ms = now_ms + min(self._renew_ms, left_ms // 2)
+            self._valid_until_ms = valid_until_ms
+            await self._announce(epoch)
+            await self._ask(
+                "publish_offer",
+                OfferRequest(
+                    models=self._announced.models, concurrency=self._announced.concurrency
+                ),
+            )
+        except BaseException:
+            self._renew_at_ms = 0  # new evidence withdraws the old one's keys: try again soon
+            if epoch is not self._current:
+                await epochs.drop(epoch)
+            raise
+
+    async def _submit_evidence(self, epoch: Epoch) -> dict[str, Any]:
+        raw = await self._ask("challenge", None)
+        challenge = Challenge.model_validate(raw)
+        model_ids = [model.model_id for model in self._announced.models]
+        begins_ms = self._clock.now_ms() - CLAIMS_BACKDATE_MS
+        quoted_kind = binding.TeeKind.TDX
+        claims = Claims(
+            tee=quoted_kind,
+            x25519_public=epoch.public_key,
+            ed25519_public=self._enclave.signing_public,
+            key_epoch=epoch.number,
+            not_before_ms=begins_ms,
+            not_after_ms=begins_ms + self._evidence_ms,
+            models_root=binding.models_root(bytes.fromhex(item) for item in model_ids),
+            config_hash=self._announced.config_hash,
+            gpu_evidence_hash=NO_GPU,
+            challenge=bytes.fromhex(challenge.challenge),
+        ).encode()
+        quoted = await self._tee.quote(binding.report_data(claims))
+        if quoted.kind is not quoted_kind:
+            raise ConfigurationError("this agent proves itself by TDX only")
+        evidence = ProviderEvidence(
+            tee="tdx",
+            provider_id=self._announced.provider_id,
+            quote=quoted.quote,
+            collateral=quoted.collateral,
+            claims=claims,
+            models=tuple(model_ids),
+            checkpoint_root=challenge.checkpoint_root,
+            challenge_random=challenge.challenge_random,
+        )
+        answer = await self._ask("submit_evidence", evidence)
+        own = binding.evidence_id(quoted.kind, quoted.quote).hex()
+        if answer.get("evidence_id") != own:
+            raise ConfigurationError("attestation names other evidence than was sent")
+        return answer
+
+    async def _announce(self, epoch: Epoch) -> None:
+        """Publish a key's bundle; it is current only once the network has it."""
+        evidence_id = self._evidence_id
+        if evidence_id is None:
+            raise ConfigurationError("there is no evidence to announce a key under")
+        bundle = KeyBundle(
+            x25519_pk=epoch.public_key, epoch=epoch.number, not_before_ms=epoch.not_before_ms,
+            not_after_ms=epoch.not_after_ms, evidence_id=evidence_id,
+        )  # fmt: skip
+        epoch.evidence_id = evidence_id  # requests may come before our request's answer does
+        signed = bundle.sign(self._enclave.signing_key)
+        await self._ask("publish_bundle", BundleRequest(bundle=signed.hex()))
+        self._current = epoch
+        _log.info("key_announced", key_id=epoch.key_id.hex(), epoch=epoch.number)
+
+    async def _ask(self, verb: str, body: Contract | None) -> dict[str, Any]:
+        subject = subjects.attestation(self._announced.provider_id, verb)
+        text = await ask(self._nc, subject, body, REQUEST_TIMEOUT_S)
+        try:
+            answer = json.loads(text) if text else {}
+            if not isinstance(answer, dict):
+                raise TypeError
+        except (ValueError, TypeError):
+            raise ConfigurationError("attestation answered what is not a JSON object") from None
+        return answer

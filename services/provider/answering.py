@@ -1,0 +1,191 @@
+"""Pure parts of an answer: what waits to be sealed, how it is told, what it costs.
+
+Content lives here for as long as one job; none of it prints.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from cocoon.chat import (
+    ENDPOINT,
+    Answer,
+    Capabilities,
+    ChatRequest,
+    TokenLogprob,
+    TokenUsage,
+    error_body,
+    parse_chat_request,
+    to_json,
+)
+from cocoon.contracts.events import Quote
+from cocoon.domain import pricing
+from cocoon.kernel.errors import BadRequest, CocoonError, NotFound, Rejected
+from cocoon.sealing import (
+    OpenedRequest,
+    Profile,
+    RequestHeader,
+    ResponseSealer,
+    Status,
+    public_count,
+)
+from services.provider.backends.base import Ended, Piece
+
+NOTHING: Final = TokenUsage(prompt=0, completion=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Bill:
+    """A receipt's counts (input, cached, output, reasoning) and price in nanoTON."""
+
+    counts: tuple[int, int, int, int]
+    price_nanoton: int
+
+
+def bill(status: Status, usage: TokenUsage, header: RequestHeader, quote: Quote) -> Bill:
+    """What the receipt says and claims: refused and failed jobs are free.
+
+    Counts are exact, or rounded up as the padding profile demands, and priced as shown.
+    """
+    if status in (Status.REFUSED, Status.FAILED):
+        return Bill((0, 0, 0, 0), 0)
+    profile = header.profile
+    input_tokens = public_count(profile, usage.prompt, header.max_input_tokens)
+    output_tokens = public_count(profile, usage.completion, header.max_output_tokens)
+    cached = _part(profile, usage.cached, input_tokens)
+    reasoning = _part(profile, usage.reasoning, output_tokens)
+    counts = pricing.TokenCounts(input_tokens, cached, output_tokens, reasoning)
+    return Bill(
+        (counts.input, counts.cached_input, counts.output, counts.reasoning),
+        pricing.price(quote, counts),
+    )
+
+
+def _part(profile: Profile, tokens: int, whole: int) -> int:
+    """A part of a count, in the form that the profile gives counts."""
+    return public_count(profile, tokens, whole)
+
+
+def check_price(header: RequestHeader, quote: Quote) -> None:
+    """Raises BadRequest if the job could cost more than its header allows."""
+    dearest = pricing.greatest_price(quote, header.max_input_tokens, header.max_output_tokens)
+    if dearest > header.max_price_nanoton:
+        raise BadRequest(
+            "max_price is below what this request can cost within its token bounds; raise it or "
+            "lower the bounds.",
+            param="max_price", code="max_price_too_low",
+        )  # fmt: skip
+
+
+def read_request(
+    opened: OpenedRequest, *, model_names: tuple[str, ...], capabilities: Capabilities
+) -> ChatRequest:
+    """The chat request inside an opened envelope. Raises BadRequest or NotFound, told inside."""
+    if opened.endpoint != ENDPOINT:
+        raise NotFound(f"This network serves {ENDPOINT} only.", code="unsupported_endpoint")
+    request = parse_chat_request(opened.body, capabilities=capabilities)
+    if request.model not in model_names:
+        raise NotFound(
+            "The request's body names another model than it was sealed for.",
+            param="model", code="model_not_found",
+        )  # fmt: skip
+    if bool(request.stream) != opened.header.stream:
+        raise BadRequest(
+            "The request's 'stream' and its sealed header differ.",
+            param="stream", code="invalid_value",
+        )  # fmt: skip
+    return request
+
+
+class Telling:
+    """One answer on its way into sealed records: what waits, what was said, how it ended."""
+
+    def __init__(self, sealer: ResponseSealer, answer: Answer | None, *, stream: bool) -> None:
+        self._sealer = sealer
+        self._answer = answer
+        self._stream = stream
+        self._begun = False
+        self._text: list[str] = []
+        self._logprobs: list[TokenLogprob] = []
+        self._waiting_tokens = 0
+        self._told_tokens = 0
+        self._closing: list[tuple[str, bytes]] = []
+        self.prompt_tokens = 0
+        self.usage = NOTHING
+        self.status: Status | None = None
+
+    @property
+    def tokens_waiting(self) -> int:
+        """Tokens whose text may be sealed now; one body waits for its end."""
+        return self._waiting_tokens if self._stream else 0
+
+    @property
+    def bytes_waiting(self) -> int:
+        held = sum(map(len, self._text)) if self._stream else 0
+        return held + sum(len(content) for _, content in self._closing)
+
+    @property
+    def ended(self) -> bool:
+        return self.status is not None
+
+    def add(self, piece: Piece) -> None:
+        self._text.append(piece.text)
+        self._logprobs += piece.logprobs
+        self._waiting_tokens += piece.tokens
+
+    def end(self, ended: Ended) -> None:
+        """The engine is done: tell the reason and the exact usage."""
+        assert self._answer is not None  # noqa: S101 - nothing ends before it was read
+        self.status = Status.COMPLETE if ended.reason == "stop" else Status.LENGTH
+        self.usage = ended.usage
+        if self._stream:
+            self._closing.append(("data", to_json(self._answer.final_chunk(ended.reason))))
+            if self._answer.request.include_usage:
+                self._closing.append(("data", to_json(self._answer.usage_chunk(ended.usage))))
+        else:
+            whole = self._answer.completion(
+                "".join(self._text), ended.reason, ended.usage, self._logprobs
+            )
+            self._closing.append(("data", to_json(whole)))
+        self._closing.append(("usage", to_json(ended.usage.to_openai())))
+
+    def fail(self, error: CocoonError) -> None:
+        """Refused (the request's fault) or failed (ours): an error record, and nothing is owed."""
+        self.status = Status.REFUSED if isinstance(error, Rejected) else Status.FAILED
+        self._drop_waiting()
+        self._closing = [("error", error_body(error))]
+
+    def cancel(self) -> None:
+        """Stop here: what was sealed is what was delivered, and what is owed."""
+        self.status = Status.CANCELLED
+        self._drop_waiting()
+        told = self._told_tokens
+        self.usage = TokenUsage(self.prompt_tokens, told) if told else NOTHING
+        self._closing = [("usage", to_json(self.usage.to_openai()))]
+
+    def seal_waiting(self) -> bytes:
+        """Seal all text that waits as one object, then, at the end, what closes the answer."""
+        sealed = []
+        if self._stream and self._answer is not None and (self._text or self._closing_data):
+            if not self._begun:
+                self._begun = True
+                sealed.append(self._sealer.data(to_json(self._answer.role_chunk())))
+            if self._text:
+                chunk = self._answer.delta_chunk("".join(self._text), self._logprobs)
+                sealed.append(self._sealer.data(to_json(chunk)))
+            self._told_tokens += self._waiting_tokens
+            self._drop_waiting()
+        for kind, content in self._closing:
+            sealed.append(getattr(self._sealer, kind)(content))
+        self._closing.clear()
+        return b"".join(sealed)
+
+    @property
+    def _closing_data(self) -> bool:
+        return any(kind == "data" for kind, _ in self._closing)
+
+    def _drop_waiting(self) -> None:
+        self._text.clear()
+        self._logprobs.clear()
+        self._waiting_tokens = 0

@@ -1,0 +1,1 @@
+"""Engines behind one small protocol; each passes the same contract suite."""

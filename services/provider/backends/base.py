@@ -1,0 +1,71 @@
+"""What the agent asks of an engine, and nothing more."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from cocoon.chat import Capabilities, ChatRequest, FinishReason, TokenLogprob, TokenUsage
+from cocoon.kernel.errors import BadRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The prompt was taken. Its token count, where the engine tells it before the end."""
+
+    prompt_tokens: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Text that follows, the tokens it took, and their log probabilities if asked for."""
+
+    text: str = field(repr=False)
+    tokens: int
+    logprobs: tuple[TokenLogprob, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The last output of a whole answer."""
+
+    reason: FinishReason
+    usage: TokenUsage
+
+
+Output = Started | Piece | Ended
+
+
+class Backend(Protocol):
+    """An engine that serves one model."""
+
+    capabilities: Capabilities
+    system_fingerprint: str
+    context_tokens: int
+
+    async def start(self) -> None:
+        """Be ready to generate. Raises ConfigurationError or Unavailable."""
+
+    async def healthy(self) -> bool:
+        """Whether a request would be served now."""
+
+    async def close(self) -> None:
+        """Stop everything; running generations end with Unavailable."""
+
+    def generate(
+        self, request: ChatRequest, *, max_input_tokens: int, max_output_tokens: int
+    ) -> AsyncGenerator[Output, None]:
+        """Started, pieces, Ended. Closing the generator cancels the work.
+
+        Raises BadRequest (a prompt over max_input_tokens or the context), Unavailable,
+        RateLimited. Never gives more than max_output_tokens.
+        """
+
+
+def prompt_too_long(tokens: int, bound: int) -> BadRequest:
+    return BadRequest(
+        f"This request has {tokens} input tokens, but at most {bound} fit; shorten the messages "
+        "or raise the request's input bound.",
+        param="messages", code="context_length_exceeded",
+    )  # fmt: skip

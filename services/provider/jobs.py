@@ -1,0 +1,283 @@
+"""Which jobs this agent takes, runs and remembers: dispatch in, accepted or a coarse code out.
+
+A repeat of a job gets the bytes of its one run, under the route of the latest lease.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Collection, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from pydantic import ValidationError
+
+from cocoon.bus.sealed import get_sealed
+from cocoon.contracts import messages as m
+from cocoon.contracts.events import Quote
+from cocoon.contracts.messages import DispatchReply
+from cocoon.kernel.clock import Clock
+from cocoon.kernel.errors import BadRequest, CocoonError, SealingError
+from cocoon.kernel.ids import is_job_id
+from cocoon.sealing import outside_code
+from cocoon.telemetry import metrics
+from cocoon.telemetry.logs import get_logger
+from cocoon.telemetry.tracing import span
+from services.provider.answering import check_price
+from services.provider.enclave import Enclave
+from services.provider.frames import FrameSender, Route
+from services.provider.running import JobRun, RunningJob, SealedResult, Served
+from services.provider.spool import Spool, SpoolHead
+from services.provider.submitting import Submitter
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client
+
+_log = get_logger("cocoon.provider.jobs")
+MAX_ENVELOPE_BYTES: Final = 8 * 1024 * 1024
+_WORDS: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
+Prices = tuple[int, int, int]  # input, cached input, output; nanoTON per million tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """The headers of a run_job request. Raises ValueError from `read` for malformed ones."""
+
+    job_id: str
+    route: Route
+    req_hash: bytes
+    quote: Quote
+    sealed_digest: str
+    traceparent: str
+
+    @classmethod
+    def read(cls, headers: Mapping[str, str]) -> Dispatch:
+        try:
+            job_id, gateway = headers[m.H_JOB], headers[m.H_GATEWAY]
+            epoch, req_hash = int(headers[m.H_EPOCH]), bytes.fromhex(headers[m.H_REQ_HASH])
+            quote = Quote.model_validate_json(headers[m.H_QUOTE])
+        except (KeyError, ValidationError):
+            raise ValueError("a run_job header is missing or malformed") from None
+        digest = headers.get(m.H_SEALED, "")
+        named = is_job_id(job_id) and 1 <= epoch < 2**32 and len(req_hash) == 32
+        if not named or not gateway or len(gateway) > 64 or not _WORDS.issuperset(gateway):
+            raise ValueError("a run_job header is malformed")
+        if digest and (len(digest) != 64 or not _WORDS.issuperset(digest)):
+            raise ValueError("a run_job header is malformed")
+        traceparent = headers.get(m.H_TRACEPARENT, "")
+        return cls(job_id, Route(gateway, epoch), req_hash, quote, digest, traceparent)
+
+
+class Jobs:
+    """The agent's table of jobs. Every task that it starts is in `_tasks` until it ends."""
+
+    def __init__(
+        self, nc: Client, provider_id: str, enclave: Enclave, served: Served, spool: Spool,
+        submitter: Submitter, sender: FrameSender, clock: Clock, *, concurrency: int,
+        prices: Collection[Prices], job_timeout_s: float,
+    ) -> None:  # fmt: skip
+        self._nc = nc
+        self._provider_id = provider_id
+        self._enclave = enclave
+        self._served = served
+        self._spool = spool
+        self._submitter = submitter
+        self._sender = sender
+        self._clock = clock
+        self._concurrency = concurrency
+        self._prices = frozenset(prices)
+        self._job_timeout_s = job_timeout_s
+        self._running: dict[str, RunningJob] = {}
+        self._opening = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.draining = False
+
+    # ---- what the bus asks ----
+
+    async def dispatch(self, headers: Mapping[str, str], body: bytes) -> DispatchReply:
+        """Take a job, or answer why not. Authenticates before it accepts."""
+        try:
+            dispatch = Dispatch.read(headers)
+            await self._dispatch(dispatch, body)
+        except SealingError as error:
+            code = outside_code(error.code)
+        except (BadRequest, ValueError):
+            code = "bad_request"
+        except CocoonError:
+            code = "busy"  # SEALED or the key holder did not answer: another may do better
+        else:
+            return DispatchReply(accepted=True)
+        metrics.REFUSALS.inc(code)
+        _log.info("dispatch_refused", code=code)
+        return DispatchReply(accepted=False, code=code)  # type: ignore[arg-type]
+
+    def cancel(self, job_id: str, epoch: int) -> None:
+        """Stop a running job (epoch 0: whatever its epoch). Its receipt says what was delivered."""
+        job = self._running.get(job_id)
+        if job is not None and epoch in (0, job.route.epoch):
+            job.cancelled.set()
+
+    def running_pairs(self) -> list[tuple[str, int]]:
+        return [(job_id, job.route.epoch) for job_id, job in self._running.items()]
+
+    async def drain(self, timeout_s: float) -> None:
+        """Take nothing new, let what runs finish, then cancel what is left."""
+        self.draining = True
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=timeout_s)
+        for job in self._running.values():
+            job.cancelled.set()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=timeout_s)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # ---- dispatch ----
+
+    async def _dispatch(self, dispatch: Dispatch, body: bytes) -> None:
+        if self._is_repeat(dispatch):
+            return
+        if self.draining or not self._spool.has_room():
+            _busy("This agent takes no new jobs now.")
+        if len(self._running) + self._opening >= self._concurrency:
+            _busy("This agent runs as many jobs as it can.")
+        self._opening += 1
+        try:
+            await self._open(dispatch, body)
+        finally:
+            self._opening -= 1
+
+    def _is_repeat(self, dispatch: Dispatch) -> bool:
+        """Whether the very envelope that the dispatch names is running here or is spooled."""
+        job = self._running.get(dispatch.job_id)
+        if job is not None and job.opened.req_hash == dispatch.req_hash:
+            self._reroute(job, dispatch)
+            return True
+        item = self._spool.of_job(dispatch.job_id)
+        if item is not None and item.head.req_hash == dispatch.req_hash.hex():
+            self._start(self._resend(dispatch, item.head.blob_hash))
+            return True
+        return False
+
+    def _reroute(self, job: RunningJob, dispatch: Dispatch) -> None:
+        """A later lease, or another gateway, asks for the job that runs already."""
+        if dispatch.route.epoch < job.route.epoch or dispatch.route == job.route:
+            return
+        self._check_terms(dispatch, job.opened.header.model_id)
+        check_price(job.opened.header, dispatch.quote)
+        job.route, job.quote, job.rerouted = dispatch.route, dispatch.quote, True
+
+    async def _open(self, dispatch: Dispatch, body: bytes) -> None:
+        envelope = body
+        if dispatch.sealed_digest:
+            envelope = await get_sealed(self._nc, self._provider_id, dispatch.sealed_digest)
+        if len(envelope) > MAX_ENVELOPE_BYTES:
+            raise BadRequest("a sealed request is at most 8 MiB")
+        opened, evidence_id = await self._enclave.open(envelope, req_hash=dispatch.req_hash)
+        header, enc = opened.header, opened.slot.enc
+        if header.job_id.hex() != dispatch.job_id:
+            raise BadRequest("the dispatch names another job than the envelope")
+        self._check_terms(dispatch, header.model_id)
+        now_ms = self._clock.now_ms()
+        known = self._enclave.replay.begin(
+            header.job_id, enc, req_hash=opened.req_hash, not_after_ms=header.not_after_ms,
+            now_ms=now_ms,
+        )  # fmt: skip
+        if known is not None:
+            if known.outcome is not None:
+                self._start(self._resend(dispatch, known.outcome))
+            elif not self._is_repeat(dispatch):  # else it began while this one was being opened
+                _busy("This job's result is not at hand.")
+            return
+        job = RunningJob(
+            opened, evidence_id, dispatch.route, dispatch.quote, now_ms, dispatch.traceparent
+        )
+        self._running[dispatch.job_id] = job
+        metrics.IN_FLIGHT.inc()
+        self._start(self._run(job))
+
+    def _check_terms(self, dispatch: Dispatch, model_id: bytes) -> None:
+        """The match must cite this model and prices that this agent offers."""
+        quote = dispatch.quote
+        prices = (
+            quote.input_nanoton_per_mtok,
+            quote.cached_input_nanoton_per_mtok,
+            quote.output_nanoton_per_mtok,
+        )
+        if quote.model_id != model_id.hex() or prices not in self._prices:
+            raise BadRequest("the match cites a quote that this agent does not offer")
+
+    # ---- running ----
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run(self, job: RunningJob) -> None:
+        began_s = self._clock.monotonic_s()
+        try:
+            with span("run_job", job.traceparent, {"job_id": job.job_id}):
+                run = JobRun(
+                    job, self._enclave, self._served, self._sender.send, self._clock,
+                    job_timeout_s=self._job_timeout_s,
+                )  # fmt: skip
+                result = await run.run()
+                self._count(result, self._clock.monotonic_s() - began_s)
+                await self._deliver(job, result)
+        except Exception as error:  # noqa: BLE001 - one broken job must not stop the agent
+            _log.error("job_broke", job_id=job.job_id, exc_info=error)
+        finally:
+            self._running.pop(job.job_id, None)
+            metrics.IN_FLIGHT.dec()
+
+    async def _deliver(self, job: RunningJob, result: SealedResult) -> None:
+        """Disk, last frame, SEALED, INGRESS: in this order."""
+        blob_hash = result.blob_hash
+        head = SpoolHead(
+            job_id=result.job_id, epoch=result.epoch, req_hash=result.req_hash.hex(),
+            receipt=result.receipt.hex(), blob_hash=blob_hash.hex(),
+            response_bytes=len(result.response),
+        )  # fmt: skip
+        await self._submitter.store(head, result.response)
+        offset = 0 if job.rerouted else result.last_frame_offset
+        await self._sender.send(
+            result.job_id, job.route, offset, result.response[offset:], blob_hash
+        )
+        header = job.opened.header
+        self._enclave.replay.finish(header.job_id, job.opened.slot.enc, blob_hash.hex())
+        await self._submitter.submit(head, result.response)
+
+    async def _resend(self, dispatch: Dispatch, blob_hash: str) -> None:
+        """Send a finished job's bytes again, from the spool or from SEALED."""
+        item = self._spool.of_job(dispatch.job_id)
+        try:
+            if item is not None and item.head.blob_hash == blob_hash:
+                response = await asyncio.to_thread(item.read)
+            else:
+                response = await get_sealed(self._nc, self._provider_id, blob_hash)
+        except (OSError, ValueError, CocoonError):
+            _log.warning("resend_failed", job_id=dispatch.job_id, epoch=dispatch.route.epoch)
+            return
+        digest = hashlib.sha256(response).digest()
+        await self._sender.send(dispatch.job_id, dispatch.route, 0, response, digest)
+
+    def _count(self, result: SealedResult, duration_s: float) -> None:
+        metrics.ANSWERS.inc(result.status.name.lower())
+        metrics.JOB_SECONDS.observe(duration_s)
+        if result.first_token_s is not None:
+            metrics.FIRST_TOKEN_SECONDS.observe(result.first_token_s)
+        kinds = ("input", "cached_input", "output", "reasoning")
+        for kind, tokens in zip(kinds, result.counts, strict=True):
+            metrics.TOKENS.inc(kind, amount=tokens)
+        _log.info(
+            "job_answered", job_id=result.job_id, epoch=result.epoch,
+            outcome=result.status.name.lower(), response_bytes=len(result.response),
+            duration_ms=round(duration_s * 1000, 3),
+        )  # fmt: skip
+
+
+def _busy(message: str) -> NoReturn:
+    raise SealingError(message, code="busy")

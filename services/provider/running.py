@@ -1,0 +1,257 @@
+"""One job from its opened request to its signed receipt: generate, pace, seal, send.
+
+The response never leaves in the clear. Whatever happens inside ends in a receipt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from cocoon.chat import Answer, ChatRequest
+from cocoon.contracts.events import Quote
+from cocoon.domain.pricing import quote_id
+from cocoon.kernel.clock import Clock
+from cocoon.kernel.errors import CocoonError, DeadlineExceeded, Unavailable
+from cocoon.sealing import OpenedRequest, Pace, ResponseSealer, Status
+from cocoon.telemetry.logs import get_logger
+from services.provider.answering import Telling, bill, check_price, read_request
+from services.provider.backends.base import Backend, Ended, Output, Piece, Started
+from services.provider.frames import Route
+
+if TYPE_CHECKING:
+    from services.provider.enclave import Enclave
+
+Send = Callable[[str, Route, int, bytes, bytes | None], Awaitable[None]]
+_log = get_logger("cocoon.provider.running")
+IDLE_WAIT_S: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """The model that this agent serves."""
+
+    model_id: str
+    names: tuple[str, ...]
+    backend: Backend
+
+
+@dataclass(slots=True)
+class RunningJob:
+    """A job being run. A later lease of the same job may change its route and quote."""
+
+    opened: OpenedRequest
+    evidence_id: bytes
+    route: Route
+    quote: Quote
+    opened_ms: int
+    traceparent: str = ""
+    cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+    whole: bytearray = field(default_factory=bytearray, repr=False)  # ciphertext sent so far
+    rerouted: bool = False
+
+    @property
+    def job_id(self) -> str:
+        return self.opened.header.job_id.hex()
+
+
+@dataclass(frozen=True, slots=True)
+class SealedResult:
+    """A finished job: the whole response, its receipt, and the route of its last frame."""
+
+    job_id: str
+    epoch: int
+    req_hash: bytes
+    response: bytes = field(repr=False)
+    receipt: bytes = field(repr=False)
+    status: Status
+    last_frame_offset: int
+    first_token_s: float | None
+    counts: tuple[int, int, int, int]
+
+    @property
+    def blob_hash(self) -> bytes:
+        return hashlib.sha256(self.response).digest()
+
+
+class JobRun:
+    """Runs one job. `run()` returns when the receipt is signed; it raises nothing on purpose."""
+
+    def __init__(
+        self, job: RunningJob, enclave: Enclave, served: Served, send: Send, clock: Clock,
+        *, job_timeout_s: float,
+    ) -> None:  # fmt: skip
+        self._job = job
+        self._enclave = enclave
+        self._served = served
+        self._send = send
+        self._clock = clock
+        self._timeout_s = job_timeout_s
+        self._sealer = ResponseSealer(job.opened)
+        self._news = asyncio.Event()
+        self._unsent = bytearray()
+        self._first_ms: int | None = None
+        self._first_s: float | None = None
+        self._began_s = clock.monotonic_s()
+        self._telling = Telling(self._sealer, None, stream=job.opened.header.stream)
+
+    async def run(self) -> SealedResult:
+        self._unsent += self._sealer.prefix()
+        engine = asyncio.create_task(self._generate())
+        stopper = asyncio.create_task(self._stop_on_cancel(engine))
+        try:
+            await self._pump()
+        finally:
+            for task in (engine, stopper):
+                task.cancel()
+            await asyncio.gather(engine, stopper, return_exceptions=True)
+        return self._finish()
+
+    # ---- the engine's side ----
+
+    async def _generate(self) -> None:
+        try:
+            check_price(self._job.opened.header, self._job.quote)
+            request = read_request(
+                self._job.opened, model_names=self._served.names,
+                capabilities=self._served.backend.capabilities,
+            )  # fmt: skip
+            self._telling = Telling(
+                self._sealer,
+                Answer(
+                    self._job.job_id, self._job.opened_ms // 1000,
+                    self._served.backend.system_fingerprint, request,
+                ),
+                stream=self._job.opened.header.stream,
+            )  # fmt: skip
+            async with asyncio.timeout(self._timeout_s):
+                await self._drain(request)
+        except TimeoutError:
+            self._fail(DeadlineExceeded("The answer took too long; ask for less."))
+        except CocoonError as error:
+            self._fail(error)
+        except Exception as error:  # noqa: BLE001 - a receipt must follow, whatever broke
+            _log.error("engine_failed", job_id=self._job.job_id, exc_info=error)
+            self._fail(Unavailable("The engine failed; send the request again."))
+
+    async def _drain(self, request: ChatRequest) -> None:
+        header = self._job.opened.header
+        asked = request.max_output_tokens
+        limit = header.max_output_tokens if asked is None else min(asked, header.max_output_tokens)
+        if limit < 1:
+            raise Unavailable("The request leaves no room for an answer.")
+        outputs = self._served.backend.generate(
+            request, max_input_tokens=header.max_input_tokens, max_output_tokens=limit
+        )
+        try:
+            async for output in outputs:
+                self._take(output)
+        finally:
+            await outputs.aclose()
+        if not self._telling.ended:
+            raise Unavailable("The engine ended without an end.")
+
+    def _take(self, output: Output) -> None:
+        telling = self._telling
+        if telling.ended:
+            return
+        match output:
+            case Started(prompt_tokens):
+                telling.prompt_tokens = prompt_tokens or 0
+            case Piece():
+                self._first()
+                telling.add(output)
+            case Ended():
+                self._first()
+                telling.end(output)
+        self._news.set()
+
+    def _first(self) -> None:
+        if self._first_ms is None:
+            self._first_ms = self._clock.now_ms()
+            self._first_s = self._clock.monotonic_s() - self._began_s
+
+    def _fail(self, error: CocoonError) -> None:
+        if not self._telling.ended:
+            self._telling.fail(error)
+            self._news.set()
+
+    async def _stop_on_cancel(self, engine: asyncio.Task[None]) -> None:
+        await self._job.cancelled.wait()
+        if not self._telling.ended:
+            self._telling.cancel()
+            engine.cancel()
+            self._news.set()
+
+    # ---- the sealing side ----
+
+    async def _pump(self) -> None:
+        pace = Pace(self._job.opened.header.profile, opened_ms=self._monotonic_ms())
+        while True:
+            self._news.clear()
+            telling = self._telling
+            step = pace.step(
+                self._monotonic_ms(),
+                tokens_waiting=telling.tokens_waiting,
+                bytes_waiting=telling.bytes_waiting,
+                sealed_bytes=len(self._unsent),
+                ended=telling.ended,
+            )
+            if step.seal:
+                self._unsent += telling.seal_waiting()
+            if step.pad:
+                self._unsent += self._sealer.pad()
+            if step.finish:
+                return
+            await self._send_bytes(step.send_bytes)
+            if step.seal and telling.ended and not telling.bytes_waiting:
+                continue  # nothing else will wake us
+            await self._wait(step.wake_ms)
+
+    async def _wait(self, wake_ms: int | None) -> None:
+        wait_s = IDLE_WAIT_S if wake_ms is None else max(0, wake_ms - self._monotonic_ms()) / 1000
+        try:
+            async with asyncio.timeout(wait_s):
+                await self._news.wait()
+        except TimeoutError:
+            return
+
+    async def _send_bytes(self, size: int | None) -> None:
+        job = self._job
+        data = bytes(self._unsent if size is None else self._unsent[:size])
+        if not data:
+            return
+        del self._unsent[: len(data)]
+        offset = len(job.whole)
+        job.whole += data
+        if job.rerouted:  # a later lease's gateway has seen nothing yet
+            job.rerouted = False
+            offset, data = 0, bytes(job.whole)
+        await self._send(job.job_id, job.route, offset, data, None)
+
+    def _finish(self) -> SealedResult:
+        """Sign the receipt and seal the last frame. The caller stores, then sends it."""
+        job, telling = self._job, self._telling
+        status = telling.status or Status.FAILED
+        usage = telling.usage
+        account = bill(status, usage, job.opened.header, job.quote)
+        last_ms = max(self._clock.now_ms(), job.opened_ms)
+        first_ms = min(max(self._first_ms or last_ms, job.opened_ms), last_ms)
+        receipt = self._enclave.sign_receipt(
+            self._sealer, status=status, epoch=job.route.epoch,
+            quote_id=bytes.fromhex(quote_id(job.quote)), evidence_id=job.evidence_id,
+            counts=account.counts, price_nanoton=account.price_nanoton,
+            times_ms=(job.opened_ms, first_ms, last_ms),
+        )  # fmt: skip
+        offset = 0 if job.rerouted else len(job.whole)
+        job.whole += bytes(self._unsent) + self._sealer.finish(receipt)
+        return SealedResult(
+            job.job_id, job.route.epoch, job.opened.req_hash, bytes(job.whole), receipt, status,
+            offset, self._first_s, account.counts,
+        )  # fmt: skip
+
+    def _monotonic_ms(self) -> int:
+        return int(self._clock.monotonic_s() * 1000)

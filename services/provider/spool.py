@@ -1,0 +1,138 @@
+"""Sealed results on disk until the network has them: ciphertext and receipts only.
+
+A result is fsynced before its last frame leaves. After a restart it is submitted again; the job
+itself cannot run again, because its key died with the process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Final
+
+from pydantic import Field
+
+from cocoon.contracts.base import Contract, Count, Hex16, Hex32
+from cocoon.contracts.events import Epoch
+from cocoon.kernel import canonical
+from cocoon.kernel.errors import ConfigurationError
+
+SUFFIX: Final = ".sealed"
+MAX_HEAD_BYTES: Final = 4096
+
+
+class SpoolHead(Contract):
+    """The first line of a spool file; the response's bytes follow."""
+
+    job_id: Hex16
+    epoch: Epoch
+    req_hash: Hex32
+    receipt: Annotated[str, Field(pattern=r"^[0-9a-f]{840}$")]
+    blob_hash: Hex32
+    response_bytes: Count
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolItem:
+    """A result that waits for its acknowledgement."""
+
+    head: SpoolHead
+    path: Path
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.head.job_id, self.head.epoch
+
+    def read(self) -> bytes:
+        """The response's bytes. Raises OSError or ValueError if the file is gone or damaged."""
+        _, _, response = self.path.read_bytes().partition(b"\n")
+        if hashlib.sha256(response).hexdigest() != self.head.blob_hash:
+            raise ValueError("the spooled response does not match its hash")
+        return response
+
+
+@dataclass(slots=True)
+class Spool:
+    """A folder of at most `max_items` results and `max_bytes` of ciphertext."""
+
+    folder: Path
+    max_items: int
+    max_bytes: int
+    _items: dict[tuple[str, int], SpoolItem] = field(default_factory=dict)
+    _bytes: int = 0
+
+    def open(self) -> None:
+        """Read what a former process left. Damaged and half-written files are removed."""
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for path in sorted(self.folder.iterdir()):
+                item = _load(path) if path.suffix == SUFFIX else None
+                if item is None:
+                    path.unlink()
+                    continue
+                self._keep(item)
+        except OSError:
+            raise ConfigurationError(f"the spool folder {self.folder} cannot be used") from None
+
+    def has_room(self) -> bool:
+        return len(self._items) < self.max_items and self._bytes < self.max_bytes
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __iter__(self) -> Iterator[SpoolItem]:
+        return iter(tuple(self._items.values()))
+
+    def get(self, job_id: str, epoch: int) -> SpoolItem | None:
+        return self._items.get((job_id, epoch))
+
+    def of_job(self, job_id: str) -> SpoolItem | None:
+        """The newest result of a job."""
+        found = [item for item in self._items.values() if item.head.job_id == job_id]
+        return max(found, key=lambda item: item.head.epoch, default=None)
+
+    def write(self, head: SpoolHead, response: bytes) -> SpoolItem:
+        """Write and fsync one result; call it off the event loop. Raises OSError."""
+        path = self.folder / f"{head.job_id}.{head.epoch}{SUFFIX}"
+        partial = path.with_suffix(".partial")
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(head.to_canonical() + b"\n" + response)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+        return SpoolItem(head, path)
+
+    def keep(self, item: SpoolItem) -> None:
+        """Count a written result in."""
+        self._keep(item)
+
+    def remove(self, item: SpoolItem) -> None:
+        """The network has it: forget the ciphertext."""
+        if self._items.pop(item.key, None) is not None:
+            self._bytes -= item.head.response_bytes
+        item.path.unlink(missing_ok=True)
+
+    def _keep(self, item: SpoolItem) -> None:
+        if item.key not in self._items:
+            self._bytes += item.head.response_bytes
+        self._items[item.key] = item
+
+
+def _load(path: Path) -> SpoolItem | None:
+    try:
+        with path.open("rb") as file:
+            line = file.readline(MAX_HEAD_BYTES)
+        item = SpoolItem(SpoolHead.model_validate(canonical.loads_object(line.rstrip(b"\n"))), path)
+        item.read()
+    except ValueError:  # pydantic's ValidationError is one
+        return None
+    return item
