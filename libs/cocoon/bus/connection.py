@@ -144,7 +144,7 @@ def broker(
 async def close(nc: Client) -> None:
     """Flush and close, without raising if the server is away."""
     with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
-        await asyncio.wait_for(nc.flush(timeout=1), 2)
+        await nc.flush(timeout=1)
     with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
         await nc.close()
 

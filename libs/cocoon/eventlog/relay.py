@@ -219,7 +219,9 @@ class _ShardRelay:
         now_s = asyncio.get_running_loop().time
         started_s = now_s()
         try:
-            await asyncio.wait_for(self._progress.wait(), _POLL_S)
+            # not wait_for: until Python 3.12 it can swallow a cancellation
+            async with asyncio.timeout(_POLL_S):
+                await self._progress.wait()
         except TimeoutError:
             self._more = True
             self._silent_s = self._silent_s + now_s() - started_s if waits_for_ack else 0.0

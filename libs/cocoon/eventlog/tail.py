@@ -80,8 +80,10 @@ class _Live:
         """Up to `limit` messages; none after `timeout_s` without any."""
         if not self._buffer:
             self._arrived.clear()
+            # not wait_for: until Python 3.12 it can swallow a cancellation
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._arrived.wait(), timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    await self._arrived.wait()
         taken: list[Msg] = []
         while self._buffer and len(taken) < limit:
             message = self._buffer.popleft()
@@ -200,7 +202,8 @@ class Tail:
         events = await read_batch(conn, self._shard, self._next, self._batch, self._hash)
         if not events and not await self._join_bus():
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._grown.wait(), _POLL_S)
+                async with asyncio.timeout(_POLL_S):
+                    await self._grown.wait()
         return events
 
     async def _connection(self) -> asyncpg.Connection[asyncpg.Record]:
