@@ -60,7 +60,10 @@ class Matcher:
         self._commands: OrderedDict[str, str] = OrderedDict()  # command_id -> job_id
 
     async def on_job_request(self, request: JobRequest, traceparent: str) -> None:
-        """Answer a gateway: matched and committed, or existing, or refused."""
+        """Answer a gateway: matched and committed, or existing, or waiting, or refused."""
+        await self._answer(request, traceparent, None)
+
+    async def _answer(self, request: JobRequest, traceparent: str, waited: Waiting | None) -> None:
         if request.command_id in self._deciding:
             return  # the gateway repeats itself; the first answer is on its way
         self._deciding.add(request.command_id)
@@ -71,7 +74,7 @@ class Matcher:
             else:
                 await self._request_job(request, traceparent)
         except RateLimited as error:
-            await self._wait_or_refuse(request, traceparent, error)
+            await self._wait_or_refuse(request, traceparent, error, waited)
         except Fatal as error:
             self._stop(error)
         except CocoonError as error:
@@ -80,14 +83,19 @@ class Matcher:
             self._deciding.discard(request.command_id)
 
     async def _request_job(self, request: JobRequest, traceparent: str) -> None:
+        announced: ProviderMatched | None = None
         for _ in range(MAX_ACCOUNT_CONFLICTS):
-            command = self._command(request)
+            command = self._command(request, announced)
             version = self._memory.accounts[request.account_id].version
             state = self._memory.jobs.get(request.job_id, JobState())
-            events = decide_request_job(state, command)
+            events = self._decide(state, command, announced)
             granted = events[-1] if isinstance(events[-1], ProviderMatched) else None
             if granted is not None:
-                await self._grant(request, granted, traceparent)
+                self._grant(request, granted, traceparent)
+                if announced is None:
+                    update = decide.matched_update(granted)
+                    await self._news(request.gateway_id, request.job_id, update, traceparent)
+                announced = granted
             item = decide.request_item(request, command, events, version, traceparent)
             try:
                 outcome = await self._appender.append(item)
@@ -103,27 +111,36 @@ class Matcher:
             await asyncio.sleep(CONFLICT_PAUSE_S)  # the tail brings the account's new version
         raise Unavailable("the account is changing; try again shortly", retry_after_s=1)
 
-    def _command(self, request: JobRequest) -> RequestJob:
+    def _decide(
+        self, state: JobState, command: RequestJob, announced: ProviderMatched | None
+    ) -> tuple[EventData, ...]:
+        try:
+            return decide_request_job(state, command)
+        except RateLimited:
+            if announced is None:
+                raise
+            # The gateway has dispatched this epoch already: it cannot wait for another provider.
+            raise Unavailable("the account is changing; try again", retry_after_s=1) from None
+
+    def _command(self, request: JobRequest, announced: ProviderMatched | None) -> RequestJob:
+        """A match that was announced stays with its provider: the gateway has dispatched it."""
+        keys = (announced.key_id,) if announced else request.recipient_key_ids
         account = self._memory.accounts.get(request.account_id)
         if account is None or not account.opened:
             raise InsufficientFunds("this account has no funds; add some with `cocoon fund`")
         return decide.request_command(
             request,
             self._memory.available_nanoton(request.account_id),
-            self._memory.candidates(
-                request.recipient_key_ids, request.model_id, self._clock.monotonic_s()
-            ),
+            self._memory.candidates(keys, request.model_id, self._clock.monotonic_s()),
             self._settings.lease_ttl_ms,
             self._randomness.token(32).hex(),
             self._clock.now_ms(),
         )
 
-    async def _grant(self, request: JobRequest, match: ProviderMatched, traceparent: str) -> None:
-        """Reserve the hold, start the lease, announce the match: the log may still say no."""
+    def _grant(self, request: JobRequest, match: ProviderMatched, traceparent: str) -> None:
+        """Reserve the hold and start the lease: the log may still say no."""
         self._memory.reserve(request.job_id, request.account_id, request.max_price_nanoton)
         self._leases.start(match, request.gateway_id, traceparent)
-        update = decide.matched_update(match)
-        await self._news(request.gateway_id, request.job_id, update, traceparent)
 
     def _withdraw(self, job_id: str) -> None:
         self._memory.release_pending(job_id)
@@ -177,12 +194,20 @@ class Matcher:
         await self._news(request.gateway_id, request.job_id, update, traceparent)
 
     async def _wait_or_refuse(
-        self, request: JobRequest, traceparent: str, error: RateLimited
+        self, request: JobRequest, traceparent: str, error: RateLimited, waited: Waiting | None
     ) -> None:
+        """Queue the request and say so; one that has waited keeps its deadline."""
+        if waited is not None:
+            if not self.waiting.add(waited, first=True):
+                await self._refuse(request, error, traceparent)
+            return
         left_s = (request.not_after_ms - self._clock.now_ms()) / 1000
         wait_s = min(self._settings.waiting_s, left_s)
-        waiting = Waiting(request, traceparent, self._clock.monotonic_s() + wait_s, error)
-        if not self.waiting.add(waiting):
+        deadline_s = self._clock.monotonic_s() + wait_s
+        if self.waiting.add(Waiting(request, traceparent, deadline_s, error)):
+            update = MatchUpdate(kind="waiting", job_id=request.job_id)
+            await self._news(request.gateway_id, request.job_id, update, traceparent)
+        else:
             await self._refuse(request, error, traceparent)
 
     def _remember(self, command_id: str, job_id: str) -> None:
@@ -216,17 +241,20 @@ class Matcher:
         self._leases.sweep()
         for late in self.waiting.expired(self._clock.monotonic_s()):
             await self._refuse(late.request, late.refusal, late.traceparent)
-        for waiting in self.waiting.take(WAITING_PER_SWEEP):
-            await self._retry(waiting)
+        busy: set[tuple[tuple[str, ...], str]] = set()  # nobody gets free during a sweep
+        tries = 0
+        for waiting in self.waiting.in_turn():
+            wanted = (waiting.request.recipient_key_ids, waiting.request.model_id)
+            if wanted in busy:
+                continue
+            if not self._somebody_is_free(*wanted):
+                busy.add(wanted)
+            elif self.waiting.take(waiting.request.job_id):  # unless it was cancelled meanwhile
+                await self._answer(waiting.request, waiting.traceparent, waiting)
+                tries += 1
+                if tries >= WAITING_PER_SWEEP:
+                    return
 
-    async def _retry(self, waiting: Waiting) -> None:
-        """Decide again; whoever still finds everybody busy keeps the old deadline."""
-        candidates = self._memory.candidates(
-            waiting.request.recipient_key_ids,
-            waiting.request.model_id,
-            self._clock.monotonic_s(),
-        )
-        if any(c.alive and c.running < c.concurrency for c in candidates):
-            await self.on_job_request(waiting.request, waiting.traceparent)
-        else:
-            self.waiting.add(waiting)
+    def _somebody_is_free(self, key_ids: tuple[str, ...], model_id: str) -> bool:
+        candidates = self._memory.candidates(key_ids, model_id, self._clock.monotonic_s())
+        return any(c.alive and c.running < c.concurrency for c in candidates)

@@ -74,6 +74,7 @@ class Leases:
         self._settings, self._memory, self._appender = settings, memory, appender
         self._news, self._clock, self._randomness, self._stop = news, clock, randomness, stop
         self.live: dict[str, Lease] = {}
+        self._resumed_at_s = float("-inf")
         self._tasks: set[asyncio.Task[None]] = set()
 
     # ---- life ----
@@ -100,7 +101,11 @@ class Leases:
             self._memory.providers[lease.match.provider_id].live_jobs.discard(job_id)
 
     def resume(self, job_id: str, state: JobState) -> None:
-        """After a restart: lease a running job again for a whole term."""
+        """After a restart: lease a running job again for a whole term.
+
+        Nobody has been heard yet, so silence counts from now.
+        """
+        self._resumed_at_s = self._clock.monotonic_s()
         if state.status is JobStatus.MATCHED and state.match and state.request:
             self.start(state.match, state.request.gateway_id, "").committed.set()
 
@@ -172,8 +177,14 @@ class Leases:
                 self.end(job_id, lease, "expired", may_rematch=False)
             elif now_s > lease.deadline_s:
                 self.end(job_id, lease, "expired", may_rematch=not lease.began)
-            elif not self._memory.is_alive(provider_id, now_s) and lease.committed.is_set():
+            elif lease.committed.is_set() and self._is_silent(provider_id, now_s):
                 self.end(job_id, lease, "silent", may_rematch=not lease.began)
+
+    def _is_silent(self, provider_id: str, now_s: float) -> bool:
+        listening_s = now_s - self._resumed_at_s
+        return listening_s > self._memory.silence_s and not self._memory.is_alive(
+            provider_id, now_s
+        )
 
     # ---- the end of a lease ----
 
