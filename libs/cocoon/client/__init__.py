@@ -11,7 +11,7 @@ from cocoon.client.serve import run_sidecar
 from cocoon.client.session import Began, Chunk, Ended, Job, Piece, Preferences, SealedSession
 from cocoon.client.settings import SidecarSettings
 from cocoon.client.sidecar import Sidecar
-from cocoon.client.transport import (
+from cocoon.client.transports import (
     AsyncCocoonTransport,
     CocoonTransport,
     async_transport,

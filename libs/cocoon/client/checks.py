@@ -70,9 +70,8 @@ def check_answer(
 
     Raises EvidenceRejected with the fault's code.
     """
-    candidate = by_key_id.get(receipt.key_id)
-    if candidate is None or candidate.provider_id != match.provider_id:
-        refuse_answer("wrong_provider", "the gateway names another provider than its sealer")
+    candidate = by_key_id[receipt.key_id]  # the opener knows the key
+    check_provider(candidate, match)
     if match.evidence_id and receipt.evidence_id.hex() != match.evidence_id:
         refuse_answer("wrong_evidence", "the receipt cites other evidence than the match")
     if receipt.epoch != match.epoch or receipt.quote_id != match.quote_id:
@@ -80,6 +79,12 @@ def check_answer(
     _check_price(receipt, match.quote)
     _check_usage(receipt, header, usage)
     return candidate
+
+
+def check_provider(candidate: Candidate, match: Match) -> None:
+    """Raises EvidenceRejected(wrong_provider) unless the gateway names who sealed the answer."""
+    if candidate.provider_id != match.provider_id:
+        refuse_answer("wrong_provider", "the gateway names another provider than its sealer")
 
 
 def _check_price(receipt: Receipt, quote: Quote) -> None:

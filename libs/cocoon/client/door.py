@@ -5,6 +5,7 @@ The sidecar and the in-process transports are two shells around it. Logs ids, ne
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -25,6 +26,7 @@ from cocoon.kernel.errors import (
     TooLarge,
     Transient,
     Unauthenticated,
+    Unavailable,
 )
 
 MAX_BODY_BYTES: Final = 4 * 1024 * 1024
@@ -32,7 +34,6 @@ _JSON: Final = ("content-type", "application/json")
 _SSE: Final = (
     ("content-type", "text/event-stream; charset=utf-8"),
     ("cache-control", "no-cache"),
-    ("x-accel-buffering", "no"),
 )
 _log = logging.getLogger("cocoon.client")
 
@@ -151,13 +152,17 @@ class Door:
         except BaseException:
             self._repeats.leave(entry, reading)
             raise
-        return LocalAnswer(head, reading.parts(), lambda: self._repeats.leave(entry, reading))
+        return LocalAnswer(head, reading, lambda: self._repeats.leave(entry, reading))
 
     async def _work(self, entry: Entry) -> None:
         """Produce one entry's answer into its recording, whatever happens."""
         recording = entry.recording
         try:
             await self._tell(entry)
+        except asyncio.CancelledError:
+            if recording.begun:  # somebody may still read: an end must not look like an answer's
+                recording.put(sse_event(error_body(_closing())))
+            raise
         except CocoonError as error:
             await _tell_error(entry, error)
             if error.code == "job_failed" and entry.asked.key is None:
@@ -240,11 +245,11 @@ def error_head(error: CocoonError) -> tuple[Head, bytes]:
 
 def error_answer(error: CocoonError) -> LocalAnswer:
     head, body = error_head(error)
-    return LocalAnswer(head, _once(body))
+    return LocalAnswer(head, _Once(body))
 
 
 def _json_answer(body: bytes) -> LocalAnswer:
-    return LocalAnswer(Head(200, (_JSON, ("content-length", str(len(body))))), _once(body))
+    return LocalAnswer(Head(200, (_JSON, ("content-length", str(len(body))))), _Once(body))
 
 
 def _allow(request: LocalRequest, method: str) -> LocalAnswer | None:
@@ -260,11 +265,26 @@ def _allow(request: LocalRequest, method: str) -> LocalAnswer | None:
         }
     })  # fmt: skip
     headers = (_JSON, ("content-length", str(len(body))), ("allow", method))
-    return LocalAnswer(Head(405, headers), _once(body))
+    return LocalAnswer(Head(405, headers), _Once(body))
 
 
-async def _once(body: bytes) -> AsyncIterator[bytes]:
-    yield body
+def _closing() -> CocoonError:
+    return Unavailable("The client is closing; the answer is not whole.", code="client_closed")
+
+
+class _Once:
+    """An answer's one part, without a generator to clean up."""
+
+    def __init__(self, body: bytes) -> None:
+        self._left = [body]
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._left:
+            raise StopAsyncIteration
+        return self._left.pop()
 
 
 def _retry_count(text: str | None) -> int | None:

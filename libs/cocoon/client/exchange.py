@@ -64,6 +64,14 @@ class Exchange:
             raise Unavailable("Nothing has answered yet.")
         return self._match
 
+    @property
+    def key_id(self) -> bytes:
+        """Whose key the answer is sealed with: proven by the first event that opened."""
+        prefix = None if self._opener is None else self._opener.prefix
+        if prefix is None:
+            raise Unavailable("Nothing has answered yet.")
+        return prefix.key_id
+
     async def events(self) -> AsyncGenerator[Event, None]:
         """Yield content as it opens. Raises EvidenceRejected for an answer that must not be
         believed, Unavailable(truncated) with what was charged, and the gateway's errors.

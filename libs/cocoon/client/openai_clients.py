@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from cocoon.client.network import NetworkOptions
-from cocoon.client.transport import async_transport, transport
+from cocoon.client.transports import async_transport, transport
 
 if TYPE_CHECKING:
     import openai  # half a second to import, which the sidecar need not wait for

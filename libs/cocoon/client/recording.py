@@ -62,14 +62,18 @@ class Recording:
 
     async def write(self, part: bytes) -> None:
         """Append. Waits while a large answer is far ahead of its slowest reader."""
-        self._parts.append(part)
-        self.kept_bytes += len(part)
-        self._tell()
+        self.put(part)
         while self.kept_bytes > KEEP_BYTES and self._readers:
             self._drop_read()
             if self.kept_bytes <= KEEP_BYTES + WINDOW_BYTES:
                 break
             await self._changed.wait()
+
+    def put(self, part: bytes) -> None:
+        """Append without waiting: for an answer's last words."""
+        self._parts.append(part)
+        self.kept_bytes += len(part)
+        self._tell()
 
     def end(self) -> None:
         self.ended = True
@@ -130,10 +134,15 @@ class Reading:
     async def head(self) -> Head:
         return await self._recording._wait_head()
 
-    async def parts(self) -> AsyncIterator[bytes]:
-        while (part := await self._recording._next(self._reader)) is not None:
-            yield part
-        self.complete = True
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        part = await self._recording._next(self._reader)
+        if part is None:
+            self.complete = True
+            raise StopAsyncIteration
+        return part
 
     def close(self) -> None:
         self._recording._detach(self._reader)

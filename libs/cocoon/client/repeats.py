@@ -11,6 +11,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Final
 
 from cocoon.client.recording import Reading, Recording
@@ -26,7 +27,7 @@ RETRY_MEMORY_S: Final = 60.0
 GRACE_S: Final = 2.0  # how long a job outlives a caller that may retry
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Asked:
     """What tells one request from another. `caller` is whatever authenticates it."""
 
@@ -36,7 +37,7 @@ class Asked:
     retry: int | None  # x-stainless-retry-count; None from a client that sends none
     traceparent: str | None = None
 
-    @property
+    @cached_property
     def fingerprint(self) -> bytes:
         caller = hashlib.sha256(self.caller.encode()).digest()
         return hashlib.sha256(caller + hashlib.sha256(self.body).digest()).digest()
@@ -64,6 +65,11 @@ class Entry:
     @property
     def live(self) -> bool:
         return self.task is not None and not self.task.done()
+
+    @property
+    def held_bytes(self) -> int:
+        """The answer, the body and its sealed form."""
+        return self.recording.kept_bytes + 2 * len(self.asked.body)
 
     def rank(self) -> int:
         """Which of several equal requests a retry means: first one that nobody listens to."""
@@ -188,7 +194,7 @@ class Repeats:
     def _forget_old(self) -> None:
         """Drop what has timed out, then the oldest that ended while there is too much."""
         now_s = self._clock.monotonic_s()
-        kept = sum(entry.recording.kept_bytes for entry in self._entries.values())
+        kept = sum(entry.held_bytes for entry in self._entries.values())
         for entry in list(self._entries.values()):
             if entry.live or entry.ended_s is None:
                 continue
@@ -198,7 +204,7 @@ class Repeats:
                 or len(self._entries) >= MAX_ENTRIES
                 or kept > MAX_BYTES
             ):
-                kept -= entry.recording.kept_bytes
+                kept -= entry.held_bytes
                 self._drop(entry)
 
     def _drop(self, entry: Entry) -> None:

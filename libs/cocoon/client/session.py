@@ -15,7 +15,7 @@ from typing import Any, Final
 from cocoon.chat import ENDPOINT, ChatRequest, parse_chat_request
 from cocoon.client.answers import Settlement, StreamShaper, enclave_error, whole_body
 from cocoon.client.bounds import token_bounds
-from cocoon.client.checks import check_answer
+from cocoon.client.checks import check_answer, check_provider
 from cocoon.client.choice import Candidate, choose, one_model, with_assurance
 from cocoon.client.directory import Directory
 from cocoon.client.exchange import Exchange
@@ -152,6 +152,7 @@ class Job:
             async for event in events:
                 if not began:
                     began = True
+                    check_provider(sealing.by_key_id[exchange.key_id], exchange.match)
                     yield Began(self.job_id, exchange.match.provider_id, sealing.max_price_nanoton)
                 if isinstance(event, Data):
                     if not self.stream:
