@@ -29,6 +29,19 @@ _DRAIN_S = 5.0
 _PENDING_BYTES = 16 * 1024 * 1024
 
 
+class _Client(Client):
+    """nats-py looks at every character of every header in Python (two thirds of a tail's time)."""
+
+    @staticmethod
+    def _parse_header_lines(raw: bytes) -> dict[str, str]:
+        found = {}
+        for line in raw.decode("utf-8", "replace").split("\r\n"):
+            name, colon, value = line.partition(":")
+            if colon and name.isascii() and " " not in name and "\t" not in name:
+                found[name] = value.strip()
+        return found
+
+
 def _options(name: str, inbox: str, on_closed: Callable[[], None] | None) -> dict[str, Any]:
     async def error_cb(error: Exception) -> None:
         # A refused subject is made of ids and tells the operator which rule is missing.
@@ -90,7 +103,7 @@ async def connect(
         await log_error(error)
 
     options["error_cb"] = error_cb
-    client = Client()
+    client = _Client()
     # nats-py would try the first connection for ever too: it is given up after a while.
     connecting = asyncio.create_task(client.connect(url, **options))
     refusal = asyncio.create_task(refused.wait())

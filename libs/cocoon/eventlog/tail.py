@@ -148,6 +148,7 @@ class Tail:
         self._live: _Live | None = None
         self._retry_live_s = 0.0
         self._grown = asyncio.Event()
+        self._listening = False
 
     @property
     def position(self) -> int:
@@ -198,6 +199,7 @@ class Tail:
             self._next = done + 1
         if self._hash is None and self._next > 1:
             self._hash = await hash_at(conn, self._shard, self._next - 1)
+        await self._listen(conn)
         self._grown.clear()
         events = await read_batch(conn, self._shard, self._next, self._batch, self._hash)
         if not events and not await self._join_bus():
@@ -208,11 +210,22 @@ class Tail:
 
     async def _connection(self) -> asyncpg.Connection[asyncpg.Record]:
         if self._conn is None or self._conn.is_closed():
-            conn = await connect(self._dsn, f"cocoon-tail-{self._shard}")
-            self._conn = conn
+            self._conn = await connect(self._dsn, f"cocoon-tail-{self._shard}")
+            self._listening = False
+        return self._conn
+
+    async def _listen(self, conn: asyncpg.Connection[asyncpg.Record]) -> None:
+        if not self._listening:
             with tree_errors():
                 await conn.add_listener(f"log_{self._shard}", self._on_notify)
-        return self._conn
+            self._listening = True
+
+    async def _unlisten(self) -> None:
+        # While JetStream delivers, a wake-up for every commit would only cost time.
+        if self._listening and self._conn is not None:
+            self._listening = False
+            with tree_errors():
+                await self._conn.remove_listener(f"log_{self._shard}", self._on_notify)
 
     def _on_notify(self, *_: object) -> None:
         self._grown.set()
@@ -237,6 +250,7 @@ class Tail:
             self._retry_live_s = now_s + _RETRY_S
             return False
         self._live = live
+        await self._unlisten()
         return True
 
     async def _leave_bus(self) -> None:
