@@ -150,8 +150,13 @@ def broker(
         ack_policy=AckPolicy.MANUAL,
         logger=None,
         apply_types=False,
+        decoder=_undecoded,
         graceful_timeout=_DRAIN_S,
     )
+
+
+async def _undecoded(message: NatsMessage) -> NatsMessage:
+    return message  # handlers get the exact bytes that were signed, and their headers
 
 
 async def close(nc: Client) -> None:

@@ -78,17 +78,12 @@ def ingress_worker(
         max_workers=workers,
         inbox_prefix=f"{inbox_prefix}.".encode(),
         no_reply=True,
-        decoder=_undecoded,
     )
 
     async def on_message(message: NatsMessage) -> None:
         await _settle(message, handler)
 
     subscriber(on_message)
-
-
-async def _undecoded(message: NatsMessage) -> NatsMessage:
-    return message  # the handler gets the exact bytes that were signed, and their headers
 
 
 async def _settle(message: NatsMessage, handler: IngressHandler) -> None:
