@@ -20,7 +20,7 @@ from cocoon.bus.keys import read_seed_file
 from cocoon.kernel.errors import ConfigurationError, Unavailable
 
 if TYPE_CHECKING:
-    from faststream.nats import NatsBroker
+    from faststream.nats import NatsBroker, NatsMessage
 
 _log = logging.getLogger("cocoon.bus")
 _RECONNECT_WAIT_S = 0.25
