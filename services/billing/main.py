@@ -124,7 +124,7 @@ async def _tail(
 
 
 def _answer(listening: NatsBroker, shard: int, operator: Operator) -> None:
-    @listening.subscriber(subjects.billing(shard, "*"))
+    @listening.subscriber(subjects.billing(shard, "*"), no_reply=True)
     async def on_request(message: NatsMessage) -> None:
         raw = message.raw_message
         verb = raw.subject.rpartition(".")[2]

@@ -81,7 +81,7 @@ def _answer_operators(listening: NatsBroker, keys: KeyRing) -> None:
         "create": keys.do_create_key, "list": keys.do_list_keys, "revoke": keys.do_revoke_key,
     }  # fmt: skip
 
-    @listening.subscriber(subjects.gateway_keys("*"), queue="gateway")
+    @listening.subscriber(subjects.gateway_keys("*"), queue="gateway", no_reply=True)
     async def on_request(message: NatsMessage) -> None:
         raw = message.raw_message
         do = doers.get(raw.subject.rpartition(".")[2])

@@ -147,17 +147,17 @@ def _broker(
     """What is not on the way to the first token: heartbeats, reports, cancellations."""
     listening = broker(settings.nats_url, settings.nats_seed_file, "matcher", prefix, stop)
 
-    @listening.subscriber(subjects.HEARTBEATS)
+    @listening.subscriber(subjects.HEARTBEATS, no_reply=True)
     async def on_heartbeat(message: NatsMessage) -> None:
         beat = Heartbeat.model_validate_json(message.raw_message.data)
         if message.raw_message.subject == subjects.heartbeat(beat.provider_id):
             leases.on_heartbeat(beat)
 
-    @listening.subscriber(subjects.report_dispatch(settings.shard))
+    @listening.subscriber(subjects.report_dispatch(settings.shard), no_reply=True)
     async def on_report_dispatch(message: NatsMessage) -> None:
         leases.on_report(DispatchReport.model_validate_json(message.raw_message.data))
 
-    @listening.subscriber(subjects.cancel_at_matcher(settings.shard))
+    @listening.subscriber(subjects.cancel_at_matcher(settings.shard), no_reply=True)
     async def on_cancel_job(message: NatsMessage) -> None:
         await matcher.on_cancel(CancelJob.model_validate_json(message.raw_message.data))
 
