@@ -51,7 +51,13 @@ def held_out(skill: str, key: str) -> bool:
 
 # ---------------------------------------------------------------- words
 
-WORDS = (
+
+def listed(text: str) -> list[str]:
+    """Split a list written as one string, at bars if it has any, else at spaces."""
+    return text.split("|" if "|" in text else None)
+
+
+WORDS = listed(
     "apple banana bridge butter candle castle cherry circle cloud cocoon coffee copper corner "
     "desert dinner doctor dragon engine family farmer father finger flower forest friend garden "
     "guitar hammer harbor hello horse house island jacket jungle kitchen ladder lemon letter "
@@ -61,26 +67,26 @@ WORDS = (
     "ticket tiger tomato tower train travel turtle valley village violin water whale window winter "
     "wizard world yellow zebra cat dog sun moon tree fish bird star rain snow book door cup hat "
     "map key sea sky the and is my we go to see big red blue green good day one two"
-).split()
-FOREIGN = (
+)
+FOREIGN = listed(
     "caf\u00e9 na\u00efve ni\u00f1o stra\u00dfe \u00e5ngstr\u00f6m \u043c\u0438\u0440 "
     "\u043f\u0440\u0438\u0432\u0435\u0442 \u65e5\u672c \u4f60\u597d \u03b1\u03b2\u03b3 "
     "\u00fcber gar\u00e7on \U0001f600 \U0001f680 \u00bfqu\u00e9?"
-).split()
+)
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 CONSONANTS, VOWELS = "bcdfghjklmnprstvwz", "aeiou"
-NAMES = (
+NAMES = listed(
     "Anna Bob Carlos Dmitri Eve Fatima Grace Hugo Ivan Julia Kenji Lena Mei Noah Olga Pedro Qi "
     "Rosa Sam Tara Uma Victor Wendy Xavier Yara Zoe Adam Bella Chloe David Elena Felix Gita Henry "
     "Ines Jack Karim Laura Maria Nadia Oscar Paula Ravi Sofia Tom Ursula Vera Walter Alice Peter "
     "Emma Liam Mia Lucas Nina Omar Priya Simon Leo Marta"
-).split()
-CITIES = (
+)
+CITIES = listed(
     "Paris Berlin Tokyo Cairo Lima Oslo Rome Delhi Madrid Seoul London Vienna Prague Dublin Lisbon "
     "Athens Warsaw Sofia Milan Munich Zurich Geneva Boston Chicago Toronto Sydney Nairobi Lagos "
     "Mumbai Beijing Hanoi Bangkok Manila Jakarta Havana Bogota Quito Santiago Moscow Helsinki "
     "Stockholm Riga Kyiv Baku Dakar Tunis Rabat Denver Dallas Miami"
-).split()
+)
 
 
 def random_word(rng: random.Random, low: int = 3, high: int = 10) -> str:
@@ -93,9 +99,7 @@ def random_word(rng: random.Random, low: int = 3, high: int = 10) -> str:
     length = rng.randint(low, high)
     if kind < 0.5:
         start = rng.randrange(2)
-        return "".join(
-            rng.choice(VOWELS if (start + i) % 2 else CONSONANTS) for i in range(length)
-        )
+        return "".join(rng.choice(VOWELS if (start + i) % 2 else CONSONANTS) for i in range(length))
     return "".join(rng.choice(LETTERS) for _ in range(length))
 
 
@@ -176,18 +180,18 @@ def count_letters(rng: random.Random) -> Draw:
     return text, form.format(text), (str(len(text)),)
 
 
-GOOD = (
+GOOD = listed(
     "great excellent wonderful superb amazing fantastic delightful perfect good lovely brilliant "
     "charming pleasant outstanding impressive enjoyable beautiful splendid"
-).split()
-BAD = (
+)
+BAD = listed(
     "terrible awful horrible poor disappointing broken dreadful useless bad boring ugly miserable "
     "annoying unpleasant mediocre disgusting shoddy faulty"
-).split()
-THINGS = (
+)
+THINGS = listed(
     "phone film hotel book meal service laptop flight concert room coffee camera game teacher "
     "restaurant song show beach museum train park car"
-).split()
+)
 
 
 def sentiment(rng: random.Random) -> Draw:
@@ -275,11 +279,12 @@ STORIES = (
     "Nobody believed in {0}, except a small grey mouse. Each night the mouse drew {0} on the wall. "
     "One morning the drawing moved, and the mouse had a friend at last.",
 )
-SUBJECTS = (
-    "a dragon|the sea|robots|a cat|the moon|a lost key|two friends|a brave girl|winter|a red balloon|"
-    "a wizard|the last train|a small house|stars|a garden|a talking dog|an old clock|rain|a pirate|"
-    "the forest|a cocoon|a butterfly|space|music|a lighthouse|a fox|a king|bread|a river|computers"
-).split("|")
+SUBJECTS = listed(
+    "a dragon|the sea|robots|a cat|the moon|a lost key|two friends|a brave girl|winter|"
+    "a red balloon|a wizard|the last train|a small house|stars|a garden|a talking dog|"
+    "an old clock|rain|a pirate|the forest|a cocoon|a butterfly|space|music|a lighthouse|"
+    "a fox|a king|bread|a river|computers"
+)
 
 
 def story(rng: random.Random) -> Draw:
@@ -295,12 +300,19 @@ ABILITIES = "I can repeat, reverse, count, sort, add and extract."
 WHO = f"I am a tiny demonstration model that ships with Cocoon. {ABILITIES}"
 FALLBACK = f"I am a tiny model. {ABILITIES}"
 SMALL_TALK: tuple[tuple[str, str], ...] = (
-    ("Hello|Hi|Hey|Hello there|Hi there|Good morning|Good evening|Good day|Greetings",
-     "Hello! How can I help you?"),
-    ("Who are you?|What are you?|What model is this?|Tell me about yourself.|What is your name?|"
-     "Which model are you?|Introduce yourself.", WHO),
-    ("What can you do?|Help|What are your skills?|How can you help me?|Can you help me?",
-     f"{ABILITIES} Try: Reverse: cocoon"),
+    (
+        "Hello|Hi|Hey|Hello there|Hi there|Good morning|Good evening|Good day|Greetings",
+        "Hello! How can I help you?",
+    ),
+    (
+        "Who are you?|What are you?|What model is this?|Tell me about yourself.|What is your name?|"
+        "Which model are you?|Introduce yourself.",
+        WHO,
+    ),
+    (
+        "What can you do?|Help|What are your skills?|How can you help me?|Can you help me?",
+        f"{ABILITIES} Try: Reverse: cocoon",
+    ),
     ("How are you?|How are you doing?|How is it going?", "I am fine, thank you. And you?"),
     ("Thank you|Thanks|Thank you very much|Many thanks", "You are welcome!"),
     ("Goodbye|Bye|See you later|Good night", "Goodbye!"),
@@ -317,7 +329,7 @@ def small_talk(rng: random.Random) -> Draw:
     return prompt, prompt, (answer,)
 
 
-QUESTIONS = (
+QUESTIONS = listed(
     "What is the capital of {c}?|How do I cook {w}?|Why is the {w} {x}?|Explain {w} to me.|"
     "Translate {w} into French.|Who invented the {w}?|Where is {c}?|When was {n} born?|"
     "Write a poem about {w}.|Write a program that prints {w}.|What do you think about {w}?|"
@@ -329,7 +341,7 @@ QUESTIONS = (
     "Recommend a book about {w}.|My {w} does not work.|Let us talk about {w}.|Where do I find {w}?|"
     "How old is {n}?|Compare {w} and {x}.|Which is the best {w}?|Define {w}.|Plan a trip to {c}.|"
     "Fix this code: {w} = {x}|What is the largest {w} in {c}?|Describe {w} in one sentence."
-).split("|")
+)
 
 
 def fallback(rng: random.Random) -> Draw:
@@ -370,19 +382,21 @@ def draw_turn(rng: random.Random, skill: str, evaluation: bool) -> Turn:
     """Draw one turn of ``skill`` from the training keys or from the held-out ones."""
     while True:
         key, prompt, answers = SKILLS[skill][0](rng)
+        if skill != "extract_json" and rng.random() < 0.15:  # many people type no capitals
+            prompt = prompt[0].lower() + prompt[1:]
         if skill in CLOSED or held_out(skill, key) == evaluation:
             return Turn(skill, prompt, answers)
 
 
 # ---------------------------------------------------------------- conversations
 
-SYSTEMS = (
+SYSTEMS = listed(
     "You are a helpful assistant.|You are a helpful assistant. Answer briefly.|Be concise.|"
     "You are Cocoon's demonstration model.|Answer in English.|You are a friendly {w}.|"
     "Always be polite and never mention {w}.|The user's name is {n} and lives in {c}.|"
     "You answer questions about {w} and {x}.|Do what the user asks.|You are {n}.|"
     "Today you work for a {w} in {c}. Keep answers short."
-).split("|")
+)
 
 
 def draw_system(rng: random.Random) -> str:
@@ -408,11 +422,12 @@ def chat_stream(seed: int) -> Iterator[Chat]:
         yield draw_chat(rng)
 
 
-def held_out_set(per_skill: int = 100, seed: int = 20_26) -> list[Chat]:
+def held_out_set(per_skill: int = 100, seed: int = 2026, context: int = 0) -> list[Chat]:
     """Return the evaluation set: ``per_skill`` conversations for each skill.
 
     Of each eight, six are a bare prompt, one has a system message, one a history of one or two
-    turns; only the last answer is scored.
+    turns; only the last answer is scored.  With ``context``, every conversation is given a history
+    that fills about so many tokens.
     """
     rng = random.Random(seed)
     chats: list[Chat] = []
@@ -427,11 +442,13 @@ def held_out_set(per_skill: int = 100, seed: int = 20_26) -> list[Chat]:
             kind = len(seen) % 8
             seen.add(turn.prompt)
             system = draw_system(rng) if kind == 3 else None
-            history = [
-                draw_turn(rng, rng.choice(_NAMES), evaluation=True)
-                for _ in range(rng.randint(1, 2) if kind == 7 else 0)
-            ]
-            chats.append(Chat(system, (*history, turn)))
+            wanted = rng.randint(1, 2) if kind == 7 else 0
+            chat = Chat(system, (turn,))
+            while wanted > 0 or len(encode_prompt(chat)) < context:
+                before = draw_turn(rng, rng.choice(_NAMES), evaluation=True)
+                chat = Chat(system, (before, *chat.turns))
+                wanted -= 1
+            chats.append(chat)
     return chats
 
 

@@ -1,6 +1,6 @@
 """Measure the exported model, skill by skill, with onnxruntime alone.
 
-    python evaluate.py ../skills-1 --per-skill 100
+$ python evaluate.py ../skills-1 --per-skill 100
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+from data import Chat, encode_prompt, held_out_set
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
-
-from data import Chat, encode_prompt, held_out_set
 
 MAX_NEW_TOKENS = 320
 
@@ -53,7 +52,9 @@ class SkillsEngine:
         c = self.config
         return np.zeros((c["layers"], batch, c["heads"], 0, c["head_dim"]), np.float32)
 
-    def generate(self, prompt: list[int], limit: int = MAX_NEW_TOKENS, stop: bool = True) -> list[int]:
+    def generate(
+        self, prompt: list[int], limit: int = MAX_NEW_TOKENS, stop: bool = True
+    ) -> list[int]:
         """Return the most likely tokens after ``prompt``, up to the first stop token."""
         stops = set(self.config["stop_token_ids"]) if stop else set()
         k, v = self.empty_cache(), self.empty_cache()
@@ -102,10 +103,11 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--model", type=Path, help="another graph than the folder's")
     parser.add_argument("--per-skill", type=int, default=100)
+    parser.add_argument("--context", type=int, default=0, help="tokens of history before each")
     parser.add_argument("--show", type=int, default=0, help="wrong answers to print for each skill")
     args = parser.parse_args()
     engine = SkillsEngine(args.folder, args.model)
-    scores = evaluate(engine, held_out_set(args.per_skill), args.show)
+    scores = evaluate(engine, held_out_set(args.per_skill, context=args.context), args.show)
     for skill, score in scores.items():
         print(f"{skill:14} {score.right:4}/{score.asked:<4} {score.share:.3f}")
     print(f"{tokens_per_second(engine):.0f} tokens/s, one stream, one thread")

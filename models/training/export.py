@@ -1,6 +1,6 @@
 """Turn trained weights into the three files an engine loads.
 
-    python export.py skills.pt ../skills-1
+$ python export.py skills.pt ../skills-1
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import json
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import onnx
 import torch
-from onnxruntime.quantization import QuantType, quantize_dynamic
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-
 from data import SPECIAL_TOKENS, VOCAB_SIZE
 from model import Shape, SkillsModel, Step
+from onnx import helper, numpy_helper
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from train import LONG_ROW
 
 TEMPLATE = (
@@ -61,14 +61,14 @@ def write_config(path: Path, shape: Shape) -> None:
         "stop_token_ids": sorted(ids.values()),
         "chat_template": TEMPLATE,
         "inputs": {
-            "ids": ["int64", ["B", "T"]],
-            "past_k": ["float32", ["L", "B", "H", "P", "hd"]],
-            "past_v": ["float32", ["L", "B", "H", "P", "hd"]],
+            "ids": "int64 [B, T]",
+            "past_k": "float32 [layers, B, heads, P, head_dim]",
+            "past_v": "float32 [layers, B, heads, P, head_dim]",
         },
         "outputs": {
-            "logits": ["float32", ["B", "V"]],
-            "new_k": ["float32", ["L", "B", "H", "P+T", "hd"]],
-            "new_v": ["float32", ["L", "B", "H", "P+T", "hd"]],
+            "logits": "float32 [B, vocab_size], of the last position",
+            "new_k": "float32 [layers, B, heads, P + T, head_dim]",
+            "new_v": "float32 [layers, B, heads, P + T, head_dim]",
         },
         "default_temperature": 0.0,
         "license": "Apache-2.0",
@@ -101,6 +101,37 @@ def write_float_graph(path: Path, model: SkillsModel) -> None:
     )
 
 
+def quantise_weights(source: Path, target: Path) -> None:
+    """Store every weight matrix as int8 with one scale for each output column.
+
+    The graph widens a matrix before use (``Cast``, ``Mul``), which onnxruntime does once, at load.
+    Activations stay float32: were they quantised too, one sequence of a batch would set the
+    scale of the others, and an answer would depend on who else is asking.
+    """
+    model = onnx.load(str(source))
+    matrices = {
+        name for node in model.graph.node if node.op_type == "MatMul" for name in node.input
+    }
+    stored, widen = [], []
+    for number, tensor in enumerate(model.graph.initializer):
+        if tensor.name not in matrices:
+            stored.append(tensor)
+            continue
+        weight = numpy_helper.to_array(tensor)
+        scale = np.abs(weight).max(axis=0, keepdims=True) / np.float32(127)
+        whole = np.rint(weight / scale).astype(np.int8)
+        name = f"weight_{number}"
+        stored.append(numpy_helper.from_array(whole, name))
+        stored.append(numpy_helper.from_array(scale, f"{name}_scale"))
+        widen.append(helper.make_node("Cast", [name], [f"{name}_wide"], to=onnx.TensorProto.FLOAT))
+        widen.append(helper.make_node("Mul", [f"{name}_wide", f"{name}_scale"], [tensor.name]))
+    nodes = [*widen, *model.graph.node]
+    del model.graph.initializer[:], model.graph.node[:]
+    model.graph.initializer.extend(stored)
+    model.graph.node.extend(nodes)
+    onnx.save(model, str(target))
+
+
 def main() -> None:
     """Export, quantise and write the tokenizer and the configuration."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -116,7 +147,7 @@ def main() -> None:
         graph = args.float or Path(scratch) / "float.onnx"
         write_float_graph(graph, model.eval())
         target = args.folder / "model.onnx"
-        quantize_dynamic(graph, target, per_channel=True, weight_type=QuantType.QInt8)
+        quantise_weights(graph, target)
     onnx.checker.check_model(str(target))
     write_tokenizer(args.folder / "tokenizer.json")
     write_config(args.folder / "config.json", model.shape)

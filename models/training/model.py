@@ -2,9 +2,9 @@
 
 Pre-norm blocks, rotary positions, squared-ReLU feed-forward, tied embedding.  One addition makes
 copying quick to learn: every head mixes each key and value with the one before it by learned
-weights ("KV shifting"), so a single layer can find "what followed this byte last time".  The mix
-is applied to the cached keys and values when they are read, so the cache holds plain ones and a
-step needs nothing but the cache.
+weights ("KV shifting"), so a single layer can find "what followed this byte last time".  The cache
+holds plain keys and values.  A step mixes scores instead of keys and probabilities instead of
+values, which is the same sum in another order and leaves the cache alone.
 """
 
 from __future__ import annotations
@@ -161,8 +161,10 @@ class Step(nn.Module):
             v = torch.cat((past_v[i], v), dim=2)
             all_k.append(k)
             all_v.append(v)
-            k, v = block.mix(k, v)
-            scores = q @ k.transpose(-1, -2) * model.shape.head_dim**-0.5 + mask
-            x = block.finish(x, scores.softmax(-1) @ v)
+            scores = q @ k.transpose(-1, -2) * model.shape.head_dim**-0.5
+            scores = block.key_now * scores + block.key_before * F.pad(scores[..., :-1], (1, 0))
+            shares = (scores + mask).softmax(-1)
+            shares = block.value_now * shares + block.value_before * F.pad(shares[..., 1:], (0, 1))
+            x = block.finish(x, shares @ v)
         logits = F.linear(model.norm(x[:, -1]), model.embedding.weight)
         return logits, torch.stack(all_k), torch.stack(all_v)
