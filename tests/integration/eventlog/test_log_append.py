@@ -152,9 +152,10 @@ async def test_two_roles_write_one_dense_log(appender: LogAppender, database: Da
         *(appender.append(job_item(n, expects=None)) for n in range(150)),
         *(billing.append(job_item(n, 2, None, "settle", "billing")) for n in range(150)),
     )
+    await asyncio.gather(*(appender.append(job_item(n, 1, None, "end")) for n in range(150)))
     await billing.close()
     events = await whole_log(database.admin_dsn)
-    assert len(events) == 750
+    assert len(events) == 900
     assert_sound(events)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 
 import asyncpg
 import pytest
@@ -92,13 +93,12 @@ async def assert_stream_equals_log(bus: Bus, database: Database, shard: int = 1)
     received: list[tuple[int, StoredEvent]] = []
 
     async def on_message(message: Msg) -> None:
-        if "Status" not in (message.headers or {}):
-            received.append(
-                (
-                    message.metadata.sequence.stream,
-                    StoredEvent.from_message(message.headers, message.data),
-                )
-            )
+        headers = message.headers or {}
+        if "Status" not in headers:
+            sequence = message.metadata.sequence.stream
+            assert headers["Nats-Expected-Last-Sequence"] == str(sequence - 1)  # the fence
+            assert headers["Nats-Msg-Id"] == headers["ce-id"]
+            received.append((sequence, StoredEvent.from_message(headers, message.data)))
 
     await nc.subscribe(inbox, cb=on_message)
     config = {"name": "check", "deliver_subject": inbox, "deliver_policy": "all",
@@ -289,8 +289,13 @@ async def test_tail_follows_the_log_while_no_relay_runs(
     await collector.stop()
 
 
+def sealed_by_itself(event: StoredEvent) -> StoredEvent:
+    return replace(event, hash=event.compute_hash())
+
+
+@pytest.mark.parametrize("kind", ["noise", "wrong hash", "fork", "gap"])
 async def test_foreign_messages_in_the_stream_never_reach_a_consumer(
-    appender: LogAppender, database: Database, bus: Bus
+    appender: LogAppender, database: Database, bus: Bus, kind: str
 ) -> None:
     async with relaying(database, bus) as relay:
         await append_many(appender, 0, 10)
@@ -298,9 +303,16 @@ async def test_foreign_messages_in_the_stream_never_reach_a_consumer(
     collector = Collector(Tail(database.dsn("cocoon_reader"), await bus.connect("matcher"), 1))
     await eventually(lambda: collector.tail.live and len(collector.events) == 30)
     nc = await bus.connect("billing")
-    forged = (await whole_log(database.admin_dsn))[-1]
-    for headers in ({"ce-position": "31"}, {**forged.to_headers(), "ce-position": "31"}):
-        await nc.jetstream().publish("evt.1.job.x.funds_held", forged.data, headers=headers)
+    last = (await whole_log(database.admin_dsn))[-1]
+    fork = sealed_by_itself(replace(last, position=31, prev_hash=bytes(32)))  # another history
+    gap = sealed_by_itself(replace(last, position=33, prev_hash=last.hash))  # a hole before it
+    headers = {
+        "noise": {"ce-position": "31"},
+        "wrong hash": {**last.to_headers(), "ce-position": "31"},
+        "fork": fork.to_headers(),
+        "gap": gap.to_headers(),
+    }
+    await nc.jetstream().publish("evt.1.job.x.funds_held", last.data, headers=headers[kind])
     await append_many(appender, 100, 10)
     await eventually(lambda: len(collector.events) >= 60)
     await collector.stop()
