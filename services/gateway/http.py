@@ -22,8 +22,6 @@ Header: TypeAlias = tuple[bytes, bytes]
 
 SEALED_TYPE: Final = b"application/vnd.cocoon.cai1"
 ABORT: Final = "cocoon.abort"  # the scope's extension that drops the connection at once
-_DRAIN_BYTES: Final = 256 * 1024
-_DRAIN_S: Final = 0.5
 
 
 class ClientGone(Exception):
@@ -71,21 +69,6 @@ class Request:
         except TimeoutError:
             raise DeadlineExceeded("the request's body did not come in time") from None
         return (parts[0] if len(parts) == 1 else b"".join(parts)), digest.hexdigest()
-
-    async def drain(self) -> bool:
-        """Drop what is left of a small body, so that the client reads the answer before the
-        connection closes. Returns whether the body has ended.
-        """
-        if self.read_all or b"expect" in self.headers:
-            return self.read_all
-        left = _DRAIN_BYTES
-        try:
-            async with asyncio.timeout(_DRAIN_S):
-                while left > 0 and not self.read_all:
-                    left -= len(await self._next())
-        except (TimeoutError, ClientGone):
-            pass
-        return self.read_all
 
     async def gone(self) -> None:
         """Return when the client has closed its connection."""
@@ -167,12 +150,12 @@ async def send_json(
 
 
 async def send_error(send: Send, request: Request, error: CocoonError) -> None:
-    """Answer with an error; close the connection if the request's body was not read."""
+    """Answer with an error, at once; server.py drops what the client still sends of its body."""
     headers: list[Header] = []
     if error.retry_after_s is not None or error.http_status in (429, 503):
         headers.append((b"retry-after", b"%d" % (error.retry_after_s or 1)))
     if error.http_status == 401:
         headers.append((b"www-authenticate", b'Bearer realm="cocoon"'))
-    if not await request.drain():
+    if not request.read_all and b"expect" in request.headers:  # its body may never come
         headers.append((b"connection", b"close"))
     await send_json(send, error.to_openai(), error.http_status, tuple(headers))

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from services.gateway.routes import Routes
 
 _BACKLOG = 1024
+_LINGER_BYTES = 16 * 1024 * 1024  # of a body whose request was answered already
+_LINGER_S = 5.0
 _TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
     b"content-length: 0\r\nconnection: close\r\n\r\n"
@@ -35,6 +37,8 @@ def _bounded(settings: GatewaySettings) -> type[HttpToolsProtocol]:
 
         _head_bytes = 0
         _head_timer: asyncio.TimerHandle | None = None
+        _lingered_bytes = 0
+        _linger_timer: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -45,6 +49,7 @@ def _bounded(settings: GatewaySettings) -> type[HttpToolsProtocol]:
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._head_ended()
+            self._linger_ended()
             super().connection_lost(exc)
 
         def on_message_begin(self) -> None:
@@ -65,6 +70,30 @@ def _bounded(settings: GatewaySettings) -> type[HttpToolsProtocol]:
             self._head_ended()
             if self._head_bytes <= settings.max_header_bytes:
                 super().on_headers_complete()
+
+        def on_body(self, body: bytes) -> None:
+            if self._head_bytes > settings.max_header_bytes:
+                return
+            if not self.cycle.response_complete:
+                super().on_body(body)
+                return
+            # Refused before it was read: closing now would take the answer away from the client.
+            self._lingered_bytes += len(body)
+            if self._lingered_bytes > _LINGER_BYTES:
+                self.transport.abort()
+            elif self._linger_timer is None:
+                self._linger_timer = self.loop.call_later(_LINGER_S, self.transport.abort)
+
+        def on_message_complete(self) -> None:
+            self._linger_ended()
+            if self._head_bytes <= settings.max_header_bytes:
+                super().on_message_complete()
+
+        def _linger_ended(self) -> None:
+            self._lingered_bytes = 0
+            if self._linger_timer is not None:
+                self._linger_timer.cancel()
+                self._linger_timer = None
 
         def _fits(self, size: int) -> bool:
             fitted = self._head_bytes <= settings.max_header_bytes
