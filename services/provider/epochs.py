@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 
 from cocoon.kernel.errors import SealingError, Unavailable
 from cocoon.sealing import JobExports, key_id
@@ -47,15 +47,18 @@ class KeyProcess(asyncio.Protocol):
         """
         ours, theirs = socket.socketpair()
         with theirs:
-            process = await asyncio.to_thread(_spawn, theirs, lifetime_ms)
+            # on this thread: a few milliseconds each ten minutes, and nothing to lose track of
+            process = _spawn(theirs, lifetime_ms)
         self = cls(process, ours)
-        ours.setblocking(False)
-        await asyncio.get_running_loop().connect_accepted_socket(lambda: self, ours)
         try:
+            ours.setblocking(False)
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: self, ours)
             async with asyncio.timeout(START_TIMEOUT_S):
                 return self, await self._public
-        except (TimeoutError, ConnectionError):
+        except BaseException as error:
             await self.end()
+            if not isinstance(error, TimeoutError | ConnectionError):
+                raise
             raise Unavailable("the key holder's process did not start; is memory short?") from None
 
     async def ask(self, key: bytes, enc: bytes, fixed_header: bytes, eph_sk: bytes) -> JobExports:
@@ -86,8 +89,8 @@ class KeyProcess(asyncio.Protocol):
         await asyncio.to_thread(_reap, self._process)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - a stream socket's
-        self._transport = transport
+        # a stream socket's transport; uvloop's does not inherit from asyncio's
+        self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data

@@ -230,7 +230,10 @@ class Jobs:
         except Exception as error:  # noqa: BLE001 - one broken job must not stop the agent
             _log.error("job_broke", job_id=job.job_id, exc_info=error)
         finally:
-            self._running.pop(job.job_id, None)
+            self._forget(job)
+
+    def _forget(self, job: RunningJob) -> None:
+        if self._running.pop(job.job_id, None) is not None:
             metrics.IN_FLIGHT.dec()
 
     async def _deliver(self, job: RunningJob, result: SealedResult) -> None:
@@ -248,6 +251,7 @@ class Jobs:
         )
         header = job.opened.header
         self._enclave.replay.finish(header.job_id, job.opened.slot.enc, blob_hash.hex())
+        self._forget(job)  # from here on a repeat is answered from the spool or SEALED
         await self._submitter.submit(head, result.response)
 
     async def _resend(self, dispatch: Dispatch, blob_hash: str) -> None:

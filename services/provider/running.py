@@ -235,11 +235,11 @@ class JobRun:
     def _finish(self) -> SealedResult:
         """Sign the receipt and seal the last frame. The caller stores, then sends it."""
         job, telling = self._job, self._telling
-        status = telling.status or Status.FAILED
+        status = Status.FAILED if telling.status is None else telling.status
         usage = telling.usage
         account = bill(status, usage, job.opened.header, job.quote)
         last_ms = max(self._clock.now_ms(), job.opened_ms)
-        first_ms = min(max(self._first_ms or last_ms, job.opened_ms), last_ms)
+        first_ms = last_ms if self._first_ms is None else min(self._first_ms, last_ms)
         receipt = self._enclave.sign_receipt(
             self._sealer, status=status, epoch=job.route.epoch,
             quote_id=bytes.fromhex(quote_id(job.quote)), evidence_id=job.evidence_id,
