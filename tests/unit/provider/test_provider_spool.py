@@ -1,0 +1,84 @@
+"""The spool keeps sealed results through a crash and never keeps a damaged one."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from cocoon.kernel.errors import ConfigurationError
+from services.provider.spool import Spool, SpoolHead
+
+RESPONSE = b"CAI1" + bytes(range(256)) + b"\n" * 3
+
+
+def head(job: int = 1, epoch: int = 1, response: bytes = RESPONSE) -> SpoolHead:
+    return SpoolHead(
+        job_id=f"{job:032x}", epoch=epoch, req_hash="ab" * 32, receipt="cd" * 420,
+        blob_hash=hashlib.sha256(response).hexdigest(), response_bytes=len(response),
+    )  # fmt: skip
+
+
+def spool(folder: Path, **changes: int) -> Spool:
+    made = Spool(folder, **{"max_items": 3, "max_bytes": 10_000, **changes})
+    made.open()
+    return made
+
+
+def test_a_written_result_is_there_after_a_restart(tmp_path: Path) -> None:
+    first = spool(tmp_path / "s")
+    first.keep(first.write(head(), RESPONSE))
+    again = spool(tmp_path / "s")
+    (item,) = again
+    assert item.head == head()
+    assert item.read() == RESPONSE
+    assert again.of_job(head().job_id) == item
+    again.remove(item)
+    again.remove(item)
+    assert len(spool(tmp_path / "s")) == 0
+
+
+def test_the_newest_epoch_of_a_job_answers_a_repeat(tmp_path: Path) -> None:
+    made = spool(tmp_path)
+    for epoch in (1, 3, 2):
+        made.keep(made.write(head(epoch=epoch), RESPONSE))
+    item = made.of_job(head().job_id)
+    assert item is not None
+    assert item.head.epoch == 3
+    assert made.get(head().job_id, 2) is not None
+
+
+def test_damaged_and_half_written_files_are_removed(tmp_path: Path) -> None:
+    made = spool(tmp_path)
+    whole = made.write(head(1), RESPONSE).path
+    cut = made.write(head(2), RESPONSE).path
+    cut.write_bytes(cut.read_bytes()[:-1])
+    (tmp_path / "x.partial").write_bytes(b"half")
+    (tmp_path / "y.sealed").write_bytes(b"{}\n")
+    (tmp_path / "z.sealed").write_bytes(b"")
+    assert [item.path for item in spool(tmp_path)] == [whole]
+    assert list(tmp_path.iterdir()) == [whole]
+
+
+def test_a_full_spool_says_so(tmp_path: Path) -> None:
+    made = spool(tmp_path, max_items=2)
+    assert made.has_room()
+    for job in (1, 2):
+        made.keep(made.write(head(job), RESPONSE))
+    assert not made.has_room()
+    made.remove(next(iter(made)))
+    assert made.has_room()
+    assert not spool(tmp_path, max_bytes=len(RESPONSE)).has_room()
+
+
+def test_others_cannot_read_it(tmp_path: Path) -> None:
+    made = spool(tmp_path / "s")
+    assert made.write(head(), RESPONSE).path.stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "s").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_folder_that_cannot_be_used_is_a_configuration_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ConfigurationError):
+        spool(tmp_path / "file" / "s")
