@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import sys
+from collections import deque
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,7 @@ from cocoon.domain.decide import State
 from cocoon.domain.job import JobState
 from cocoon.domain.ledger import postings
 from cocoon.eventlog.connection import connect
-from cocoon.eventlog.read import checkpoint, head, read, read_commands
+from cocoon.eventlog.read import checkpoint, head, read, read_commands, stream_events
 from cocoon.kernel.errors import CocoonError, LogCorrupt
 from services.billing.decide import project
 from services.billing.handlers import LEDGER_CONSUMER
@@ -37,6 +38,7 @@ EQUAL, DIFFERENT, CORRUPT = 0, 1, 2
 POSITIONS_SHOWN = 20
 MAX_DIFFERENCES = 20
 BATCH = 1024
+MAX_ENDED_JOBS = 4096
 
 
 @dataclass(slots=True)
@@ -102,6 +104,18 @@ class Decisions:
     def __init__(self, report: Report) -> None:
         self._report = report
         self._states: dict[str, State] = {}
+        self._ended: deque[str] = deque()  # jobs that only a late rejection may still touch
+
+    def lacks(self, first: StoredEvent) -> bool:
+        """Whether the stream's state before this event has to be learned: it began earlier."""
+        return first.version > 1 and first.stream not in self._states
+
+    def learn(self, stream: str, events: Iterable[StoredEvent]) -> None:
+        """Fold what the stream held before the replayed range."""
+        state = domain.initial(stream)
+        for event in events:
+            state = domain.evolve(state, event.decode(), stream)
+        self._keep(stream, state)
 
     def check(self, command_bytes: bytes, events: Sequence[StoredEvent]) -> None:
         """Decide again and compare type, version, stream and bytes with what the log holds."""
@@ -123,10 +137,15 @@ class Decisions:
         self._report.decisions += 1
         for event in events:
             state = domain.evolve(state, event.decode(), stream)
-        if isinstance(state, JobState) and state.status.is_terminal and len(self._states) > BATCH:
-            # an ended job takes part in late rejections only; keep the recent ones
-            self._states.pop(next(iter(self._states)), None)
+        self._keep(stream, state)
+
+    def _keep(self, stream: str, state: State) -> None:
+        """Live state stays; of the ended jobs only the latest, the others are learned again."""
         self._states[stream] = state
+        if isinstance(state, JobState) and state.status.is_terminal:
+            self._ended.append(stream)
+            if len(self._ended) > MAX_ENDED_JOBS:
+                self._states.pop(self._ended.popleft(), None)
 
 
 async def replay_shard(
@@ -185,10 +204,16 @@ async def _decide_again(
         command = commands.get(events[at].causation_id)
         if command is None:
             raise LogCorrupt(f"position {events[at].position} has no stored command")
+        if command.first_position < events[at].position:
+            at += command.last_position - events[at].position + 1  # the range begins inside it
+            continue
         size = command.last_position - command.first_position + 1
         group = events[at : at + size]
         if len(group) < size and group[-1].position < command.last_position:
             break
+        if replayed.lacks(group[0]):
+            before = await stream_events(conn, shard, group[0].stream)
+            replayed.learn(group[0].stream, before[: group[0].version - 1])
         replayed.check(command.data, group)
         at += size
     return events[at:]
