@@ -15,7 +15,7 @@ import httpx
 import openai
 import pytest
 
-from cocoon.client import NetworkOptions, Sidecar, openai_client, repeats
+from cocoon.client import NetworkOptions, Sidecar, async_transport, openai_client, repeats
 from tests.support.client_world import KEY, TEXT, Faults, TestNetwork, served, trust
 
 ASK: dict[str, Any] = {"model": "skills-1", "messages": [{"role": "user", "content": "hi"}]}
@@ -244,6 +244,27 @@ def test_closing_the_client_cancels_what_runs(network: TestNetwork) -> None:
     next(iter(stream))
     client.close()
     assert network.cancelled.wait(2)
+
+
+async def test_a_stream_that_the_client_closes_under_its_reader_ends_with_an_error(
+    network: TestNetwork,
+) -> None:
+    """A stock client takes a stream that just ends for a whole answer."""
+    network.faults.slow_after = 4
+    options = NetworkOptions(gateway_url=network.url, trust=trust(), api_key=KEY)
+    sealed = async_transport(options)
+    async with (
+        httpx.AsyncClient(transport=sealed) as http,
+        openai.AsyncOpenAI(base_url="http://sealed/v1", api_key=KEY, http_client=http) as client,
+    ):
+        stream = await client.chat.completions.create(**ASK, stream=True)
+        chunks = aiter(stream)
+        await anext(chunks)
+        await sealed.aclose()
+        with pytest.raises(openai.APIError) as caught:
+            async for _ in chunks:
+                pass
+        assert caught.value.code == "client_closed"
 
 
 def test_an_error_in_a_stream_is_replayed_as_it_was(

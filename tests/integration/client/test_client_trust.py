@@ -162,6 +162,18 @@ def test_an_older_policy_is_refused_even_after_a_restart(
     assert (tmp_path / "trust-state.json").stat().st_mode & 0o777 == 0o600
 
 
+def test_an_unsigned_policy_does_not_raise_the_version_that_is_remembered(
+    network: TestNetwork, tmp_path: Path
+) -> None:
+    """Or a gateway could lock a client out of its own network."""
+    genuine = network.signed
+    forged = dev_policy(authority(), NETWORK, version=9)
+    network.signed = sign(forged, [secrets.token_bytes(32)])
+    refused(network, "policy_unsigned", state_dir=tmp_path)
+    network.signed = genuine
+    assert ask(network, state_dir=tmp_path).choices[0].message.content == TEXT
+
+
 def test_older_collateral_is_refused_even_after_a_restart(
     network: TestNetwork, tmp_path: Path
 ) -> None:
