@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -224,3 +226,14 @@ def test_exports_are_complete_and_sorted() -> None:
         if not name.startswith("_") and getattr(value, "__module__", "").startswith("cocoon.client")
     }
     assert imported == set(public) - {"Piece"}  # a union has no home
+
+
+def test_a_client_needs_no_log_no_bus_and_no_engine() -> None:
+    """Importing the client loads nothing that only a platform or a provider installs."""
+    script = "import cocoon.client, sys; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+    ).stdout.split()
+    roots = {name.partition(".")[0] for name in loaded}
+    assert not roots & {"asyncpg", "nats", "faststream", "numpy", "onnxruntime", "services"}
+    assert not {"cocoon.eventlog", "cocoon.bus", "openai"} & set(loaded)
