@@ -1,0 +1,101 @@
+"""The adapter for OpenAI-compatible servers keeps the backends' contract, and survives bad ones."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from cocoon.chat import Capabilities
+from cocoon.kernel.clock import SystemRandomness
+from cocoon.kernel.errors import BadRequest, CocoonError, RateLimited, Unavailable
+from services.provider.backends.base import Backend, Piece
+from services.provider.backends.onnx import OnnxBackend
+from services.provider.backends.openai_compatible import OpenAICompatibleBackend
+from services.provider.settings import SHIPPED_MODEL
+from tests.contract.backend_contract import MODEL, BackendContract, collect, request
+from tests.support.engine_server import EngineServer
+
+
+class TestOpenAICompatibleBackend(BackendContract):
+    @pytest.fixture
+    async def server(self) -> AsyncIterator[tuple[EngineServer, str]]:
+        engine = OnnxBackend(SHIPPED_MODEL, queue_limit=64, randomness=SystemRandomness())
+        await engine.start()
+        server = EngineServer(engine, MODEL)
+        async with server.serve() as url:
+            yield server, url
+        await engine.close()
+
+    @pytest.fixture
+    async def backend(self, server: tuple[EngineServer, str]) -> AsyncIterator[Backend]:
+        made = OpenAICompatibleBackend(
+            server[1], MODEL, context_tokens=640, queue_limit=8,
+            capabilities=Capabilities(logprobs=True, logit_bias=True, penalties=True, seed=True),
+        )  # fmt: skip
+        await made.start()
+        yield made
+        await made.close()
+
+    @pytest.mark.parametrize(
+        ("fault", "error", "code"),
+        [
+            ("400", BadRequest, "named_code"),
+            ("422", BadRequest, "named_code"),
+            ("429", RateLimited, "busy"),
+            ("500", Unavailable, "engine_failed"),
+            ("503", Unavailable, "engine_failed"),
+            ("cut", Unavailable, "engine_failed"),
+            ("garbage", Unavailable, "engine_failed"),
+            ("no_usage", Unavailable, "engine_failed"),
+        ],
+    )
+    async def test_a_failing_server_is_an_error_without_its_text(
+        self, server: tuple[EngineServer, str], backend: Backend, fault: str,
+        error: type[CocoonError], code: str,
+    ) -> None:  # fmt: skip
+        server[0].fault = fault
+        with pytest.raises(error) as caught:
+            await collect(backend, request())
+        assert caught.value.code == code
+        assert "quotes" not in caught.value.message
+        server[0].fault = ""
+        await collect(backend, request())
+
+    async def test_leaving_stops_the_server_too(
+        self, server: tuple[EngineServer, str], backend: Backend
+    ) -> None:
+        endless = {str(token): -100 for token in range(256, 260)}
+        outputs = backend.generate(
+            request(logit_bias=endless), max_input_tokens=400, max_output_tokens=600
+        )
+        async for output in outputs:
+            if isinstance(output, Piece):
+                break
+        assert server[0].running == 1
+        await outputs.aclose()
+        for _ in range(200):
+            if server[0].running == 0:
+                break
+            await asyncio.sleep(0.02)
+        assert server[0].running == 0
+
+    async def test_only_what_was_asked_is_passed_on(
+        self, server: tuple[EngineServer, str], backend: Backend
+    ) -> None:
+        await collect(backend, request(user="me", metadata={"a": "b"}, temperature=0))
+        body = server[0].bodies[-1]
+        assert set(body) == {
+            "model", "messages", "temperature", "max_tokens", "stream", "stream_options",
+        }  # fmt: skip
+
+    async def test_a_server_without_the_model_is_not_started_on(
+        self, server: tuple[EngineServer, str]
+    ) -> None:
+        other = OpenAICompatibleBackend(
+            server[1], "other", context_tokens=640, queue_limit=1, capabilities=Capabilities()
+        )
+        with pytest.raises(Unavailable):
+            await other.start()
+        await other.close()

@@ -1,0 +1,99 @@
+"""A real OpenAI-compatible HTTP server on loopback: the embedded engine behind Starlette.
+
+It plays vLLM and its like for the adapter's tests, and can be told to misbehave.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from cocoon.chat import Answer, parse_chat_request, to_json
+from cocoon.kernel.errors import CocoonError
+from services.provider.backends.base import Backend, Ended, Piece
+
+
+class EngineServer:
+    """Serves one backend. `fault` names what goes wrong in the next answers."""
+
+    def __init__(self, backend: Backend, model: str) -> None:
+        self._backend = backend
+        self._model = model
+        self.fault = ""
+        self.bodies: list[dict[str, Any]] = []
+        self.running = 0
+
+    async def _models(self, _request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [{"id": self._model, "object": "model"}]})
+
+    async def _chat(self, http: Request) -> Response:
+        body = await http.json()
+        self.bodies.append(body)
+        if self.fault.isdigit():
+            error = {"message": "quotes the prompt", "code": "named_code", "param": "messages"}
+            return JSONResponse({"error": error}, int(self.fault))
+        limit = body["max_tokens"]
+        request = parse_chat_request(body)
+        generator = self._backend.generate(request, max_input_tokens=2**31, max_output_tokens=limit)
+        try:
+            await anext(generator)  # Started, or the refusal
+        except CocoonError as error:
+            return JSONResponse(error.to_openai(), error.http_status)
+        return StreamingResponse(
+            self._events(generator, Answer("ab" * 16, 1, "fp_x", request)),
+            media_type="text/event-stream",
+        )
+
+    async def _events(self, generator: Any, answer: Answer) -> AsyncIterator[bytes]:
+        self.running += 1
+        try:
+            yield _event(answer.role_chunk())
+            async for output in generator:
+                if self.fault == "cut":
+                    return
+                if self.fault == "garbage":
+                    yield b"data: {not json\n\n"
+                if isinstance(output, Piece):
+                    yield _event(answer.delta_chunk(output.text, output.logprobs))
+                elif isinstance(output, Ended):
+                    yield _event(answer.final_chunk(output.reason))
+                    if self.fault != "no_usage":
+                        yield _event(answer.usage_chunk(output.usage))
+            yield b"data: [DONE]\n\n"
+        finally:
+            self.running -= 1
+            await generator.aclose()
+
+    @contextlib.asynccontextmanager
+    async def serve(self) -> AsyncIterator[str]:
+        """Run on a port that the system gives; yields the base URL."""
+        app = Starlette(
+            routes=[
+                Route("/v1/models", self._models),
+                Route("/v1/chat/completions", self._chat, methods=["POST"]),
+            ]
+        )
+        config = uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, lifespan="off")
+        server = uvicorn.Server(config)
+        server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+        task = asyncio.create_task(server.serve())
+        while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
+            await asyncio.sleep(0.01)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        try:
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.should_exit = True
+            await task
+
+
+def _event(value: dict[str, Any]) -> bytes:
+    return b"data: " + to_json(value) + b"\n\n"
