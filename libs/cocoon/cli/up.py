@@ -46,6 +46,15 @@ def up(
     model: Annotated[
         str | None, typer.Option(help="The backend's model to offer (default: its first).")
     ] = None,
+    providers: Annotated[int, typer.Option(min=1, max=8, help="How many providers to run.")] = 1,
+    key_epoch: Annotated[
+        float | None,
+        typer.Option(
+            metavar="S",
+            min=2,
+            help="Seconds for which a provider announces a key (default: ten minutes).",
+        ),
+    ] = None,
     otlp: Annotated[
         str | None, typer.Option(metavar="URL", help="Send traces to this OTLP/HTTP collector.")
     ] = None,
@@ -59,7 +68,7 @@ def up(
         if fresh:
             folder.clear()
         folder.prepare()
-        options = Options(gateway_port, sidecar_port, backend, model, otlp)
+        options = Options(gateway_port, sidecar_port, backend, model, otlp, providers, key_epoch)
         code = asyncio.run(_run(folder, options, as_json))
     raise typer.Exit(code)
 

@@ -43,11 +43,9 @@ class DataFolder:
         self.nats = self.root / "nats"
         self.secrets = self.root / "secrets"
         self.logs = self.root / "logs"
-        self.provider = self.root / "provider"
         self.trust = self.root / "trust.json"
         self.policy = self.root / "policy.json"
         self.authority = self.secrets / "authority.json"
-        self.platform = self.secrets / "platform.json"
         self.api_key = self.secrets / "api_key"
         self.running = self.root / "running.json"
         self.processes = self.root / "processes.json"
@@ -57,6 +55,14 @@ class DataFolder:
         """The NATS seed of a role or a provider."""
         return self.secrets / f"{name}.nk"
 
+    def platform(self, provider: str) -> Path:
+        """The file with a provider's simulated machine."""
+        return self.secrets / f"platform-{provider}.json"
+
+    def provider_data(self, provider: str) -> Path:
+        """Where a provider keeps its spool."""
+        return self.root / provider
+
     def dsn(self, role: str) -> Path:
         """The file with a database role's connection string."""
         return self.secrets / f"{role}.dsn"
@@ -64,7 +70,7 @@ class DataFolder:
     def prepare(self) -> None:
         """Make the folder. Raises ConfigurationError if that fails or the disk is full."""
         try:
-            for folder in (self.root, self.logs, self.provider):
+            for folder in (self.root, self.logs):
                 folder.mkdir(parents=True, exist_ok=True)
             self.secrets.mkdir(mode=0o700, exist_ok=True)
             free = shutil.disk_usage(self.root).free

@@ -22,7 +22,11 @@ from cocoon.kernel.ids import provider_id
 
 ROLES = ("gateway", "matcher", "billing", "attestation", "operator", "infra")
 DATABASE_ROLES = ("matcher", "billing", "attestation", "gateway", "reader")
-PROVIDER_SEED = "provider"
+
+
+def provider_names(count: int) -> tuple[str, ...]:
+    """How a network's providers are called: one is "provider", more are "provider-1" and so on."""
+    return ("provider",) if count == 1 else tuple(f"provider-{n}" for n in range(1, count + 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +34,12 @@ class Identity:
     """Public facts of a development network."""
 
     network_id: str
-    provider_id: str
     nats_users: tuple[NatsUser, ...]
 
 
-def make_identity(folder: DataFolder, shards: Sequence[int], clock: Clock) -> Identity:
+def make_identity(
+    folder: DataFolder, shards: Sequence[int], clock: Clock, providers: Sequence[str]
+) -> Identity:
     """Make what is missing in the folder; a second call changes nothing."""
     network_id = folder.secret(
         folder.secrets / "network_id", lambda: b"dev-" + secrets.token_hex(4).encode()
@@ -42,8 +47,10 @@ def make_identity(folder: DataFolder, shards: Sequence[int], clock: Clock) -> Id
     if not folder.authority.exists():
         DevAuthority.create(clock.now_ms()).save(folder.authority)
     authority = DevAuthority.load(folder.authority)
-    if not folder.platform.exists():
-        authority.platform(clock.now_ms()).save(folder.platform)
+    for name in providers:
+        folder.provider_data(name).mkdir(exist_ok=True)
+        if not folder.platform(name).exists():
+            authority.platform(clock.now_ms()).save(folder.platform(name))
     signer = folder.secret(folder.secrets / "policy_signer", lambda: secrets.token_bytes(32))
     log_key = folder.secret(folder.secrets / "log_key", lambda: secrets.token_bytes(32))
     trust = dev_trust(authority, network_id, _public(signer), _public(log_key))
@@ -52,16 +59,14 @@ def make_identity(folder: DataFolder, shards: Sequence[int], clock: Clock) -> Id
         signed = sign(dev_policy(authority, network_id), [signer])
         folder.policy.write_bytes(signed.to_canonical())
     seeds = {
-        name: seed_file(folder.seed(name), secrets.token_bytes(32))
-        for name in (*ROLES, PROVIDER_SEED)
+        name: seed_file(folder.seed(name), secrets.token_bytes(32)) for name in (*ROLES, *providers)
     }
-    provider = provider_id(raw_public(seeds[PROVIDER_SEED]))
     users = nats_users_for_devnet(
         {name: public_nkey(seeds[name]) for name in ROLES},
-        {provider: public_nkey(seeds[PROVIDER_SEED])},
+        {provider_id(raw_public(seeds[name])): public_nkey(seeds[name]) for name in providers},
         shards,
     )
-    return Identity(network_id, provider, tuple(users))
+    return Identity(network_id, tuple(users))
 
 
 def _public(seed: bytes) -> bytes:

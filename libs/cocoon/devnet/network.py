@@ -23,7 +23,12 @@ from cocoon.bus.streams import declare_streams
 from cocoon.devnet.accounts import first_account
 from cocoon.devnet.child import Child
 from cocoon.devnet.folder import DataFolder, RunningNetwork
-from cocoon.devnet.identity import DATABASE_ROLES, PROVIDER_SEED, database_passwords, make_identity
+from cocoon.devnet.identity import (
+    DATABASE_ROLES,
+    database_passwords,
+    make_identity,
+    provider_names,
+)
 from cocoon.devnet.nats_server import NatsServer
 from cocoon.devnet.ports import accepts, free_port
 from cocoon.devnet.postgres import PostgresServer
@@ -44,13 +49,18 @@ DEFAULT_GATEWAY_PORT, DEFAULT_SIDECAR_PORT = 8641, 8642
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What `cocoon up` was asked for. A port None: the usual one if it is free, else any."""
+    """What `cocoon up` was asked for. A port None: the usual one if it is free, else any.
+
+    key_epoch_s: how long a provider's key is announced for; the next one overlaps a fifth of it.
+    """
 
     gateway_port: int | None = None
     sidecar_port: int | None = None
     backend_url: str | None = None
     model_name: str | None = None
     otlp_endpoint: str | None = None
+    providers: int = 1
+    key_epoch_s: float | None = None
 
 
 def _port(asked: int | None, usual: int, what: str, option: str) -> int:
@@ -79,13 +89,16 @@ class Network:
         self._sidecar_port = _port(
             options.sidecar_port, DEFAULT_SIDECAR_PORT, "sidecar", "--sidecar-port"
         )
+        self._providers = provider_names(options.providers)
         self._account_id = ""
 
     # ---- start ----
 
     async def start(self) -> RunningNetwork:
         """Bring everything up. Raises CocoonError with a sentence for a person."""
-        identity = await asyncio.to_thread(make_identity, self._folder, SHARDS, SystemClock())
+        identity = await asyncio.to_thread(
+            make_identity, self._folder, SHARDS, SystemClock(), self._providers
+        )
         self._nats = NatsServer(self._folder.nats, users=identity.nats_users)
         self._say("starting Postgres and NATS")
         await asyncio.gather(
@@ -97,7 +110,7 @@ class Network:
         await asyncio.gather(*(child.start() for child in services))
         await self._service("gateway").start()
         self._say("starting the provider: its model and its simulated TEE")
-        await self._service("provider").start()
+        await asyncio.gather(*(self._service(name).start() for name in self._providers))
         await self._first_account()
         self._say("starting the sidecar")
         await self._service("sidecar").start()
@@ -155,14 +168,15 @@ class Network:
         self._children[name] = child
         return child
 
-    @staticmethod
-    def _command(name: str) -> Sequence[str]:
-        module = "cocoon.client" if name == "sidecar" else f"services.{name}"
+    def _command(self, name: str) -> Sequence[str]:
+        service = "provider" if name in self._providers else name
+        module = "cocoon.client" if name == "sidecar" else f"services.{service}"
         return [sys.executable, "-m", module]
 
     def _environment(self, name: str) -> dict[str, str]:
         assert self._nats is not None  # noqa: S101 - started first
-        folder, prefix = self._folder, f"COCOON_{name.upper()}_"
+        folder, provider = self._folder, name in self._providers
+        prefix = "COCOON_PROVIDER_" if provider else f"COCOON_{name.upper()}_"
         values: dict[str, str | Path | int] = {}
         if name == "sidecar":
             values = {
@@ -172,10 +186,11 @@ class Network:
                 "LISTEN_PORT": self._sidecar_port,
                 "STATE_DIR": folder.root / "sidecar",
             }
+            if self._options.otlp_endpoint:
+                values["OTLP_ENDPOINT"] = self._options.otlp_endpoint
             return {prefix + key: str(value) for key, value in values.items()}
-        seed = PROVIDER_SEED if name == "provider" else name
-        values = {"NATS_URL": self._nats.url, "NATS_SEED_FILE": folder.seed(seed)}
-        if name != "provider":
+        values = {"NATS_URL": self._nats.url, "NATS_SEED_FILE": folder.seed(name)}
+        if not provider:
             values["POSTGRES_DSN_FILE"] = folder.dsn(name)
         if self._options.otlp_endpoint:
             values["OTLP_ENDPOINT"] = self._options.otlp_endpoint
@@ -192,20 +207,25 @@ class Network:
                 "POLICY_FILE": folder.policy,
                 "ENVIRONMENT": "dev",
             }
-        if name == "provider":
-            values: dict[str, str | Path | int] = {
-                "DATA_DIR": folder.provider,
-                "TRUST_FILE": folder.trust,
-                "DEV_AUTHORITY_FILE": folder.authority,
-                "DEV_PLATFORM_FILE": folder.platform,
-                "ENVIRONMENT": "dev",
-            }
-            if self._options.backend_url:
-                values["BACKEND_URL"] = self._options.backend_url
-            if self._options.model_name:
-                values["MODEL_NAME"] = self._options.model_name
-            return values
-        return {}
+        return self._of_provider(name) if name in self._providers else {}
+
+    def _of_provider(self, name: str) -> dict[str, str | Path | int]:
+        folder, options = self._folder, self._options
+        values: dict[str, str | Path | int] = {
+            "DATA_DIR": folder.provider_data(name),
+            "TRUST_FILE": folder.trust,
+            "DEV_AUTHORITY_FILE": folder.authority,
+            "DEV_PLATFORM_FILE": folder.platform(name),
+            "ENVIRONMENT": "dev",
+        }
+        if options.backend_url:
+            values["BACKEND_URL"] = options.backend_url
+        if options.model_name:
+            values["MODEL_NAME"] = options.model_name
+        if options.key_epoch_s:
+            values["EPOCH_S"] = str(options.key_epoch_s)
+            values["OVERLAP_S"] = str(options.key_epoch_s / 5)
+        return values
 
     @property
     def gateway_url(self) -> str:
@@ -247,6 +267,8 @@ class Network:
                     self._count(name, loop.time(), self._folder.root / name.lower())
                     self._say(f"{name} has stopped; starting it again")
                     await asyncio.to_thread(server.start)
+                    if server is self._nats:
+                        await self._prepare_bus()  # a lost store has no streams
                     self._record()
             for name, child in self._children.items():
                 if child.pid is None:
@@ -268,7 +290,11 @@ class Network:
 
     async def stop(self) -> None:
         """Stop everything: clients' door first, then providers, services, servers."""
-        for group in (("sidecar", "gateway"), ("provider",), ("matcher", "billing", "attestation")):
+        for group in (
+            ("sidecar", "gateway"),
+            self._providers,
+            ("matcher", "billing", "attestation"),
+        ):
             children = [self._children[name] for name in group if name in self._children]
             await asyncio.gather(*(child.stop() for child in children))
         if self._nats is not None:
