@@ -14,12 +14,13 @@ from nacl.signing import SigningKey
 
 from cocoon.bus.publish import publish_durable
 from cocoon.bus.sealed import put_sealed
-from cocoon.contracts import subjects
+from cocoon.contracts import messages, subjects
 from cocoon.contracts.messages import ResultAck, SubmitResult, submission_bytes
 from cocoon.kernel.clock import Clock
 from cocoon.kernel.errors import CocoonError
 from cocoon.telemetry.logs import get_logger
 from cocoon.telemetry.metrics import SPOOL_ITEMS
+from cocoon.telemetry.tracing import inject
 from services.provider.spool import Spool, SpoolHead, SpoolItem
 
 if TYPE_CHECKING:
@@ -75,8 +76,10 @@ class Submitter:
         """One attempt. Returns whether INGRESS has it."""
         try:
             await put_sealed(self._js, self._provider_id, response)
+            traceparent = inject()  # the job's, on the first attempt
             await publish_durable(
                 self._js, subjects.submit_result(self._provider_id), self._message(head),
+                {messages.H_TRACEPARENT: traceparent} if traceparent else None,
                 stream=subjects.INGRESS_STREAM,
             )  # fmt: skip
         except CocoonError as error:

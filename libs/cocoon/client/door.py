@@ -28,6 +28,7 @@ from cocoon.kernel.errors import (
     Unauthenticated,
     Unavailable,
 )
+from cocoon.telemetry.tracing import annotate, span
 
 MAX_BODY_BYTES: Final = 4 * 1024 * 1024
 _JSON: Final = ("content-type", "application/json")
@@ -158,7 +159,10 @@ class Door:
         """Produce one entry's answer into its recording, whatever happens."""
         recording = entry.recording
         try:
-            await self._tell(entry)
+            with span("client.chat", entry.asked.traceparent) as current:
+                await self._tell(entry)
+                if entry.job is not None:
+                    annotate(current, {"job_id": entry.job.job_id})
         except asyncio.CancelledError:
             if recording.begun:  # somebody may still read: an end must not look like an answer's
                 recording.put(sse_event(error_body(_closing())))

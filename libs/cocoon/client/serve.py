@@ -13,6 +13,7 @@ from cocoon.client.settings import SidecarSettings
 from cocoon.client.sidecar import Sidecar
 from cocoon.kernel.errors import ConfigurationError
 from cocoon.telemetry.logs import configure_logs
+from cocoon.telemetry.tracing import configure_tracing
 
 SHUTDOWN_S = 5
 MAX_CONNECTIONS = 512
@@ -58,10 +59,12 @@ def run_sidecar(settings: SidecarSettings, on_ready: Callable[[str], None] = ann
         h11_max_incomplete_event_size=64 * 1024,
     )
     server = _Server(config, lambda: on_ready(base_url))
+    stop_tracing = configure_tracing("sidecar", settings.otlp_endpoint)
     try:
         server.run(sockets=[listening])
     finally:
         listening.close()
+        stop_tracing()
     if not server.started:
         raise ConfigurationError("the sidecar could not start; its log says why")
 

@@ -41,6 +41,7 @@ class SidecarSettings(BaseSettings):
     stream_padding: Padding = "P2"
     max_price_nanoton: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
     model_pins: dict[str, str] = {}
+    otlp_endpoint: str | None = None
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     def network_options(self) -> NetworkOptions:

@@ -1,4 +1,4 @@
-"""W3C trace context without a tracer: one line that ties a job's spans together.
+"""W3C trace context: one line that ties a job's spans together, with or without a tracer.
 
 Carries random ids only; never content.
 """
@@ -7,14 +7,21 @@ from __future__ import annotations
 
 import re
 
+from opentelemetry import trace
+
 from cocoon.kernel.clock import Randomness
+from cocoon.telemetry.tracing import inject
 
 _FORM = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-([0-9a-f]{2})(?:-|\Z)")
 _SAMPLED = "01"
 
 
 def child_traceparent(parent: str | None, randomness: Randomness) -> str:
-    """A `traceparent` for one job: inside `parent`'s trace where that is valid, else a new one."""
+    """A `traceparent` for one job: the span's that is being recorded, or else a new id inside
+    `parent`'s trace where that is valid, in a trace of its own where it is not.
+    """
+    if trace.get_current_span().is_recording():
+        return inject()
     match = _FORM.match(parent) if parent else None
     span = _id(randomness, 8)
     if match is None or parent is None or parent.startswith("ff") or not int(match[1], 16):
