@@ -104,14 +104,15 @@ class StreamedResponse:
             told.append((b"content-length", b"%d" % length))
         await self._send({"type": "http.response.start", "status": status, "headers": told})
 
-    async def send(self, data: bytes) -> None:
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
-
-    async def send_within(self, data: bytes, timeout_s: float) -> bool:
-        """Like `send`; a reader that takes longer loses its connection. Returns whether it read."""
+    async def send_within(self, data: bytes, timeout_s: float, *, last: bool = False) -> bool:
+        """Send a part of the body; `last` ends it. A reader that takes longer than `timeout_s`
+        loses its connection. Returns whether it read.
+        """
         try:
             async with asyncio.timeout(timeout_s):
-                await self.send(data)
+                await self._send(
+                    {"type": "http.response.body", "body": data, "more_body": not last}
+                )
         except TimeoutError:
             self.abort()
             return False

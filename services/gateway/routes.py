@@ -104,7 +104,7 @@ class Routes:
             return "balance", 200
         if path.startswith("/v1/jobs/"):
             return await self._job(request, response, send, key)
-        raise NotFound("there is no such address here; see docs/openapi.json")
+        raise NotFound("there is no such address here; sealed requests go to POST /v1/jobs")
 
     async def _authenticate(self, request: Request) -> ApiKey:
         return await self._keys.authenticate(request.headers.get(b"authorization"))

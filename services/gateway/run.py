@@ -77,7 +77,8 @@ class JobRun:
             for task in self._tasks:
                 task.cancel()
             metrics.JOB_SECONDS.observe(time.perf_counter() - self._began_s)
-            log.info(
+            tell = log.debug if self._outcome == "complete" else log.info
+            tell(
                 "job_relayed",
                 job_id=self._job_id,
                 outcome=self._outcome,
@@ -151,8 +152,10 @@ class JobRun:
                 parts.append(action.data)
                 continue
             if parts:
-                await self._send(parts)
+                await self._send(parts, last=isinstance(action, act.Finish))
                 parts = []
+                if isinstance(action, act.Finish):
+                    continue
             await self._do(action)
         if parts:
             await self._send(parts)
@@ -200,10 +203,13 @@ class JobRun:
             metrics.FIRST_BYTE_HELD_SECONDS.observe(now_s - self._first_frame_s)
         await self._response.start(response_headers(self._job_id, match), length)
 
-    async def _send(self, parts: list[bytes]) -> None:
+    async def _send(self, parts: list[bytes], *, last: bool = False) -> None:
         data = parts[0] if len(parts) == 1 else b"".join(parts)
-        if await self._response.send_within(data, self._gateway.settings.send_timeout_s):
+        timeout_s = self._gateway.settings.send_timeout_s
+        if await self._response.send_within(data, timeout_s, last=last):
             metrics.FRAMES.inc("relayed")
+            if last:
+                self._outcome = "complete"
         else:
             self._box.client_gone()  # slower than the bound: the job is cancelled
 

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from cocoon.contracts.messages import DispatchReply, DispatchReport, ErrorBody, JobRequest
+from cocoon.kernel.clock import SystemClock
 from tests.support.gateway_world import (
     ACCOUNT,
     EVIDENCE,
@@ -355,6 +356,16 @@ async def test_a_repeat_gets_the_same_bytes_from_sealed(world: World) -> None:
     third = await world.post(other, Idempotency_Key="one")
     assert third.status_code == 409
     assert code(third) == "idempotency_mismatch"
+
+
+async def test_a_repeat_after_its_not_after_still_gets_the_stored_bytes(world: World) -> None:
+    job_id, sealed = envelope(ttl_ms=1_500)
+    assert (await world.post(sealed)).status_code == 200
+    await world.provider.settle(job_id)
+    not_after_ms = world.matcher.requests[0].not_after_ms
+    await until(lambda: SystemClock().now_ms() > not_after_ms)
+    assert (await world.post(sealed)).content == world.provider.response
+    assert len(world.matcher.requests) == 1
 
 
 async def test_a_repeat_of_a_running_job_waits_for_its_response(world: World) -> None:
