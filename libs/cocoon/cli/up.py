@@ -14,6 +14,7 @@ import typer
 
 from cocoon.cli.session import Data, folder_of
 from cocoon.devnet.folder import DataFolder, RunningNetwork
+from cocoon.devnet.leftovers import end_leftovers
 from cocoon.devnet.network import Network, Options, check_backend
 from cocoon.kernel.errors import CocoonError
 from cocoon.telemetry.logs import configure_logs
@@ -51,8 +52,9 @@ def up(
         float | None,
         typer.Option(
             metavar="S",
-            min=2,
-            help="Seconds for which a provider announces a key (default: ten minutes).",
+            min=24,
+            max=300,
+            help="Seconds after which providers change their keys (default: ten minutes).",
         ),
     ] = None,
     otlp: Annotated[
@@ -65,6 +67,13 @@ def up(
     folder = folder_of(data)
     configure_logs("cocoon", "error")
     with folder.lock():
+        left = end_leftovers(folder)
+        if left:
+            print(
+                f"cocoon: the last network here was killed; ended what it left running: "
+                f"{', '.join(left)}",
+                file=sys.stderr,
+            )
         if fresh:
             folder.clear()
         folder.prepare()

@@ -75,21 +75,31 @@ class DataFolder:
             self.secrets.mkdir(mode=0o700, exist_ok=True)
             free = shutil.disk_usage(self.root).free
         except OSError as error:
-            raise ConfigurationError(
-                f"the data folder {self.root} cannot be made ({error.strerror}); "
-                "name another one with --data DIR"
-            ) from None
+            raise self._not_made(error) from None
         if free < MIN_FREE_BYTES:
             raise ConfigurationError(
                 f"the disk of {self.root} has {free // 2**20} MiB free and the network needs "
                 f"{MIN_FREE_BYTES // 2**20}; free some space, or name another --data DIR"
             )
 
+    def _not_made(self, error: OSError) -> ConfigurationError:
+        return ConfigurationError(
+            f"the data folder {self.root} cannot be made or written ({error.strerror}); "
+            "name another one with --data DIR"
+        )
+
     def clear(self) -> None:
-        """Remove everything but the lock: `--fresh`."""
-        for path in self.root.iterdir():
-            if path == self._lock_file:
-                continue
+        """Remove everything but the lock: `--fresh`.
+
+        Raises ConfigurationError for a folder that no network made: it holds somebody's files.
+        """
+        paths = [path for path in self.root.iterdir() if path != self._lock_file]
+        if paths and not (self.secrets / "network_id").exists():
+            raise ConfigurationError(
+                f"{self.root} is not a network's folder, so nothing in it was removed; "
+                "name another one with --data DIR"
+            )
+        for path in paths:
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
@@ -103,9 +113,15 @@ class DataFolder:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the folder. Raises ConfigurationError naming the process that holds it."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        with self._lock_file.open("a+") as file:
+        """Hold the folder. Raises ConfigurationError naming the process that holds it, or for a
+        folder that cannot be made or written.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock = self._lock_file.open("a+")
+        except OSError as error:
+            raise self._not_made(error) from None
+        with lock as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:

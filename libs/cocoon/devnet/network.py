@@ -51,7 +51,7 @@ DEFAULT_GATEWAY_PORT, DEFAULT_SIDECAR_PORT = 8641, 8642
 class Options:
     """What `cocoon up` was asked for. A port None: the usual one if it is free, else any.
 
-    key_epoch_s: how long a provider's key is announced for; the next one overlaps a fifth of it.
+    key_epoch_s: how often providers change their keys; each is held for two epochs, less a second.
     """
 
     gateway_port: int | None = None
@@ -104,11 +104,13 @@ class Network:
         await asyncio.gather(
             asyncio.to_thread(self._postgres.start), asyncio.to_thread(self._nats.start)
         )
+        self._record()  # from here on a killed start leaves something that must be found again
         await asyncio.gather(self._prepare_database(), self._prepare_bus())
         self._say("starting attestation, billing, matcher, gateway")
         services = [self._service(name) for name in ("attestation", "billing", "matcher")]
         await asyncio.gather(*(child.start() for child in services))
         await self._service("gateway").start()
+        self._record()
         self._say("starting the provider: its model and its simulated TEE")
         await asyncio.gather(*(self._service(name).start() for name in self._providers))
         await self._first_account()
@@ -224,7 +226,7 @@ class Network:
             values["MODEL_NAME"] = options.model_name
         if options.key_epoch_s:
             values["EPOCH_S"] = str(options.key_epoch_s)
-            values["OVERLAP_S"] = str(options.key_epoch_s / 5)
+            values["OVERLAP_S"] = str(options.key_epoch_s - 1)
         return values
 
     @property
