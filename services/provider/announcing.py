@@ -105,7 +105,7 @@ class Announcer:
         """Do what is due: new evidence, or a new key under the current evidence."""
         now_ms = self._clock.now_ms()
         epochs = self._enclave.epochs
-        await epochs.prune(now_ms)
+        epochs.prune(now_ms)
         if now_ms >= self._renew_at_ms:
             await self._attest()
         elif self._current is None or now_ms >= epochs.next_due_ms(self._current):
@@ -113,7 +113,7 @@ class Announcer:
             try:
                 await self._announce(epoch)
             except BaseException:
-                await epochs.drop(epoch)
+                epochs.drop(epoch)
                 raise
 
     async def _attest(self) -> None:
@@ -138,7 +138,7 @@ class Announcer:
         except BaseException:
             self._renew_at_ms = 0  # new evidence withdraws the old one's keys: try again soon
             if epoch is not self._current:
-                await epochs.drop(epoch)
+                epochs.drop(epoch)
             raise
 
     async def _submit_evidence(self, epoch: Epoch) -> dict[str, Any]:

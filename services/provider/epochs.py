@@ -19,7 +19,6 @@ from services.provider.keyholder import ANSWER, CODES, PUBLIC_KEY_BYTES, QUESTIO
 
 START_TIMEOUT_S: Final = 20.0
 ANSWER_TIMEOUT_S: Final = 2.0
-END_TIMEOUT_S: Final = 2.0
 MAX_QUESTIONS: Final = 4096
 MAX_EPOCHS: Final = 4
 
@@ -56,7 +55,7 @@ class KeyProcess(asyncio.Protocol):
             async with asyncio.timeout(START_TIMEOUT_S):
                 return self, await self._public
         except BaseException as error:
-            await self.end()
+            self.end()
             if not isinstance(error, TimeoutError | ConnectionError):
                 raise
             raise Unavailable("the key holder's process did not start; is memory short?") from None
@@ -80,13 +79,14 @@ class KeyProcess(asyncio.Protocol):
         finally:
             self._waiting.pop(number, None)
 
-    async def end(self) -> None:
-        """Erase the key: hang up, and make sure that the process is gone."""
+    def end(self) -> None:
+        """Erase the key: hang up and kill the process, which has nothing to tidy up."""
         if self._transport is not None:
             self._transport.abort()
         else:
             self._link.close()
-        await asyncio.to_thread(_reap, self._process)
+        self._process.kill()
+        self._process.wait()  # a killed process is gone within a moment
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # a stream socket's transport; uvloop's does not inherit from asyncio's
@@ -132,14 +132,6 @@ def _spawn(theirs: socket.socket, lifetime_ms: int) -> subprocess.Popen[bytes]:
     )  # fmt: skip
 
 
-def _reap(process: subprocess.Popen[bytes]) -> None:
-    try:
-        process.wait(END_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
 @dataclass(slots=True)
 class Epoch:
     """One held key: whose evidence announced it (None until then) and how long it lives."""
@@ -172,7 +164,7 @@ class KeyEpochs:
 
         Raises Unavailable if the process does not start or too many keys are held.
         """
-        await self.prune(now_ms)
+        self.prune(now_ms)
         if len(self._held) >= MAX_EPOCHS:
             raise Unavailable("too many key epochs are held; the last ones were not announced")
         lifetime_ms = self._epoch_ms + self._overlap_ms
@@ -194,17 +186,17 @@ class KeyEpochs:
         """When the key after this one must be announced: an overlap before this one's end."""
         return epoch.not_before_ms + self._epoch_ms
 
-    async def drop(self, epoch: Epoch) -> None:
+    def drop(self, epoch: Epoch) -> None:
         """Erase a key that could not be announced."""
         self._held.pop(epoch.key_id, None)
-        await epoch.process.end()
+        epoch.process.end()
 
-    async def prune(self, now_ms: int) -> None:
+    def prune(self, now_ms: int) -> None:
         """Erase the keys whose time is over; running streams keep their jobs' own keys."""
         ended = [epoch for epoch in self._held.values() if epoch.not_after_ms <= now_ms]
         for epoch in ended:
-            await self.drop(epoch)
+            self.drop(epoch)
 
-    async def close(self) -> None:
+    def close(self) -> None:
         for epoch in tuple(self._held.values()):
-            await self.drop(epoch)
+            self.drop(epoch)

@@ -92,6 +92,11 @@ class Jobs:
         self._opening = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self.draining = False
+        self.engine_ready = True  # the backend's last health check
+
+    @property
+    def taking_jobs(self) -> bool:
+        return not self.draining and self.engine_ready
 
     # ---- what the bus asks ----
 
@@ -139,7 +144,7 @@ class Jobs:
     async def _dispatch(self, dispatch: Dispatch, body: bytes) -> None:
         if self._is_repeat(dispatch):
             return
-        if self.draining or not self._spool.has_room():
+        if not self.taking_jobs or not self._spool.has_room():
             _busy("This agent takes no new jobs now.")
         if len(self._running) + self._opening >= self._concurrency:
             _busy("This agent runs as many jobs as it can.")

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 log = get_logger("services.provider")
 ROLE = "provider"
 POLICY_REFRESH_S = 5.0
+HEALTH_S = 2.0
 
 
 def main() -> None:
@@ -81,7 +82,7 @@ async def serve(settings: ProviderSettings, stop: Stop) -> None:
         epochs = KeyEpochs(
             epoch_ms=int(settings.epoch_s * 1000), overlap_ms=int(settings.overlap_s * 1000)
         )
-        stack.push_async_callback(epochs.close)
+        stack.callback(epochs.close)
         model_ids = frozenset({bytes.fromhex(manifest.model_id)})
         enclave = Enclave(epochs, policies.hashes, model_ids, clock, randomness)
         served = Served(manifest.model_id, (settings.model_name, manifest.model_id), backend)
@@ -92,12 +93,13 @@ async def serve(settings: ProviderSettings, stop: Stop) -> None:
         heart = Heart(
             nc, name, randomness.token(16).hex(),
             lambda: [*jobs.running_pairs(), *submitter.unsettled(settings.lease_hold_s)],
-            lambda: jobs.draining,
+            lambda: not jobs.taking_jobs,
             concurrency=settings.concurrency, interval_s=settings.heartbeat_s,
         )  # fmt: skip
         _spawn(stack, stop, submitter.run(), "submitter")
         _spawn(stack, stop, heart.run(), "heart")
         _spawn(stack, stop, _watch_policy(policies, clock), "policy")
+        _spawn(stack, stop, _watch_engine(backend, jobs), "engine")
         await handlers.listen_to_jobs()
         announcer = Announcer(
             nc, Announced(name, raw_public(seed), (offer,), settings.concurrency), enclave, tee,
@@ -110,7 +112,7 @@ async def serve(settings: ProviderSettings, stop: Stop) -> None:
             lambda: {
                 "bus": nc.is_connected,
                 "announced": announcer.ready(),
-                "taking_jobs": not jobs.draining,
+                "taking_jobs": jobs.taking_jobs,
             },
         )
         stack.push_async_callback(closer)
@@ -227,6 +229,16 @@ async def _announce(announcer: Announcer, stop: Stop) -> bool:
         return False
     finally:
         ending.cancel()
+
+
+async def _watch_engine(backend: Backend, jobs: Jobs) -> None:
+    """An engine that is away takes no jobs: the heartbeat says so, and others get them."""
+    while True:
+        await asyncio.sleep(HEALTH_S)
+        ready = await backend.healthy()
+        if ready != jobs.engine_ready:
+            log.warning("engine_changed", ready=ready)
+        jobs.engine_ready = ready
 
 
 async def _watch_policy(policies: PolicyWatch, clock: Clock) -> None:

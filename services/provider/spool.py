@@ -61,7 +61,8 @@ class Spool:
     folder: Path
     max_items: int
     max_bytes: int
-    _items: dict[tuple[str, int], SpoolItem] = field(default_factory=dict)
+    _jobs: dict[str, dict[int, SpoolItem]] = field(default_factory=dict)  # by job, by epoch
+    _count: int = 0
     _bytes: int = 0
 
     def open(self) -> None:
@@ -73,26 +74,23 @@ class Spool:
                 if item is None:
                     path.unlink()
                     continue
-                self._keep(item)
+                self.keep(item)
         except OSError:
             raise ConfigurationError(f"the spool folder {self.folder} cannot be used") from None
 
     def has_room(self) -> bool:
-        return len(self._items) < self.max_items and self._bytes < self.max_bytes
+        return self._count < self.max_items and self._bytes < self.max_bytes
 
     def __len__(self) -> int:
-        return len(self._items)
+        return self._count
 
     def __iter__(self) -> Iterator[SpoolItem]:
-        return iter(tuple(self._items.values()))
-
-    def get(self, job_id: str, epoch: int) -> SpoolItem | None:
-        return self._items.get((job_id, epoch))
+        return iter([item for epochs in self._jobs.values() for item in epochs.values()])
 
     def of_job(self, job_id: str) -> SpoolItem | None:
         """The newest result of a job."""
-        found = [item for item in self._items.values() if item.head.job_id == job_id]
-        return max(found, key=lambda item: item.head.epoch, default=None)
+        epochs = self._jobs.get(job_id)
+        return epochs[max(epochs)] if epochs else None
 
     def write(self, head: SpoolHead, response: bytes) -> SpoolItem:
         """Write and fsync one result; call it off the event loop. Raises OSError."""
@@ -113,18 +111,21 @@ class Spool:
 
     def keep(self, item: SpoolItem) -> None:
         """Count a written result in."""
-        self._keep(item)
+        epochs = self._jobs.setdefault(item.head.job_id, {})
+        if item.head.epoch not in epochs:
+            self._count += 1
+            self._bytes += item.head.response_bytes
+        epochs[item.head.epoch] = item
 
     def remove(self, item: SpoolItem) -> None:
         """The network has it: forget the ciphertext."""
-        if self._items.pop(item.key, None) is not None:
+        epochs = self._jobs.get(item.head.job_id, {})
+        if epochs.pop(item.head.epoch, None) is not None:
+            self._count -= 1
             self._bytes -= item.head.response_bytes
+        if not epochs:
+            self._jobs.pop(item.head.job_id, None)
         item.path.unlink(missing_ok=True)
-
-    def _keep(self, item: SpoolItem) -> None:
-        if item.key not in self._items:
-            self._bytes += item.head.response_bytes
-        self._items[item.key] = item
 
 
 def _load(path: Path) -> SpoolItem | None:

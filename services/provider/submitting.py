@@ -6,7 +6,6 @@ Billing treats a repeat as a repeat, so sending twice is harmless and losing one
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -54,7 +53,6 @@ class Submitter:
         self._clock = clock
         self._first_backoff_s = first_backoff_s
         self._waiting: dict[tuple[str, int], _Attempt] = {}
-        self.on_settled: Callable[[str, int], None] = lambda _job, _epoch: None
 
     def adopt(self) -> None:
         """Take over what a former process left; it is due at once."""
@@ -96,7 +94,6 @@ class Submitter:
         SPOOL_ITEMS.set(len(self._spool))
         if ack.outcome == "result_rejected":
             _log.warning("result_rejected", job_id=ack.job_id, epoch=ack.epoch, reason=ack.reason)
-        self.on_settled(ack.job_id, ack.epoch)
 
     def unsettled(self, younger_than_s: float) -> list[tuple[str, int]]:
         """Results that wait for a decision, and whose leases are worth keeping alive."""

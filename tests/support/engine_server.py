@@ -26,13 +26,13 @@ class EngineServer:
 
     def __init__(self, backend: Backend, model: str) -> None:
         self._backend = backend
-        self._model = model
+        self.model = model
         self.fault = ""
         self.bodies: list[dict[str, Any]] = []
         self.running = 0
 
     async def _models(self, _request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [{"id": self._model, "object": "model"}]})
+        return JSONResponse({"object": "list", "data": [{"id": self.model, "object": "model"}]})
 
     async def _chat(self, http: Request) -> Response:
         body = await http.json()

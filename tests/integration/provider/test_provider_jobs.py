@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 
 from cocoon.bus.sealed import get_sealed
 from cocoon.domain.pricing import TokenCounts, price
+from cocoon.kernel.clock import SystemRandomness
 from cocoon.sealing import Profile, Status, check_chain
+from services.provider.backends.onnx import OnnxBackend
+from services.provider.settings import SHIPPED_MODEL
+from tests.support.engine_server import EngineServer
 from tests.support.provider_world import ENDLESS, ProviderWorld
 
 COUNTED = "1 2 3 4 5 6 7 8 9"
@@ -242,3 +248,47 @@ async def test_no_prompt_or_answer_is_on_disk_or_in_the_logs(
         spooled = b"".join(path.read_bytes() for path in world.folder.rglob("*") if path.is_file())
         assert b"canary-7f3a" not in spooled
     assert "canary-7f3a" not in "".join(capfd.readouterr())
+
+
+async def test_an_engine_that_is_away_takes_no_jobs_until_it_is_back(
+    world: ProviderWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.provider.main.HEALTH_S", 0.1)
+    engine = OnnxBackend(SHIPPED_MODEL, queue_limit=16, randomness=SystemRandomness())
+    await engine.start()
+    server = EngineServer(engine, "served-name")
+    try:
+        async with (
+            server.serve() as url,
+            world.agent(backend_url=url, backend_model="served-name", backend_context_tokens=640),
+        ):
+            whole = await world.ask(max_output=30)
+            stream = await world.ask(max_output=30, stream=True)
+            assert whole.text == stream.text
+            assert whole.receipt.status in (Status.COMPLETE, Status.LENGTH)
+            over = await world.ask(max_input=5)
+            assert over.error is not None
+            assert over.error["code"] == "context_length_exceeded"
+            assert (over.receipt.status, over.receipt.price_nanoton) == (Status.REFUSED, 0)
+            server.fault = "cut"
+            failed = await world.ask(stream=True)
+            assert (failed.receipt.status, failed.receipt.price_nanoton) == (Status.FAILED, 0)
+            server.fault = ""
+            server.model = "gone"
+            await world.until(lambda: world.heartbeats[-1].draining, "a heartbeat that says so")
+            reply, _ = await world.dispatch(world.seal())
+            assert (reply.accepted, reply.code) == (False, "busy")
+            server.model = "served-name"
+            await world.until(lambda: not world.heartbeats[-1].draining, "back again")
+            await world.ask(max_output=4)
+    finally:
+        await engine.close()
+
+
+def test_the_agent_loads_no_database_code_and_no_devnet() -> None:
+    forbidden = "('asyncpg', 'cocoon.eventlog', 'cocoon.devnet')"
+    code = (
+        "import sys, services.provider.main; "
+        f"sys.exit(any(name.startswith({forbidden}) for name in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
