@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -22,7 +24,7 @@ from cocoon.kernel.errors import CocoonError
 from cocoon.sealing.receipt import Status
 from tests.invariants import check_all
 from tests.support.job_network import JobNetwork
-from tests.support.job_world import NOT_AFTER_MS, PROVIDERS, bytes32
+from tests.support.job_world import NOT_AFTER_MS, PROVIDERS, Provider, bytes32
 
 JOBS = [f"job{index}" for index in range(4)]
 ACCOUNTS = ["acct_1", "acct_2"]
@@ -56,12 +58,20 @@ class Jobs(RuleBasedStateMachine):
         self.asked: dict[str, str] = {}  # job -> account
         self.now_ms = 0
 
-    @initialize(deposit=st.integers(0, 40_000))
-    def begin(self, deposit: int) -> None:
+    @initialize(poor=st.booleans())
+    def begin(self, poor: bool) -> None:
         for provider in PROVIDERS:
             self.network.enrol(provider)
-        self.network.open("acct_1", deposit)
-        self.network.open("acct_2", 25_000)
+        self.network.open("acct_1", 100_000)
+        self.network.open("acct_2", 15_000 if poor else 100_000)
+        for job, account in zip(JOBS[:2], ACCOUNTS, strict=True):
+            self.request(job, account, set())
+
+    def some_running(self) -> bool:
+        return any(self.running(job) for job in JOBS)
+
+    def running_job(self, data: st.DataObject) -> str:
+        return data.draw(st.sampled_from([job for job in JOBS if self.running(job)]))
 
     def running(self, job: str) -> bool:
         return self.network.state(job).status is JobStatus.MATCHED
@@ -69,7 +79,7 @@ class Jobs(RuleBasedStateMachine):
     # ---- clients ----
 
     @rule(job=jobs, account=st.sampled_from(ACCOUNTS), busy=st.sets(anybody))
-    def request(self, job: str, account: str, busy: set) -> None:  # type: ignore[type-arg]
+    def request(self, job: str, account: str, busy: set[Provider]) -> None:
         before = len(self.network.log.events)
         outcome = self.network.request(job, account, busy=sorted(busy, key=lambda p: p.name))
         if isinstance(outcome, CocoonError) or job in self.asked:
@@ -85,43 +95,44 @@ class Jobs(RuleBasedStateMachine):
     def deposit(self, account: str, amount: int) -> None:
         self.network.open(account, amount)
 
-    @rule(job=jobs)
-    def cancel(self, job: str) -> None:
-        ended = self.network.expire(job, reason="expired", may_rematch=False, cancelled=True)
-        assert not self.running(job)
-        if ended:
-            assert self.network.state(job).status is JobStatus.CANCELLED
-
     # ---- providers and leases ----
 
+    @precondition(some_running)
     @rule(
-        job=jobs,
+        data=st.data(),
         reason=st.sampled_from(["expired", "silent", "busy", "refused", "revoked", "gone"]),
         busy=st.sets(anybody),
         may_rematch=st.booleans(),
+        cancelled=st.sampled_from([False, False, False, True]),
     )
-    def lose(self, job: str, reason: str, busy: set, may_rematch: bool) -> None:  # type: ignore[type-arg]
-        was, before = self.running(job), self.network.state(job)
+    def lose(
+        self,
+        data: st.DataObject,
+        reason: str,
+        busy: set[Provider],
+        may_rematch: bool,
+        cancelled: bool,
+    ) -> None:
+        job = self.running_job(data)
+        before = self.network.state(job)
         ended = self.network.expire(
-            job, reason=reason, may_rematch=may_rematch,
+            job, reason=reason, may_rematch=may_rematch, cancelled=cancelled,
             candidates=self.network.candidates(sorted(busy, key=lambda p: p.name)),
         )  # fmt: skip
-        assert ended == was
+        assert ended
         state = self.network.state(job)
         if self.running(job):
             assert may_rematch
+            assert not cancelled
             assert state.epoch == before.epoch + 1
             self.kept[job].append(self.network.receipt(state))
 
-    @rule(job=jobs, epochs_ago=st.integers(1, 3))
-    def repeat_an_old_expiry(self, job: str, epochs_ago: int) -> None:
-        epoch = self.network.state(job).epoch - epochs_ago
+    @rule(job=jobs, seconds=st.integers(0, 40))
+    def time_passes_and_an_old_expiry_comes_again(self, job: str, seconds: int) -> None:
+        self.network.now_ms = min(self.network.now_ms + seconds * 1000, NOT_AFTER_MS + 1000)
+        epoch = self.network.state(job).epoch - 1
         if epoch >= 1:
             assert not self.network.expire(job, epoch)
-
-    @rule(seconds=st.integers(1, 40))
-    def time_passes(self, seconds: int) -> None:
-        self.network.now_ms = min(self.network.now_ms + seconds * 1000, NOT_AFTER_MS + 1000)
 
     # ---- results ----
 
@@ -139,12 +150,13 @@ class Jobs(RuleBasedStateMachine):
         elif not live and outcome:
             assert [type(event) for event in outcome] == [ResultRejected]
 
-    @rule(job=jobs, status=st.sampled_from(Status))
-    def finish(self, job: str, status: Status) -> None:
-        if self.running(job):
-            free = {"price_nanoton": 0} if status in (Status.FAILED, Status.REFUSED) else {}
-            state = self.network.state(job)
-            self.submitted(self.network.receipt(state, status=status, **free), job)
+    @precondition(some_running)
+    @rule(data=st.data(), status=st.sampled_from(Status))
+    def finish(self, data: st.DataObject, status: Status) -> None:
+        job = self.running_job(data)
+        free = {"price_nanoton": 0} if status in (Status.FAILED, Status.REFUSED) else {}
+        state = self.network.state(job)
+        self.submitted(self.network.receipt(state, status=status, **free), job)
 
     @precondition(lambda self: any(self.kept.values()))
     @rule(data=st.data())
@@ -153,19 +165,17 @@ class Jobs(RuleBasedStateMachine):
         job = data.draw(st.sampled_from([job for job in JOBS if self.kept[job]]))
         self.submitted(data.draw(st.sampled_from(self.kept[job])), job)
 
-    @rule(job=jobs, forgery=forgeries)
-    def forge(self, job: str, forgery: dict) -> None:  # type: ignore[type-arg]
-        if self.running(job):
-            outcome = self.network.submit(self.network.receipt(self.network.state(job), **forgery))
-            assert not isinstance(outcome, CocoonError)
-            assert not any(isinstance(event, ResultSealed) for event in outcome)
-
-    @rule(job=jobs, provider=anybody)
-    def steal(self, job: str, provider) -> None:  # type: ignore[no-untyped-def]
-        state = self.network.state(job)
-        if self.running(job) and (state.epoch, provider.id) not in state.matches:
-            stolen = self.network.receipt(state).model_copy(update={"provider_id": provider.id})
+    @precondition(some_running)
+    @rule(data=st.data(), forgery=forgeries, thief=anybody)
+    def misbehave(self, data: st.DataObject, forgery: dict[str, Any], thief: Provider) -> None:
+        """A stranger submits another one's work, then the provider itself forges."""
+        state = self.network.state(self.running_job(data))
+        if (state.epoch, thief.id) not in state.matches:
+            stolen = self.network.receipt(state).model_copy(update={"provider_id": thief.id})
             assert isinstance(self.network.submit(stolen), CocoonError)
+        outcome = self.network.submit(self.network.receipt(state, **forgery))
+        assert not isinstance(outcome, CocoonError)
+        assert not any(isinstance(event, ResultSealed) for event in outcome)
 
     @rule(data=st.data())
     def repeat_a_command(self, data: st.DataObject) -> None:
@@ -203,5 +213,5 @@ class Jobs(RuleBasedStateMachine):
             assert held == []
 
 
-Jobs.TestCase.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+Jobs.TestCase.settings = settings(max_examples=60, stateful_step_count=20, deadline=None)
 TestJobs = Jobs.TestCase

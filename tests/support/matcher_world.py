@@ -58,6 +58,7 @@ class MatcherWorld:
     clock: ManualClock = field(default_factory=ManualClock)
     log: ModelLog = field(default_factory=lambda: ModelLog(1))
     network: ModelLog = field(default_factory=lambda: ModelLog(0))
+    randomness: Counted = field(default_factory=Counted)
     updates: list[MatchUpdate] = field(default_factory=list)
     stopped: list[CocoonError] = field(default_factory=list)
 
@@ -67,13 +68,14 @@ class MatcherWorld:
         await self.appender.acquire_term()
         self.memory = Memory(self.settings.fee_bps, self.settings.provider_silence_s)
         appender = cast("LogAppender", self.appender)
-        randomness = Counted()
         self.leases = Leases(
-            self.settings, self.memory, appender, self._hear, self.clock, randomness,
+            self.settings, self.memory, appender, self._hear, self.clock,
+            self.randomness,
             self.stopped.append,
         )  # fmt: skip
         self.matcher = Matcher(
-            self.settings, self.memory, self.leases, appender, self._hear, self.clock, randomness,
+            self.settings, self.memory, self.leases, appender, self._hear, self.clock,
+            self.randomness,
             self.stopped.append,
         )  # fmt: skip
         self._tailed = self._tailed_network = 0

@@ -185,6 +185,7 @@ async def test_an_account_that_never_comes_to_rest_is_refused_and_keeps_no_hold(
 async def test_after_a_conflict_the_match_stays_with_the_provider_that_was_announced() -> None:
     for index in range(6):
         world = await ready_world()
+        world.randomness.count = index  # other draws, other providers
         job = f"job{index}"
         world.appender.hold()
         asking = asyncio.create_task(world.ask(job_request(job)))
