@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 Send = Callable[[str, Route, int, bytes, bytes | None], Awaitable[None]]
 _log = get_logger("cocoon.provider.running")
 IDLE_WAIT_S: Final = 60.0
+CLOSE_TIMEOUT_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,7 @@ class JobRun:
         self._first_s: float | None = None
         self._began_s = clock.monotonic_s()
         self._telling = Telling(self._sealer, None, stream=job.opened.header.stream)
+        self._closing = False  # the engine has said its last word
 
     async def run(self) -> SealedResult:
         self._unsent += self._sealer.prefix()
@@ -105,6 +107,8 @@ class JobRun:
         try:
             await self._pump()
         finally:
+            # An engine that has ended is closing its connection: cut off, that would leak it.
+            await asyncio.wait({engine}, timeout=CLOSE_TIMEOUT_S if self._closing else 0)
             for task in (engine, stopper):
                 task.cancel()
             await asyncio.gather(engine, stopper, return_exceptions=True)
@@ -165,6 +169,7 @@ class JobRun:
                 self._first()
                 telling.add(output)
             case Ended():
+                self._closing = True
                 self._first()
                 telling.end(output)
         self._news.set()

@@ -133,9 +133,13 @@ class OpenAICompatibleBackend:
         return body
 
 
-async def _lines(answer: httpx.Response) -> AsyncIterator[dict[str, Any]]:
-    """The stream's JSON objects up to [DONE]."""
+async def _lines(answer: httpx.Response) -> AsyncIterator[dict[str, Any] | None]:
+    """The stream's JSON objects, None at [DONE], then nothing more than the body's end.
+
+    Reading on to the end lets the connection be used again.
+    """
     pending = b""
+    done = False
     async for chunk in answer.aiter_bytes():
         pending += chunk
         *whole, pending = pending.split(b"\n")
@@ -147,8 +151,12 @@ async def _lines(answer: httpx.Response) -> AsyncIterator[dict[str, Any]]:
             name, _, value = line.strip().partition(b":")
             if name != b"data":
                 continue
+            if done:
+                continue
             if value.strip() == b"[DONE]":
-                return
+                done = True
+                yield None
+                continue
             try:
                 item = json.loads(value)
             except ValueError:
@@ -157,15 +165,19 @@ async def _lines(answer: httpx.Response) -> AsyncIterator[dict[str, Any]]:
                 ) from None
             if isinstance(item, dict):
                 yield item
-    raise Unavailable("The engine's server broke off.", code="engine_failed")
+    if not done:
+        raise Unavailable("The engine's server broke off.", code="engine_failed")
 
 
 async def _read(
-    objects: AsyncIterator[dict[str, Any]], max_input_tokens: int, max_output_tokens: int
+    objects: AsyncIterator[dict[str, Any] | None], max_input_tokens: int, max_output_tokens: int
 ) -> AsyncIterator[Output]:
     reason: Any = None
     usage: TokenUsage | None = None
     async for item in objects:
+        if item is None:
+            yield _ended(reason, usage, max_input_tokens, max_output_tokens)
+            continue
         if "error" in item:
             raise Unavailable("The engine's server failed.", code="engine_failed")
         if item.get("usage"):
@@ -175,6 +187,12 @@ async def _read(
             piece = _piece(choice)
             if piece is not None:
                 yield piece
+
+
+def _ended(
+    reason: Any, usage: TokenUsage | None, max_input_tokens: int, max_output_tokens: int
+) -> Ended:
+    """The answer's end, with counts that the job's bounds allow. Raises Unavailable or TooLarge."""
     if usage is None or reason not in ("stop", "length"):
         raise Unavailable(
             "The engine's server ended without a reason or token counts.", code="engine_failed"
@@ -183,7 +201,7 @@ async def _read(
         raise prompt_too_long(usage.prompt, max_input_tokens)
     if usage.completion > max_output_tokens:
         raise Unavailable("The engine's server gave more than was asked.", code="engine_failed")
-    yield Ended(reason, usage)
+    return Ended(reason, usage)
 
 
 def _piece(choice: dict[str, Any]) -> Piece | None:
