@@ -120,7 +120,8 @@ class JobRun:
         if update.kind == "committed":
             return relay.on_committed(update.epoch)
         if update.kind == "existing":
-            return relay.on_existing(update.req_hash in ("", self._request.req_hash))
+            same_job = update.job_id == self._job_id  # the sealed bytes hold the job's id
+            return relay.on_existing(same_job and update.req_hash in ("", self._request.req_hash))
         if update.kind == "waiting":
             return relay.on_waiting()
         return relay.on_ended(update.error)

@@ -118,7 +118,7 @@ class Matcher:
             self.cancels.append(CancelJob.model_validate_json(message.data))
 
     async def tell(self, request: JobRequest, kind: str, **fields: Any) -> None:
-        update = MatchUpdate(kind=kind, job_id=request.job_id, **fields)  # type: ignore[arg-type]
+        update = MatchUpdate(**{"kind": kind, "job_id": request.job_id, **fields})
         subject = subjects.match_updates(request.gateway_id, request.job_id)
         await self._nc.publish(subject, update.model_dump_json().encode())
 

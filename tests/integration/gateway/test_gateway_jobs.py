@@ -358,6 +358,22 @@ async def test_a_repeat_gets_the_same_bytes_from_sealed(world: World) -> None:
     assert code(third) == "idempotency_mismatch"
 
 
+async def test_a_key_of_an_ended_job_refuses_other_sealed_bytes(world: World) -> None:
+    """The matcher remembers the job of a command, but not what an ended job asked."""
+    job_id, sealed = envelope()
+    await world.post(sealed, Idempotency_Key="one")
+    await world.provider.settle(job_id)
+
+    async def existing(request: JobRequest) -> None:
+        await world.matcher.tell(request, "existing", job_id=job_id, req_hash="")
+
+    world.matcher.on_request = existing
+    _, other = envelope()
+    repeat = await world.post(other, Idempotency_Key="one")
+    assert repeat.status_code == 409
+    assert code(repeat) == "idempotency_mismatch"
+
+
 async def test_a_repeat_after_its_not_after_still_gets_the_stored_bytes(world: World) -> None:
     job_id, sealed = envelope(ttl_ms=1_500)
     assert (await world.post(sealed)).status_code == 200
