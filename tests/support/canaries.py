@@ -23,11 +23,12 @@ def find_canaries(places: Iterable[tuple[str, bytes]], canaries: Iterable[bytes]
 
 
 def files_under(*folders: Path) -> Iterable[tuple[str, bytes]]:
-    """(path, bytes) of every readable file below the folders, for `find_canaries`."""
+    """(path, bytes) of every file below the folders that does not vanish meanwhile."""
     for folder in folders:
         for path in sorted(folder.rglob("*")):
-            if path.is_file():
-                yield str(path), path.read_bytes()
+            with contextlib.suppress(FileNotFoundError):
+                if path.is_file():
+                    yield str(path), path.read_bytes()
 
 
 def _forms(canary: bytes) -> list[bytes]:

@@ -103,6 +103,10 @@ class LiveNetwork:
         pids: dict[str, Any] = json.loads(self.folder.processes.read_text())
         return int(pids[name])
 
+    def send(self, name: str, what: signal.Signals) -> None:
+        """A signal to one process by its id, for example SIGSTOP."""
+        os.kill(self.pid(name), what)
+
     def kill(self, name: str, by: signal.Signals = signal.SIGKILL) -> None:
         """Kill one process by its id and return when it has gone."""
         pid = self.pid(name)
