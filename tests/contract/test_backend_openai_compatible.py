@@ -99,3 +99,37 @@ class TestOpenAICompatibleBackend(BackendContract):
         with pytest.raises(Unavailable):
             await other.start()
         await other.close()
+
+
+class TestServerWithoutCountsInStreams(BackendContract):
+    """Such a server is asked for whole answers, so that counts are its own and exact."""
+
+    @pytest.fixture
+    async def server(self) -> AsyncIterator[tuple[EngineServer, str]]:
+        engine = OnnxBackend(SHIPPED_MODEL, queue_limit=64, randomness=SystemRandomness())
+        await engine.start()
+        server = EngineServer(engine, MODEL)
+        server.counts_streams = False
+        async with server.serve() as url:
+            yield server, url
+        await engine.close()
+
+    @pytest.fixture
+    async def backend(self, server: tuple[EngineServer, str]) -> AsyncIterator[Backend]:
+        made = OpenAICompatibleBackend(
+            server[1], MODEL, context_tokens=640, queue_limit=8,
+            capabilities=Capabilities(logprobs=True, logit_bias=True, penalties=True, seed=True),
+        )  # fmt: skip
+        await made.start()
+        yield made
+        await made.close()
+
+    @pytest.mark.parametrize("fault", ["garbage", "no_usage", "500"])
+    async def test_a_failing_server_is_an_error(
+        self, server: tuple[EngineServer, str], backend: Backend, fault: str
+    ) -> None:
+        assert "stream" in server[0].bodies[0]
+        server[0].fault = fault
+        with pytest.raises(Unavailable):
+            await collect(backend, request())
+        assert "stream" not in server[0].bodies[-1]

@@ -28,6 +28,7 @@ class EngineServer:
         self._backend = backend
         self.model = model
         self.fault = ""
+        self.counts_streams = True  # False: as servers that give no usage with a stream
         self.bodies: list[dict[str, Any]] = []
         self.running = 0
 
@@ -47,10 +48,26 @@ class EngineServer:
             await anext(generator)  # Started, or the refusal
         except CocoonError as error:
             return JSONResponse(error.to_openai(), error.http_status)
+        answer = Answer("ab" * 16, 1, "fp_x", request)
+        if not body.get("stream"):
+            return await self._completion(generator, answer)
         return StreamingResponse(
-            self._events(generator, Answer("ab" * 16, 1, "fp_x", request)),
+            self._events(generator, answer),
             media_type="text/event-stream",
         )
+
+    async def _completion(self, generator: Any, answer: Answer) -> Response:
+        text, logprobs = "", []
+        async for output in generator:
+            if isinstance(output, Piece):
+                text += output.text
+                logprobs += output.logprobs
+            elif isinstance(output, Ended):
+                value = answer.completion(text, output.reason, output.usage, logprobs)
+        if self.fault == "no_usage":
+            del value["usage"]
+        body = b"{not json" if self.fault == "garbage" else to_json(value)
+        return Response(body, media_type="application/json")
 
     async def _events(self, generator: Any, answer: Answer) -> AsyncIterator[bytes]:
         self.running += 1
@@ -65,7 +82,7 @@ class EngineServer:
                     yield _event(answer.delta_chunk(output.text, output.logprobs))
                 elif isinstance(output, Ended):
                     yield _event(answer.final_chunk(output.reason))
-                    if self.fault != "no_usage":
+                    if self.counts_streams and self.fault != "no_usage":
                         yield _event(answer.usage_chunk(output.usage))
             yield b"data: [DONE]\n\n"
         finally:

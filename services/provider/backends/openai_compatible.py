@@ -1,7 +1,8 @@
 """Any OpenAI-compatible server as an engine: vLLM, SGLang, llama.cpp, Ollama.
 
 Only loopback or https addresses are taken: the prompt is in the clear on that way, so it stays in
-the machine (or goes to a peer that proves its name). Token counts are the server's own.
+the machine (or goes to a peer that proves its name). Token counts are the server's own: one that
+gives none with a stream (llama-cpp-python's) is asked for whole answers instead.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ from services.provider.backends.base import Ended, Output, Piece, Started, promp
 
 MAX_LINE_BYTES: Final = 1024 * 1024
 MAX_ERROR_BYTES: Final = 64 * 1024
+MAX_WHOLE_BYTES: Final = 64 * 1024 * 1024
+_PATH: Final = "/v1/chat/completions"
+_STREAMED: Final = {"stream": True, "stream_options": {"include_usage": True}}
 _LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 _PASSED_ON: Final = (
     "frequency_penalty", "presence_penalty", "logit_bias", "logprobs", "top_logprobs", "seed",
@@ -72,15 +76,27 @@ class OpenAICompatibleBackend:
         self._model = model
         self._queue_limit = queue_limit
         self._running = 0
+        self._streams = True  # found out by `start`
         self.capabilities = capabilities
         self.context_tokens = context_tokens
         self.system_fingerprint = f"fp_{hashlib.sha256(model.encode()).hexdigest()[:12]}"
 
     async def start(self) -> None:
+        """Check that the model is served, and by one token whether streams come with counts."""
         if not await self.healthy():
             raise Unavailable(
                 "the engine's server does not answer or does not serve the model; start it first"
             )
+        message = {"role": "user", "content": "hi"}
+        probe = {"model": self._model, "messages": [message], "max_tokens": 1, **_STREAMED}
+        try:
+            async with self._client.stream("POST", _PATH, json=probe) as answer:
+                if answer.status_code != 200:
+                    raise await _refusal(answer)
+                items = [item async for item in _lines(answer)]
+                self._streams = any(item.get("usage") for item in items if item is not None)
+        except httpx.HTTPError as error:
+            raise _broke(error) from None
 
     async def healthy(self) -> bool:
         """Whether the server lists the model."""
@@ -101,20 +117,57 @@ class OpenAICompatibleBackend:
         if self._running >= self._queue_limit:
             raise RateLimited("The engine is answering as many requests as it can.", code="busy")
         self._running += 1
+        answering = self._stream if self._streams else self._whole
+        outputs = answering(self._body(request, max_output_tokens))
         try:
-            body = self._body(request, max_output_tokens)
-            async with self._client.stream("POST", "/v1/chat/completions", json=body) as answer:
-                if answer.status_code != 200:
-                    raise await _refusal(answer)
-                yield Started(None)
-                async for output in _read(_lines(answer), max_input_tokens, max_output_tokens):
-                    yield output
+            async for output in _bounded(outputs, max_input_tokens, max_output_tokens):
+                yield output
         except httpx.HTTPError as error:
-            raise Unavailable(
-                f"The engine's server failed ({type(error).__name__}).", code="engine_failed"
-            ) from None
+            raise _broke(error) from None
         finally:
+            await outputs.aclose()
             self._running -= 1
+
+    async def _stream(self, body: dict[str, Any]) -> AsyncGenerator[Output, None]:
+        async with self._client.stream("POST", _PATH, json={**body, **_STREAMED}) as answer:
+            if answer.status_code != 200:
+                raise await _refusal(answer)
+            yield Started(None)
+            reason: Any = None
+            usage: Any = None
+            async for item in _lines(answer):
+                if item is None:
+                    yield _ended(reason, usage)
+                    continue
+                if "error" in item:
+                    raise _failed("The engine's server failed.")
+                usage = item.get("usage") or usage
+                for choice in item.get("choices") or ():
+                    reason = choice.get("finish_reason") or reason
+                    piece = _piece(choice, "delta")
+                    if piece is not None:
+                        yield piece
+
+    async def _whole(self, body: dict[str, Any]) -> AsyncGenerator[Output, None]:
+        async with self._client.stream("POST", _PATH, json=body) as answer:
+            if answer.status_code != 200:
+                raise await _refusal(answer)
+            raw = b""
+            async for chunk in answer.aiter_bytes():
+                raw += chunk
+                if len(raw) > MAX_WHOLE_BYTES:
+                    raise _failed("The engine's server sent an answer that is too long.")
+        try:
+            value = json.loads(raw)
+            choice, usage = value["choices"][0], value["usage"]
+        except (ValueError, KeyError, IndexError, TypeError):
+            raise _failed("The engine's server sent what is not an answer.") from None
+        ended = _ended(choice.get("finish_reason"), usage)
+        yield Started(ended.usage.prompt)
+        piece = _piece(choice, "message", ended.usage.completion)
+        if piece is not None:
+            yield piece
+        yield ended
 
     def _body(self, request: ChatRequest, max_output_tokens: int) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -128,8 +181,6 @@ class OpenAICompatibleBackend:
         if request.response_format is not None:
             body["response_format"] = request.response_format.model_dump(exclude_none=True)
         body["max_tokens"] = max_output_tokens
-        body["stream"] = True
-        body["stream_options"] = {"include_usage": True}
         return body
 
 
@@ -144,9 +195,7 @@ async def _lines(answer: httpx.Response) -> AsyncIterator[dict[str, Any] | None]
         pending += chunk
         *whole, pending = pending.split(b"\n")
         if len(pending) > MAX_LINE_BYTES:
-            raise Unavailable(
-                "The engine's server sent a line that is too long.", code="engine_failed"
-            )
+            raise _failed("The engine's server sent a line that is too long.")
         for line in whole:
             name, _, value = line.strip().partition(b":")
             if name != b"data":
@@ -160,57 +209,42 @@ async def _lines(answer: httpx.Response) -> AsyncIterator[dict[str, Any] | None]
             try:
                 item = json.loads(value)
             except ValueError:
-                raise Unavailable(
-                    "The engine's server sent what is not JSON.", code="engine_failed"
-                ) from None
+                raise _failed("The engine's server sent what is not JSON.") from None
             if isinstance(item, dict):
                 yield item
     if not done:
-        raise Unavailable("The engine's server broke off.", code="engine_failed")
+        raise _failed("The engine's server broke off.")
 
 
-async def _read(
-    objects: AsyncIterator[dict[str, Any] | None], max_input_tokens: int, max_output_tokens: int
+async def _bounded(
+    outputs: AsyncIterator[Output], max_input_tokens: int, max_output_tokens: int
 ) -> AsyncIterator[Output]:
-    reason: Any = None
-    usage: TokenUsage | None = None
-    async for item in objects:
-        if item is None:
-            yield _ended(reason, usage, max_input_tokens, max_output_tokens)
-            continue
-        if "error" in item:
-            raise Unavailable("The engine's server failed.", code="engine_failed")
-        if item.get("usage"):
-            usage = _usage(item["usage"])
-        for choice in item.get("choices") or ():
-            reason = choice.get("finish_reason") or reason
-            piece = _piece(choice)
-            if piece is not None:
-                yield piece
+    """Pass outputs on. Counts come last, so an answer over the bounds is refused at its end."""
+    async for output in outputs:
+        if isinstance(output, Ended):
+            if output.usage.prompt > max_input_tokens:
+                raise prompt_too_long(output.usage.prompt, max_input_tokens)
+            if output.usage.completion > max_output_tokens:
+                raise _failed("The engine's server gave more than was asked.")
+        yield output
 
 
-def _ended(
-    reason: Any, usage: TokenUsage | None, max_input_tokens: int, max_output_tokens: int
-) -> Ended:
-    """The answer's end, with counts that the job's bounds allow. Raises Unavailable or TooLarge."""
-    if usage is None or reason not in ("stop", "length"):
-        raise Unavailable(
-            "The engine's server ended without a reason or token counts.", code="engine_failed"
-        )
-    if usage.prompt > max_input_tokens:
-        raise prompt_too_long(usage.prompt, max_input_tokens)
-    if usage.completion > max_output_tokens:
-        raise Unavailable("The engine's server gave more than was asked.", code="engine_failed")
-    return Ended(reason, usage)
+def _ended(reason: Any, usage: Any) -> Ended:
+    if reason not in ("stop", "length") or not isinstance(usage, dict):
+        raise _failed("The engine's server ended without a reason or token counts.")
+    try:
+        return Ended(reason, _usage(usage))
+    except (KeyError, ValueError, TypeError):
+        raise _failed("The engine's server gave token counts that are none.") from None
 
 
-def _piece(choice: dict[str, Any]) -> Piece | None:
-    text = (choice.get("delta") or {}).get("content") or ""
+def _piece(choice: dict[str, Any], where: str, tokens: int = 1) -> Piece | None:
+    text = (choice.get(where) or {}).get("content") or ""
     found = ((choice.get("logprobs") or {}).get("content")) or ()
     logprobs = tuple(_logprob(entry) for entry in found)
     if not text and not logprobs:
         return None
-    return Piece(text, len(logprobs) or 1, logprobs)
+    return Piece(text, len(logprobs) or tokens, logprobs)
 
 
 def _logprob(entry: dict[str, Any]) -> TokenLogprob:
@@ -251,7 +285,15 @@ async def _refusal(answer: httpx.Response) -> CocoonError:
             "The model's engine refuses this request; its parameter or length does not fit.",
             code=code or "engine_refused", param=param,
         )  # fmt: skip
-    return Unavailable(f"The engine's server answered {answer.status_code}.", code="engine_failed")
+    return _failed(f"The engine's server answered {answer.status_code}.")
+
+
+def _failed(message: str) -> Unavailable:
+    return Unavailable(message, code="engine_failed")
+
+
+def _broke(error: httpx.HTTPError) -> Unavailable:
+    return _failed(f"The engine's server failed ({type(error).__name__}).")
 
 
 def _named(body: bytes) -> tuple[str | None, str | None]:
