@@ -167,9 +167,11 @@ async def test_an_agent_without_a_bus_resubmits_when_it_is_back(world: ProviderW
 
 async def test_key_holders_die_with_the_agent(world: ProviderWorld) -> None:
     process = await world.process()
-    children = _children(process.pid)
-    assert children
-    await end(process, signal.SIGKILL)
+    try:
+        children = _children(process.pid)
+        assert children
+    finally:
+        await end(process, signal.SIGKILL)
     await world.until(lambda: not any(_alive(pid) for pid in children), "no key holder left")
 
 
