@@ -234,7 +234,7 @@ class Directory:
             concurrency=entry.load.concurrency,
         )
 
-    async def _unknown_model(self, model: str, api_key: str) -> NotFound:
+    async def _unknown_model(self, model: str, api_key: str) -> NotFound | Unavailable:
         return _not_offered(model, await self._offered(api_key) or ())
 
     async def _offered(self, api_key: str) -> tuple[str, ...] | None:
@@ -245,10 +245,15 @@ class Directory:
         return tuple(str(item.get("id"))[:128] for item in models or () if isinstance(item, dict))
 
 
-def _not_offered(model: str, names: tuple[str, ...]) -> NotFound:
-    offered = ", ".join(names[:20]) or "no model at the moment"
+def _not_offered(model: str, names: tuple[str, ...]) -> NotFound | Unavailable:
+    if not names:  # whether it exists cannot be told: its provider may come back
+        return Unavailable(
+            "No provider offers any model at the moment; try again shortly.",
+            code="no_provider",
+            retry_after_s=2,
+        )
     return NotFound(
-        f"The model {model[:128]!r} does not exist here. Offered: {offered}.",
+        f"The model {model[:128]!r} does not exist here. Offered: {', '.join(names[:20])}.",
         param="model",
         code="model_not_found",
     )

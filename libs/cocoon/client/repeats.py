@@ -72,10 +72,14 @@ class Entry:
         return self.recording.kept_bytes + 2 * len(self.asked.body)
 
     def rank(self) -> int:
-        """Which of several equal requests a retry means: first one that nobody listens to."""
+        """Which of several equal requests a retry means: one that nobody listens to, then one
+        that was answered with an error.
+        """
         if not self.delivered and not self.recording.readers:
             return 0
-        return 1 if self.live else 2
+        if self.recording.ended and self.recording.failed:
+            return 1
+        return 2 if self.live else 3
 
 
 class Repeats:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -20,6 +21,8 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 BODY_TIMEOUT_S: Final = 60.0  # for a caller to send its whole body
+MAX_DRAINED_BYTES: Final = 64 * 1024 * 1024
+DRAIN_S: Final = 5.0
 
 
 class _Gone(Exception):
@@ -65,6 +68,7 @@ class Sidecar:
         except _Gone:
             return
         except CocoonError as error:
+            await _drain(receive)
             # what is left of the body is not read, so the connection cannot be used again
             await _send(error_answer(error), send, extra=((b"connection", b"close"),))
             return
@@ -104,6 +108,20 @@ async def _send(
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+async def _drain(receive: Receive) -> None:
+    """Drop what a refused caller still sends, within bounds: one that is cut off while it writes
+    never reads why.
+    """
+    left = MAX_DRAINED_BYTES
+    with suppress(TimeoutError):
+        async with asyncio.timeout(DRAIN_S):
+            while left > 0:
+                message = await receive()
+                left -= len(message.get("body", b""))
+                if message["type"] == "http.disconnect" or not message.get("more_body"):
+                    return
 
 
 async def _read_body(headers: dict[str, str], receive: Receive) -> bytes:

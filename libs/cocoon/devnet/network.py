@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import sys
 from collections import deque
@@ -19,7 +20,10 @@ from urllib.parse import urlsplit
 
 from cocoon.bus.connection import close, connect
 from cocoon.bus.permissions import inbox_prefix
+from cocoon.bus.requests import ask
 from cocoon.bus.streams import declare_streams
+from cocoon.contracts import subjects
+from cocoon.contracts.messages import DirectoryRequest
 from cocoon.devnet.accounts import first_account
 from cocoon.devnet.child import Child
 from cocoon.devnet.folder import DataFolder, RunningNetwork
@@ -35,7 +39,7 @@ from cocoon.devnet.postgres import PostgresServer
 from cocoon.devnet.private_file import write_private
 from cocoon.eventlog.migrate import apply_schema, set_role_passwords
 from cocoon.kernel.clock import SystemClock
-from cocoon.kernel.errors import ConfigurationError, Unavailable
+from cocoon.kernel.errors import ConfigurationError, Transient, Unavailable
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -44,6 +48,7 @@ SHARDS = (0, 1)
 DATABASE = "postgres"
 RESTARTS, RESTARTS_WITHIN_S = 5, 60.0
 WATCH_S = 0.5
+LISTED_WITHIN_S, LISTED_PAUSE_S = 30.0, 0.1
 DEFAULT_GATEWAY_PORT, DEFAULT_SIDECAR_PORT = 8641, 8642
 
 
@@ -115,7 +120,7 @@ class Network:
         await asyncio.gather(*(self._service(name).start() for name in self._providers))
         await self._first_account()
         self._say("starting the sidecar")
-        await self._service("sidecar").start()
+        await asyncio.gather(self._service("sidecar").start(), self._until_listed())
         running = self._running(identity.network_id)
         self._folder.write_running(running)
         self._record()
@@ -157,6 +162,25 @@ class Network:
             self._account_id = await first_account(nc, self._folder, SHARDS[1:])
         finally:
             await close(nc)
+
+    async def _until_listed(self) -> None:
+        """Until clients find every provider: the first request must not be told to come again."""
+        nc = await self._bus("operator")
+        listed = 0
+        try:
+            for _ in range(int(LISTED_WITHIN_S / LISTED_PAUSE_S)):
+                with contextlib.suppress(Transient):
+                    answer = await ask(nc, subjects.DIRECTORY_REQUEST, DirectoryRequest())
+                    listed = len({e["provider_id"] for e in json.loads(answer)["providers"]})
+                if listed >= len(self._providers):
+                    return
+                await asyncio.sleep(LISTED_PAUSE_S)
+        finally:
+            await close(nc)
+        raise Unavailable(
+            f"{listed} of {len(self._providers)} providers were listed within "
+            f"{LISTED_WITHIN_S:.0f} s; {self._folder.logs} says why"
+        )
 
     # ---- children ----
 
