@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import httpx
 
+from cocoon.devnet.child import die_with_parent
 from cocoon.devnet.folder import DataFolder, RunningNetwork
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,6 +68,8 @@ class LiveNetwork:
                 self.command("up", "--json", "--gateway-port", "0", "--sidecar-port", "0",
                              *self.options, *more),
                 cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr, text=True,
+                # a killed test run ends it cleanly; pytest has no threads here
+                preexec_fn=die_with_parent(signal.SIGINT),  # noqa: PLW1509
             )  # fmt: skip
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
