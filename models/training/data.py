@@ -3,8 +3,8 @@
 Everything is made by rule from a seed; nothing is downloaded.  Each skill draws a *key* (the
 content: two numbers, a word, a name with a city and an age) and words it with one of several
 templates.  About one key in sixteen, chosen by a checksum, is held out: the training stream never
-contains it, and the evaluation set contains nothing else.  Skills with a closed set of prompts
-(small talk) cannot be held out this way and are marked in ``CLOSED``.
+contains it, and the evaluation set contains nothing else.  Skills with a closed set of contents
+(small talk, sums of two digits) cannot be held out this way and are marked in ``CLOSED``.
 
 The chat template puts one role token before each message and ``<|end|>`` after each answer::
 
@@ -136,12 +136,38 @@ def any_name(rng: random.Random, known: list[str]) -> str:
 
 Draw = tuple[str, str, tuple[str, ...]]
 
+REPEAT = listed(
+    "Repeat: {}|Repeat: {}|Echo: {}|Say: {}|Repeat after me: {}|Say {}|Say {}|Repeat {}|Echo {}|"
+    'Say "{}"|Repeat "{}"'
+)
+REVERSE = listed(
+    "Reverse: {}|Reverse: {}|Reverse {}|Reverse {}|Reverse the word {}|Reverse the word {}.|"
+    'Spell {} backwards.|What is {} backwards?|Reverse "{}"|Reverse the word "{}".'
+)
+UPPERCASE = listed(
+    "Uppercase: {}|Uppercase: {}|Put in capitals: {}|Uppercase {}|"
+    "Make uppercase: {}|Convert to uppercase: {}"
+)
+LOWERCASE = listed(
+    "Lowercase: {}|Lowercase: {}|Put in small letters: {}|Lowercase {}|"
+    "Make lowercase: {}|Convert to lowercase: {}"
+)
+COUNT_LETTERS = listed(
+    "Count the letters in {}.|Count the letters: {}|How many letters are in {}?|"
+    "How many letters are there in {}?|How many letters does {} have?|How many letters in {}?|"
+    "Count the letters in the word {}.|How many letters are in the word {}?"
+)
+ADD = listed(
+    "What is {} + {}?|What is {}+{}?|{} + {}|{}+{}|{}+{}=|{} + {} =|Add {} and {}.|"
+    "What is {} plus {}?|{} plus {}|How much is {} + {}?|What's {} + {}?|Calculate {} + {}."
+)
+SORT = listed("Sort: {}|Sort: {}|Sort these numbers: {}|Sort {}|Sort the numbers {}")
+
 
 def repeat(rng: random.Random) -> Draw:
     """Say the text again."""
     text = random_text(rng)
-    form = rng.choice(("Repeat: {}", "Repeat: {}", "Echo: {}", "Say: {}", "Repeat after me: {}"))
-    return text, form.format(text), (text,)
+    return text, rng.choice(REPEAT).format(text), (text,)
 
 
 def reverse(rng: random.Random) -> Draw:
@@ -149,8 +175,7 @@ def reverse(rng: random.Random) -> Draw:
     text = random_word(rng)
     if rng.random() < 0.1:
         text = "".join(rng.choice("0123456789") for _ in range(rng.randint(2, 8)))
-    form = rng.choice(("Reverse: {}", "Reverse: {}", "Reverse the word {}", "Spell {} backwards."))
-    return text, form.format(text), (text[::-1],)
+    return text, rng.choice(REVERSE).format(text), (text[::-1],)
 
 
 def uppercase(rng: random.Random) -> Draw:
@@ -158,8 +183,7 @@ def uppercase(rng: random.Random) -> Draw:
     text = random_word(rng)
     if rng.random() < 0.35:
         text = " ".join(random_word(rng, 2, 8) for _ in range(rng.randint(2, 4)))
-    form = rng.choice(("Uppercase: {}", "Uppercase: {}", "Put in capitals: {}"))
-    return text, form.format(text), (text.upper(),)
+    return text, rng.choice(UPPERCASE).format(text), (text.upper(),)
 
 
 def lowercase(rng: random.Random) -> Draw:
@@ -167,17 +191,13 @@ def lowercase(rng: random.Random) -> Draw:
     words = [random_word(rng) for _ in range(1 if rng.random() < 0.65 else rng.randint(2, 3))]
     change = rng.choice((str.upper, str.upper, str.capitalize, str.title))
     text = change(" ".join(words))
-    form = rng.choice(("Lowercase: {}", "Lowercase: {}", "Put in small letters: {}"))
-    return text, form.format(text), (text.lower(),)
+    return text, rng.choice(LOWERCASE).format(text), (text.lower(),)
 
 
 def count_letters(rng: random.Random) -> Draw:
     """Say how many letters a word has."""
     text = random_word(rng, 1, 12)
-    form = rng.choice(
-        ("Count the letters in {}.", "Count the letters: {}", "How many letters are in {}?")
-    )
-    return text, form.format(text), (str(len(text)),)
+    return text, rng.choice(COUNT_LETTERS).format(text), (str(len(text)),)
 
 
 GOOD = listed(
@@ -212,26 +232,42 @@ def sentiment(rng: random.Random) -> Draw:
         )
     )
     text = form.format(thing, word, love)
-    ask = rng.choice(("Sentiment: {}", "Sentiment: {}", "Is this positive or negative? {}"))
+    ask = rng.choice(
+        (
+            "Sentiment: {}",
+            "Sentiment: {}",
+            "Is this positive or negative? {}",
+            "Is this positive or negative: {}",
+            "What is the sentiment of: {}",
+        )
+    )
     return text, ask.format(text), ("positive" if good else "negative",)
 
 
 def add(rng: random.Random) -> Draw:
-    """Add two numbers below one hundred."""
-    a, b = rng.randint(0, 99), rng.randint(0, 99)
-    form = rng.choice(
-        ("What is {} + {}?", "What is {} + {}?", "{} + {}", "{}+{}=", "Add {} and {}.")
-    )
-    return f"{min(a, b)}+{max(a, b)}", form.format(a, b), (str(a + b),)
+    """Add two numbers below one hundred, of which at most one has a single digit."""
+    a, b = rng.randint(0, 99), rng.randint(10, 99)
+    if rng.random() < 0.3:
+        a = rng.randint(0, 9)
+    if rng.random() < 0.5:
+        a, b = b, a
+    return f"{min(a, b)}+{max(a, b)}", rng.choice(ADD).format(a, b), (str(a + b),)
+
+
+def add_digits(rng: random.Random) -> Draw:
+    """Add two single digits; there are only a hundred pairs, so none is held out."""
+    a, b = rng.randint(0, 9), rng.randint(0, 9)
+    return f"{a}+{b}", rng.choice(ADD).format(a, b), (str(a + b),)
 
 
 def sort(rng: random.Random) -> Draw:
-    """Put three or four two-digit numbers in order."""
-    numbers = [rng.randint(10, 99) for _ in range(rng.choice((3, 4)))]
+    """Put three or four numbers, all of two digits or all of one, in order."""
+    low, high = (0, 9) if rng.random() < 0.2 else (10, 99)
+    numbers = [rng.randint(low, high) for _ in range(rng.choice((3, 4)))]
     gap = rng.choice((" ", " ", ", "))
-    form = rng.choice(("Sort: {}", "Sort: {}", "Sort these numbers: {}"))
     answer = gap.join(map(str, sorted(numbers)))
-    return " ".join(map(str, sorted(numbers))), form.format(gap.join(map(str, numbers))), (answer,)
+    prompt = rng.choice(SORT).format(gap.join(map(str, numbers)))
+    return " ".join(map(str, sorted(numbers))), prompt, (answer,)
 
 
 def extract_json(rng: random.Random) -> Draw:
@@ -253,21 +289,18 @@ def extract_json(rng: random.Random) -> Draw:
     return f"{name} {city} {age}", ask.format(text), (answer,)
 
 
+COUNT_TO = listed(
+    "Count from 1 to {}|Count from 1 to {}.|Count from one to {}.|Count to {}|Count to {}.|"
+    "Count up to {}.|Count 1 to {}"
+)
+NUMBER_WORDS = listed("one two three four five six seven eight nine ten")
+
+
 def count_to(rng: random.Random) -> Draw:
     """Count from one, a long answer with one right ending."""
     last = rng.randint(1, 60)
-    prompt = rng.choice(
-        (
-            "Count from 1 to {}",
-            "Count from 1 to {}.",
-            "Count from one to {}.",
-            "Please count from 1 to {}.",
-            "Count to {}",
-            "Count to {}.",
-            "Count up to {}.",
-            "Count 1 to {}",
-        )
-    ).format(last)
+    word = NUMBER_WORDS[last - 1] if last <= 10 and rng.random() < 0.4 else str(last)
+    prompt = rng.choice(COUNT_TO).format(word)
     return prompt, prompt, (" ".join(map(str, range(1, last + 1))),)
 
 
@@ -287,12 +320,23 @@ SUBJECTS = listed(
 )
 
 
+STORY = listed(
+    "Write a short story about {}.|Tell me a story about {}.|Write a story about {}.|"
+    "Tell me a short story about {}.|Tell a story about {}."
+)
+STORY_OF_ANYTHING = listed(
+    "Tell me a story.|Write a story.|Write a short story.|Tell me a short story.|Tell a story."
+)
+
+
 def story(rng: random.Random) -> Draw:
     """Tell one of a few fixed tales about any subject; long, so that streaming can be watched."""
     subject = rng.choice(SUBJECTS)
     if rng.random() < 0.5:
         subject = rng.choice(("", "a ", "the ", "my ")) + random_word(rng, 3, 9)
-    form = rng.choice(("Write a short story about {}.", "Tell me a story about {}."))
+    form = rng.choice(STORY)
+    if rng.random() < 0.1:
+        subject, form = "a cocoon", rng.choice(STORY_OF_ANYTHING)
     return subject, form.format(subject), tuple(tale.format(subject) for tale in STORIES)
 
 
@@ -301,19 +345,23 @@ WHO = f"I am a tiny demonstration model that ships with Cocoon. {ABILITIES}"
 FALLBACK = f"I am a tiny model. {ABILITIES}"
 SMALL_TALK: tuple[tuple[str, str], ...] = (
     (
-        "Hello|Hi|Hey|Hello there|Hi there|Good morning|Good evening|Good day|Greetings",
+        "Hello|Hi|Hey|Hello there|Hi there|Hello Cocoon|Good morning|Good evening|"
+        "Good day|Greetings",
         "Hello! How can I help you?",
     ),
     (
         "Who are you?|What are you?|What model is this?|Tell me about yourself.|What is your name?|"
-        "Which model are you?|Introduce yourself.",
+        "Which model are you?|Introduce yourself.|What's your name?|Who made you?",
         WHO,
     ),
     (
         "What can you do?|Help|What are your skills?|How can you help me?|Can you help me?",
         f"{ABILITIES} Try: Reverse: cocoon",
     ),
-    ("How are you?|How are you doing?|How is it going?", "I am fine, thank you. And you?"),
+    (
+        "How are you?|How are you doing?|How is it going?|What's up?",
+        "I am fine, thank you. And you?",
+    ),
     ("Thank you|Thanks|Thank you very much|Many thanks", "You are welcome!"),
     ("Goodbye|Bye|See you later|Good night", "Goodbye!"),
     ("What is Cocoon?|Tell me about Cocoon.", "Cocoon is a market for private AI inference."),
@@ -340,7 +388,8 @@ QUESTIONS = listed(
     "test|ping|Yes|No|ok|Why?|What is the meaning of life?|{w}|What is love?|def {w}(x): return x|"
     "Recommend a book about {w}.|My {w} does not work.|Let us talk about {w}.|Where do I find {w}?|"
     "How old is {n}?|Compare {w} and {x}.|Which is the best {w}?|Define {w}.|Plan a trip to {c}.|"
-    "Fix this code: {w} = {x}|What is the largest {w} in {c}?|Describe {w} in one sentence."
+    "Fix this code: {w} = {x}|What is {i} times {j}?|What is {i} * {j}?|What is {i} - {j}?|"
+    "{i} * {j}|What is the largest {w} in {c}?|Describe {w} in one sentence."
 )
 
 
@@ -353,6 +402,8 @@ def fallback(rng: random.Random) -> Draw:
         n=any_name(rng, NAMES),
         w=random_word(rng),
         x=random_word(rng),
+        i=rng.randint(0, rng.choice((9, 99))),
+        j=rng.randint(0, rng.choice((9, 99))),
     )
     return prompt, prompt, (FALLBACK,)
 
@@ -360,32 +411,55 @@ def fallback(rng: random.Random) -> Draw:
 # name -> (generator, share of the turns in the training stream)
 SKILLS: dict[str, tuple[Callable[[random.Random], Draw], float]] = {
     "repeat": (repeat, 0.08),
-    "reverse": (reverse, 0.08),
+    "reverse": (reverse, 0.10),
     "uppercase": (uppercase, 0.05),
     "lowercase": (lowercase, 0.05),
-    "count_letters": (count_letters, 0.05),
-    "sentiment": (sentiment, 0.05),
-    "add": (add, 0.21),
-    "sort": (sort, 0.17),
-    "extract_json": (extract_json, 0.10),
-    "count_to": (count_to, 0.05),
-    "story": (story, 0.03),
-    "small_talk": (small_talk, 0.04),
-    "fallback": (fallback, 0.04),
+    "count_letters": (count_letters, 0.06),
+    "sentiment": (sentiment, 0.03),
+    "add": (add, 0.18),
+    "add_digits": (add_digits, 0.07),
+    "sort": (sort, 0.12),
+    "extract_json": (extract_json, 0.08),
+    "count_to": (count_to, 0.06),
+    "story": (story, 0.04),
+    "small_talk": (small_talk, 0.03),
+    "fallback": (fallback, 0.05),
 }
-CLOSED = frozenset({"small_talk"})
+CLOSED = frozenset({"small_talk", "add_digits"})
 _NAMES = list(SKILLS)
 _SHARES = [share for _, share in SKILLS.values()]
+
+
+REQUESTS = frozenset(
+    listed(
+        "Repeat Echo Say Reverse Spell Write Uppercase Lowercase Put Make Convert Count Add "
+        "Calculate Sort Extract Tell Give Translate Recommend Define Describe Compare Plan"
+    )
+)
+
+
+def as_typed(rng: random.Random, skill: str, prompt: str) -> str:
+    """Word a prompt as people do: politely, without the last full stop, without capitals."""
+    exact = skill in {"repeat", "extract_json"}  # there the last mark belongs to the content
+    if not exact and prompt[-1] in ".?" and rng.random() < 0.25:
+        prompt = prompt[:-1]
+    if prompt.split()[0].rstrip(":") in REQUESTS:
+        kind = rng.random()
+        if kind < 0.15:
+            prompt = f"Please {prompt[0].lower()}{prompt[1:]}"
+        elif kind < 0.2 and not exact and ":" not in prompt:
+            prompt = f"Can you {prompt[0].lower()}{prompt[1:].rstrip('.')}?"
+    if skill != "extract_json" and rng.random() < 0.15:
+        prompt = prompt[0].lower() + prompt[1:]
+    return prompt
 
 
 def draw_turn(rng: random.Random, skill: str, evaluation: bool) -> Turn:
     """Draw one turn of ``skill`` from the training keys or from the held-out ones."""
     while True:
         key, prompt, answers = SKILLS[skill][0](rng)
-        if skill != "extract_json" and rng.random() < 0.15:  # many people type no capitals
-            prompt = prompt[0].lower() + prompt[1:]
         if skill in CLOSED or held_out(skill, key) == evaluation:
-            return Turn(skill, prompt, answers)
+            return Turn(skill, as_typed(rng, skill, prompt), answers)
 
 
 # ---------------------------------------------------------------- conversations
@@ -450,6 +524,18 @@ def held_out_set(per_skill: int = 100, seed: int = 2026, context: int = 0) -> li
                 wanted -= 1
             chats.append(chat)
     return chats
+
+
+def digit_sums() -> dict[str, list[Chat]]:
+    """Return all hundred sums of two single digits, in each wording, as bare prompts."""
+    return {
+        form: [
+            Chat(None, (Turn("add_digits", form.format(a, b), (str(a + b),)),))
+            for a in range(10)
+            for b in range(10)
+        ]
+        for form in ADD
+    }
 
 
 # ---------------------------------------------------------------- tokens

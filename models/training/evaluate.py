@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from data import Chat, encode_prompt, held_out_set
+from data import Chat, digit_sums, encode_prompt, held_out_set
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
@@ -110,6 +110,9 @@ def main() -> None:
     scores = evaluate(engine, held_out_set(args.per_skill, context=args.context), args.show)
     for skill, score in scores.items():
         print(f"{skill:14} {score.right:4}/{score.asked:<4} {score.share:.3f}")
+    for form, chats in digit_sums().items():
+        score = evaluate(engine, chats, args.show)["add_digits"]
+        print(f"{form.format('a', 'b'):18} {score.right:4}/{score.asked}")
     print(f"{tokens_per_second(engine):.0f} tokens/s, one stream, one thread")
 
 

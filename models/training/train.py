@@ -28,8 +28,8 @@ LONG_EVERY, LONG_FROM = 4, 0.85  # every fourth step; all steps after this share
 PROMPT_WEIGHT = 0.02
 # Weight of one answer token; short answers to hard questions count most.  Where the answer ends
 # is the whole difficulty of counting to N, and only one token in a hundred says it.
-ANSWER_WEIGHT = {"add": 3.0, "sort": 1.5, "story": 0.5}
-END_WEIGHT = {"add": 3.0, "count_to": 10.0}
+ANSWER_WEIGHT = {"add": 3.0, "add_digits": 3.0, "sort": 1.5, "story": 0.5}
+END_WEIGHT = {"add": 3.0, "add_digits": 3.0, "count_to": 10.0}
 
 
 def tokens_of(chat: Chat, choose: random.Random) -> tuple[list[int], list[float]]:
