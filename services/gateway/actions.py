@@ -13,6 +13,7 @@ class Timing(NamedTuple):
     repeat_ask_ms: int = 1_000
     match_timeout_ms: int = 2_000
     first_byte_ms: int = 120_000
+    waiting_repeat_ms: int = 5_000  # a matcher that queued the request may have died since
     stall_ms: int = 2_000  # silence after which the log is asked
     attached_lookup_ms: int = 250
     job_ms: int = 1_800_000
@@ -47,6 +48,7 @@ class LogView(NamedTuple):
     ended: CocoonError | None = None
     blob_hash: bytes = b""  # of the settled response, empty before
     total: int = 0
+    absent: bool = False  # the log was read and has no such job
 
 
 class Ask(NamedTuple):

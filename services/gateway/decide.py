@@ -122,7 +122,7 @@ class Relay:
         due = [self._job_ends_at]
         if self._match is not None or self._attached:
             due.append(self._lookup_at)
-        elif not self._waiting:
+        else:
             due.append(self._match_by if self._asked_again else self._repeat_at)
         if not self._received and not self._started:
             due.append(self._first_byte_at)
@@ -138,6 +138,10 @@ class Relay:
         old = self._match
         if self.done or self._fetching or (old is not None and match.epoch <= old.epoch):
             return []
+        return self._adopt(match, now_ms)
+
+    def _adopt(self, match: Match, now_ms: int) -> list[Action]:
+        old = self._match
         actions: list[Action] = []
         if old is not None:
             actions.append(CancelAtProvider(old.provider_id, old.epoch))
@@ -152,15 +156,24 @@ class Relay:
         self._progress(now_ms)
         return [*actions, Dispatch(match)]
 
-    def on_committed(self, epoch: int) -> list[Action]:
-        self._committed_epoch = max(self._committed_epoch, epoch)
-        if self.done or self._match is None:
+    def on_committed(self, epoch: int, provider_id: str = "") -> list[Action]:
+        """The match of `epoch` is in the log, with this provider.
+
+        Two matchers may have announced one each while the one took over from the other: only the
+        log says which it is.
+        """
+        match = self._match
+        if self.done:
             return []
+        if match and match.epoch == epoch and provider_id not in ("", match.provider_id):
+            return [Lookup()]
+        self._committed_epoch = max(self._committed_epoch, epoch)
         return self._pump()
 
-    def on_waiting(self) -> list[Action]:
-        """The matcher queues the request until a provider is free: ask no more."""
-        self._waiting = True
+    def on_waiting(self, now_ms: int) -> list[Action]:
+        """The matcher queues the request until a provider is free: ask rarely."""
+        self._waiting, self._asked_again = True, False
+        self._repeat_at = now_ms + self._timing.waiting_repeat_ms
         return []
 
     def on_existing(self, same_request: bool) -> list[Action]:
@@ -248,19 +261,28 @@ class Relay:
             return []
         if view.ended is not None:
             return self._fail(view.ended)
-        if view.match is None:
-            return []
-        actions: list[Action] = []
         known = self._match
-        if known is None or view.match.epoch > known.epoch:
+        if view.match is None:
+            # Announced and never committed: the matcher died or was fenced. Its successor decides.
+            lost = view.absent and known is not None and not self._attached
+            return [Ask()] if lost and not self._committed_epoch else []
+        actions: list[Action] = []
+        there = (view.match.epoch, view.match.provider_id)
+        if (
+            known is None
+            or view.match.epoch > known.epoch
+            or (view.match.epoch == known.epoch and view.match.provider_id != known.provider_id)
+        ):
             if view.blob_hash and not self._started:  # settled: nothing is left to dispatch
                 self._match = view.match
                 self._held.clear()
                 self._held_bytes = self._received = 0
                 self._last = None
             else:
-                actions = self.on_matched(view.match, now_ms)
-        if self.done or self._match is None or view.match.epoch != self._match.epoch:
+                actions = self._adopt(view.match, now_ms)
+        if self.done or self._match is None:
+            return actions
+        if there != (self._match.epoch, self._match.provider_id):
             return actions
         self._committed_epoch = max(self._committed_epoch, view.match.epoch)
         if view.blob_hash and view.total >= self._received:
@@ -289,7 +311,11 @@ class Relay:
 
     def _await_matcher(self, now_ms: int) -> list[Action]:
         if self._waiting:
-            return []
+            if now_ms < self._repeat_at:
+                return []
+            self._waiting, self._asked_again = False, True
+            self._match_by = now_ms + self._timing.match_timeout_ms
+            return [Ask()]
         if now_ms >= self._match_by:
             return self._give_up(
                 Unavailable("the matcher does not answer; send the request again", retry_after_s=2)

@@ -72,7 +72,7 @@ def match_of(matched: ProviderMatched) -> Match:
 def view(record: JobRecord | None, account_id: str, req_hash: str) -> LogView:
     """What the log says to a job's machine. Another's job, or another request, ends it."""
     if record is None or record.state.request is None:
-        return LogView(None)
+        return LogView(None, absent=True)
     state, request = record.state, record.state.request
     if request.account_id != account_id or request.req_hash != req_hash:
         return LogView(None, ended=idempotency_mismatch())

@@ -118,12 +118,12 @@ class JobRun:
             )  # fmt: skip
             return self._listen(relay.on_matched(match, now_ms()))
         if update.kind == "committed":
-            return relay.on_committed(update.epoch)
+            return relay.on_committed(update.epoch, update.provider_id)
         if update.kind == "existing":
             same_job = update.job_id == self._job_id  # the sealed bytes hold the job's id
             return relay.on_existing(same_job and update.req_hash in ("", self._request.req_hash))
         if update.kind == "waiting":
-            return relay.on_waiting()
+            return relay.on_waiting(now_ms())
         return relay.on_ended(update.error)
 
     def _listen(self, actions: list[act.Action]) -> list[act.Action]:

@@ -90,8 +90,14 @@ def matched_update(match: ProviderMatched) -> MatchUpdate:
     )
 
 
-def committed_update(job_id: str, epoch: int, position: int) -> MatchUpdate:
-    return MatchUpdate(kind="committed", job_id=job_id, epoch=epoch, position=position)
+def committed_update(match: ProviderMatched, position: int) -> MatchUpdate:
+    return MatchUpdate(
+        kind="committed",
+        job_id=match.job_id,
+        epoch=match.epoch,
+        provider_id=match.provider_id,
+        position=position,
+    )
 
 
 def refused_update(job_id: str, error: CocoonError) -> MatchUpdate:

@@ -165,8 +165,9 @@ class Matcher:
         lease = self._leases.live.get(request.job_id)
         if lease is not None:
             lease.committed.set()
-        update = decide.committed_update(request.job_id, 1, outcome.positions[-1])
-        await self._news(request.gateway_id, request.job_id, update, traceparent)
+        if granted is not None:
+            update = decide.committed_update(granted, outcome.positions[-1])
+            await self._news(request.gateway_id, request.job_id, update, traceparent)
 
     def _refuse_unfunded(self, last: EventData) -> None:
         if isinstance(last, FundsRefused):

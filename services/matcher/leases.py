@@ -275,7 +275,7 @@ class Leases:
             await self._news(
                 lease.gateway_id, job_id, decide.matched_update(last), lease.traceparent
             )
-            committed = decide.committed_update(job_id, last.epoch, position)
+            committed = decide.committed_update(last, position)
             await self._news(lease.gateway_id, job_id, committed, lease.traceparent)
         elif isinstance(last, JobFailed | JobCancelled):
             self.forget(job_id)

@@ -34,6 +34,7 @@ from cocoon.sealing import KeyBundle, verify_bundle
 
 FRESH_S: Final = 3.0  # younger than this: used as it is
 STALE_S: Final = 30.0  # younger than this: used while a refresh runs
+EMPTY_S: Final = 0.5  # younger than this: used even if it names nobody who can be sealed to
 MIN_KEY_LIFE_MS: Final = 20_000  # a key that ends sooner is not sealed to
 MAX_MODELS: Final = 64
 MAX_PROVIDERS: Final = 512
@@ -88,15 +89,19 @@ class Listing:
     refused: tuple[Refused, ...]
     fetched_s: float  # monotonic
 
+    def alive(self, now_ms: int) -> list[Candidate]:
+        """Candidates whose key lives long enough for a new request, maybe none."""
+        return [
+            item for item in self.candidates if item.bundle.not_after_ms >= now_ms + MIN_KEY_LIFE_MS
+        ]
+
     def usable(self, now_ms: int) -> list[Candidate]:
-        """Candidates whose key lives long enough for a new request.
+        """Like `alive`, never empty.
 
         Raises EvidenceRejected with every provider's code where checks left nobody, Unavailable
         where there was nobody to check or all keys have ended.
         """
-        alive = [
-            item for item in self.candidates if item.bundle.not_after_ms >= now_ms + MIN_KEY_LIFE_MS
-        ]
+        alive = self.alive(now_ms)
         if alive:
             return alive
         if self.refused:
@@ -134,11 +139,15 @@ class Directory:
     async def listing(self, model: str, api_key: str, *, refresh: bool = False) -> Listing:
         """The model's listing, at most 30 s old. `refresh` asks the gateway again first.
 
+        One that names nobody who can be sealed to any more is asked for again, too.
+
         Raises NotFound (with what is offered), EvidenceRejected for the policy, or the gateway's
         error.
         """
         known = self._listings.get(model)
         age_s = STALE_S if known is None else self._clock.monotonic_s() - known.fetched_s
+        if known is not None and not (age_s < EMPTY_S or known.alive(self._clock.now_ms())):
+            refresh = True
         if known is not None and not refresh and age_s < STALE_S:
             self._listings.move_to_end(model)
             if age_s >= FRESH_S:

@@ -12,7 +12,7 @@ import openai
 import pytest
 from nacl.signing import SigningKey
 
-from cocoon.client import NetworkOptions, openai_client
+from cocoon.client import NetworkOptions, directory, openai_client
 from cocoon.devnet.authority import DevAuthority, dev_policy, dev_trust
 from cocoon.evidence.policy import sign
 from cocoon.evidence.verdict import Assurance
@@ -222,3 +222,19 @@ def test_a_price_over_the_callers_limit_is_not_sealed(network: TestNetwork) -> N
         client.chat.completions.create(**ASK)
     assert caught.value.code == "price_limit"
     assert network.seen == []
+
+
+def test_a_listing_without_a_usable_provider_is_asked_for_again(
+    network: TestNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(directory, "EMPTY_S", 0.0)
+    listed, network.enclaves = network.enclaves, []
+    chosen = NetworkOptions(gateway_url=network.url, trust=trust(), api_key=KEY)
+    with openai_client(chosen, max_retries=0) as client:
+        with pytest.raises(openai.APIStatusError) as refused:
+            client.chat.completions.create(**ASK)
+        assert refused.value.code == "no_provider"
+
+        network.enclaves = listed
+        answer = client.chat.completions.create(**ASK)
+    assert answer.choices[0].message.content == TEXT

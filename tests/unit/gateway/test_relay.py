@@ -220,7 +220,9 @@ def test_the_matcher_is_asked_twice_and_then_given_up() -> None:
 def test_a_queued_request_waits_until_its_not_after() -> None:
     machine = relay(not_after_in_ms=9_000)
     machine.begin()
-    assert machine.on_waiting() == []
+    assert machine.on_waiting(0) == []
+    assert machine.on_time(4_999) == []
+    assert machine.on_waiting(4_999) == []
     assert machine.on_time(8_999) == []
     assert isinstance(failure(machine.on_time(9_000)), DeadlineExceeded)
 
@@ -292,6 +294,51 @@ def test_a_missed_new_match_is_found_in_the_log_and_dispatched() -> None:
     assert sent(machine.on_frame(last(0, 2, "prov_b"), 2_001)) == RESPONSE
 
 
+def test_a_match_that_was_never_committed_is_asked_for_again() -> None:
+    """The matcher died, or was fenced, between the announcement and its commit."""
+    machine = relay()
+    machine.begin()
+    machine.on_matched(match(), 0)
+    machine.on_frame(frame(0, 10), 1)
+    assert machine.on_time(1 + TIMING.stall_ms) == [Lookup()]
+    assert machine.on_log(LogView(None, absent=True), 2_001) == [Ask()]
+    assert sent(machine.on_committed(1, "prov_a")) == RESPONSE[:10]
+
+
+def test_a_log_that_cannot_be_read_is_no_reason_to_ask_again() -> None:
+    machine = relay()
+    machine.begin()
+    machine.on_matched(match(), 0)
+    assert machine.on_log(LogView(None), 2_001) == []
+
+
+def test_of_two_announced_matches_the_committed_one_counts() -> None:
+    """A fenced matcher's announcement came first; its successor's match is in the log."""
+    machine = relay()
+    machine.begin()
+    machine.on_matched(match(1, "prov_a"), 0)
+    assert machine.on_matched(match(1, "prov_b"), 1) == []
+    machine.on_frame(frame(0, 10), 2)
+    assert machine.on_committed(1, "prov_b") == [Lookup()]
+    assert machine.on_log(LogView(match(1, "prov_b")), 3) == [
+        CancelAtProvider("prov_a", 1),
+        Dispatch(match(1, "prov_b")),
+    ]
+    assert machine.on_frame(frame(10, 20), 4) == []
+    assert sent(machine.on_frame(last(0, 1, "prov_b"), 5)) == RESPONSE
+
+
+def test_a_queued_request_is_asked_again_in_case_the_matcher_forgot_it() -> None:
+    machine = relay()
+    machine.begin()
+    machine.on_waiting(0)
+    assert machine.on_time(TIMING.waiting_repeat_ms - 1) == []
+    assert machine.on_time(TIMING.waiting_repeat_ms) == [Ask()]
+    assert machine.on_time(TIMING.waiting_repeat_ms + 1) == []
+    machine.on_waiting(5_100)
+    assert machine.on_time(5_000 + TIMING.match_timeout_ms) == []
+
+
 PIECE, PIECES = 20, 5
 EPOCHS = st.integers(1, 2)
 FRAMES = st.tuples(
@@ -306,6 +353,7 @@ EVENTS = st.one_of(
     FRAMES, FRAMES, FRAMES, FRAMES, FRAMES,
     st.tuples(st.just("matched"), EPOCHS),
     st.tuples(st.just("committed"), EPOCHS),
+    st.tuples(st.just("committed"), st.just(0)),  # another's match of epoch 1
     st.tuples(st.just("filled"), st.integers(1, 120)),
     st.tuples(st.just("fill_ended")),
     st.tuples(st.just("log"), st.integers(0, 2), st.booleans()),
@@ -350,7 +398,8 @@ class Checker:
             actions = machine.on_matched(match(event[1]), self.now)
         elif name == "committed":
             self.committed.add(event[1])
-            actions = machine.on_committed(event[1])
+            who = "prov_a" if event[1] else "prov_stranger"
+            actions = machine.on_committed(event[1] or 1, who)
         elif name == "frame":
             actions = machine.on_frame(self.frame(*event[1:]), self.now)
         elif name == "filled":
@@ -364,7 +413,7 @@ class Checker:
         elif name == "existing":
             actions = machine.on_existing(event[1])
         elif name == "waiting":
-            actions = machine.on_waiting()
+            actions = machine.on_waiting(0)
         elif name == "dispatch":
             actions = machine.on_dispatch(event[1], event[2], "none")
         elif name == "time":
@@ -389,7 +438,7 @@ class Checker:
 
     def view(self, epoch: int, settled: bool) -> LogView:
         if not epoch:
-            return LogView(None)
+            return LogView(None, absent=settled)
         self.committed.add(epoch)
         found = match(epoch)
         if settled:
