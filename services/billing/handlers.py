@@ -16,7 +16,7 @@ from cocoon.bus.ingress import Incoming
 from cocoon.contracts import messages, subjects
 from cocoon.contracts.commands import CreditDeposit, OpenAccount
 from cocoon.contracts.envelope import StoredEvent
-from cocoon.contracts.events import EventData
+from cocoon.contracts.events import DepositCredited, EventData
 from cocoon.contracts.messages import (
     CreditRequest,
     ErrorBody,
@@ -31,13 +31,20 @@ from cocoon.eventlog.append import Appended, LogAppender, transaction
 from cocoon.eventlog.parking import park, parked_streams, unpark
 from cocoon.eventlog.read import read_batch, stream_events
 from cocoon.kernel import canonical
-from cocoon.kernel.errors import BadRequest, CocoonError, Rejected, Transient, Unavailable
+from cocoon.kernel.errors import (
+    BadRequest,
+    CocoonError,
+    Conflict,
+    Rejected,
+    Transient,
+    Unavailable,
+)
 from cocoon.kernel.ids import named_command_id
 from cocoon.telemetry import metrics
 from cocoon.telemetry.logs import get_logger
 from cocoon.telemetry.tracing import inject, span
 from services.billing import decide, store
-from services.billing.results import LiveJobs, Results
+from services.billing.results import JOB_NOT_COMMITTED, LiveJobs, Results
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -131,8 +138,10 @@ class Ingress:
         with span("billing.submit_result", parent, {"job_id": result.job_id}):
             try:
                 ack = await self._results.on_submit_result(result, inject() or parent)
-            except Transient:
-                if incoming.age_s < self._wait_s:
+            except Transient as error:
+                # Only a job that the log still does not hold is refused; an outage is waited out,
+                # because the provider drops its spooled result at a refusal.
+                if error.code != JOB_NOT_COMMITTED or incoming.age_s < self._wait_s:
                     metrics.SETTLEMENTS.inc("early")
                     raise
                 ack = _refused(result, "no_such_job")
@@ -213,8 +222,10 @@ class Operator:
             item = decide.account_item(
                 command_id, command, request.account_id, events, state.version
             )
-            if isinstance(await self._appender.append(item), Appended):
-                return _json({"account_id": request.account_id})
+            done = await self._appender.append(item)
+            if isinstance(done, Appended):
+                _check_credit(request, done)
+                return _json({"account_id": request.account_id, "repeated": done.repeated})
         raise Unavailable("the account keeps changing; try again")
 
     async def _balance(self, account_id: str) -> str:
@@ -235,6 +246,17 @@ class Operator:
         for event in stored:
             state = accounts.evolve(state, _decoded(event))
         return state
+
+
+def _check_credit(request: CreditRequest, done: Appended) -> None:
+    """Raises Conflict when the reference was used for another amount."""
+    event = done.events[0].decode()
+    if isinstance(event, DepositCredited) and event.amount_nanoton != request.amount_nanoton:
+        raise Conflict(
+            f"the reference {request.reference} was used for another amount; nothing was "
+            "credited now, use a new reference",
+            code="reference_used",
+        )
 
 
 def _decoded(stored: StoredEvent) -> EventData:

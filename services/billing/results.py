@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from cocoon.eventlog.connection import Pool
 
 MAX_CONFLICTS = 8
+JOB_NOT_COMMITTED = "job_not_committed"
 
 
 class LiveJobs:
@@ -107,7 +108,7 @@ class Results:
                 events = await stream_events(conn, shard, f"job/{job_id}")
                 if events:
                     return shard, fold(_decoded(events))
-        raise Unavailable("the job is not in the log yet", code="job_not_committed")
+        raise Unavailable("the job is not in the log yet", code=JOB_NOT_COMMITTED)
 
 
 def _decoded(events: Sequence[StoredEvent]) -> list[EventData]:

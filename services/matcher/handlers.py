@@ -234,6 +234,7 @@ class Matcher:
 
     def resume(self) -> None:
         """Lease every running job again; call it once, when the memory has caught up."""
+        self._memory.presume_alive(self._clock.monotonic_s())
         for job_id, state in tuple(self._memory.jobs.items()):
             self._leases.resume(job_id, state)
 

@@ -185,6 +185,12 @@ class Memory:
         view.draining = beat.draining
         return restarted
 
+    def presume_alive(self, now_s: float) -> None:
+        """After a restart: whoever stands attested counts as heard now, until silence says more."""
+        for view in self.providers.values():
+            if view.state.attested is not None:
+                view.last_seen_s = max(view.last_seen_s, now_s)
+
     def is_alive(self, provider_id: str, now_s: float) -> bool:
         view = self.providers.get(provider_id)
         return view is not None and now_s - view.last_seen_s <= self.silence_s
