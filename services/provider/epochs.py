@@ -152,8 +152,8 @@ class KeyEpochs:
     """The keys held now. One is made before the last one's time is over; each ends on time."""
 
     def __init__(self, *, epoch_ms: int, overlap_ms: int) -> None:
-        if not 0 < overlap_ms < epoch_ms:
-            raise ValueError("the overlap is shorter than the epoch")
+        if not 0 < overlap_ms < (MAX_EPOCHS - 2) * epoch_ms:
+            raise ValueError("the overlap is shorter than two epochs")
         self._epoch_ms = epoch_ms
         self._overlap_ms = overlap_ms
         self._held: dict[bytes, Epoch] = {}

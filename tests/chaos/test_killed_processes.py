@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.canaries import files_under, find_canaries
 from tests.support.chaos_world import ChaosWorld, chaos_world
 
 pytestmark = pytest.mark.network
@@ -25,3 +26,12 @@ async def test_a_killed_process_breaks_no_invariant(world: ChaosWorld, name: str
     trial = await world.kill_under_load(name)
 
     assert trial.violations == []
+
+
+def test_the_search_for_plaintext_sees_what_the_files_hold(world: ChaosWorld) -> None:
+    known = world.network.running.account_id.encode()
+
+    found = find_canaries(files_under(world.network.data), [known])
+
+    for part in ("/postgres/cluster/base", "/postgres/cluster/pg_wal", "/nats/jetstream"):
+        assert any(part in place for place in found)

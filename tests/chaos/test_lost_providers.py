@@ -1,4 +1,4 @@
-"""Two providers that change their keys every 24 seconds, and what may befall such a network."""
+"""Two providers that change their keys every 12 seconds, and what may befall such a network."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.evidence import reader
 from tests.support.network import ROOT
 
 pytestmark = pytest.mark.network
-KEY_EPOCH_S = 24
+KEY_EPOCH_S = 12
 ROTATIONS = 3
 
 
@@ -64,7 +64,6 @@ def two_epochs(evidence: Evidence, jobs: set[str]) -> list[list[e.EventData]]:
     return found
 
 
-@pytest.mark.timeout(180)
 async def test_keys_change_under_load_and_no_request_fails(world: ChaosWorld) -> None:
     trial = Trial(f"{ROTATIONS} key changes, no fault", at_s=time.monotonic())
     before = await count(world, "KeyBundlePublished")
@@ -120,7 +119,9 @@ async def test_a_provider_that_dies_in_a_stream_ends_it_with_what_was_charged(
     trial = Trial("kill -9 a provider in the middle of streams", time.monotonic())
     async with world.load(max_retries=0) as load:
         await load.answered(12, trial.at_s)
-        while trial.restarted_s is None or not world.failures(trial.at_s):
+        for _ in range(5):
+            if world.failures(trial.at_s):
+                break
             old_pid, fault_s = world.network.pid("provider-2"), time.monotonic()
             await asyncio.to_thread(world.network.kill, "provider-2")
             await asyncio.to_thread(world.network.wait_restarted, "provider-2", old_pid)
@@ -130,12 +131,13 @@ async def test_a_provider_that_dies_in_a_stream_ends_it_with_what_was_charged(
 
     assert trial.violations == []
     lost = world.failures(trial.at_s)
+    assert lost
     assert all(call.stream for call in lost)
     for call in lost:
         assert "charged" in call.message
-        paid = [d for _, d in evidence.jobs[call.job_id] if isinstance(d, e.PaymentSettled)]
-        if "Nothing was charged" in call.message:
-            assert sum(p.price_nanoton for p in paid) == 0
+        rows = [event for _, event in evidence.jobs[call.job_id]]
+        assert not any(isinstance(event, e.PaymentSettled) for event in rows)
+        assert "Nothing was charged" in call.message
 
 
 async def test_a_wiped_bus_is_rebuilt_while_jobs_go_on(world: ChaosWorld) -> None:

@@ -87,8 +87,19 @@ class ChaosWorld:
             await asyncio.to_thread(self.network.wait_restarted, name, old_pid)
             trial.restarted_s = time.monotonic() - trial.at_s
             await load.answered(AFTER, trial.at_s, RECOVERY_S)
+            repeats = await self.repeat(load, before_s=trial.at_s)
         await self.judge(trial)
+        if name != "sidecar":  # it remembers what it sealed in memory only, and then refuses
+            assert [call.outcome for call in repeats] == ["ok", "ok"]
         return trial
+
+    async def repeat(self, load: ClientLoad, before_s: float) -> list[Call]:
+        """Ask again, with the same keys, for a body and a stream that came before the fault."""
+        known = [c for c in self.history if c.outcome == "ok" and c.ended_s < before_s]
+        wanted = [[c for c in known if c.stream is stream][-1] for stream in (False, True)]
+        return [
+            await load.ask(c.key, c.prompt, stream=c.stream, expected=c.expected) for c in wanted
+        ]
 
     async def judge(self, trial: Trial, *, since_s: float | None = None) -> Evidence:
         """Drain, then hold the sixteen invariants and the replay against everything so far."""
@@ -139,7 +150,9 @@ class ChaosWorld:
         return said
 
     def failures(self, since_s: float = 0.0) -> list[Call]:
-        return [c for c in self.history if c.outcome != "ok" and c.began_s >= since_s]
+        """Requests that ended without their whole answer."""
+        ended = [c for c in self.history if c.ended_s and c.began_s >= since_s]
+        return [c for c in ended if c.outcome != "ok"]
 
 
 @contextmanager

@@ -138,6 +138,7 @@ class ClientLoad:
         except openai.APIStatusError as error:
             call.outcome, call.status = "failed", error.status_code
             call.code, call.message = str(error.code), error.message
+            call.job_id = error.response.headers.get("x-cocoon-job-id", "")
         except (openai.APIConnectionError, httpx.TransportError) as error:
             call.outcome, call.code = "unknown", type(error).__name__
         except openai.APIError as error:

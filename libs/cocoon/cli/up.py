@@ -52,8 +52,8 @@ def up(
         float | None,
         typer.Option(
             metavar="S",
-            min=24,
-            max=300,
+            min=12,
+            max=200,
             help="Seconds after which providers change their keys (default: ten minutes).",
         ),
     ] = None,

@@ -56,7 +56,8 @@ DEFAULT_GATEWAY_PORT, DEFAULT_SIDECAR_PORT = 8641, 8642
 class Options:
     """What `cocoon up` was asked for. A port None: the usual one if it is free, else any.
 
-    key_epoch_s: how often providers change their keys; each is held for two epochs, less a second.
+    key_epoch_s: how often providers change their keys; each lives for three times that, less a
+    second: clients do not seal to one that has less than twenty seconds left.
     """
 
     gateway_port: int | None = None
@@ -250,7 +251,7 @@ class Network:
             values["MODEL_NAME"] = options.model_name
         if options.key_epoch_s:
             values["EPOCH_S"] = str(options.key_epoch_s)
-            values["OVERLAP_S"] = str(options.key_epoch_s - 1)
+            values["OVERLAP_S"] = str(2 * options.key_epoch_s - 1)
         return values
 
     @property
