@@ -36,15 +36,21 @@ def fund(
         amount_nanoton = parse_ton(ton)
     except ValueError as error:
         raise BadRequest(str(error)) from None
+    if not 0 < amount_nanoton < 2**63:
+        raise BadRequest("an amount is more than nothing and less than 9 thousand million TON")
 
-    async def work(nc: Client, running: RunningNetwork, _: DataFolder) -> dict[str, str]:
+    async def work(
+        nc: Client, running: RunningNetwork, _: DataFolder
+    ) -> tuple[bool, dict[str, str]]:
         shards = running.shards[1:]
         named = reference or f"cli-{secrets.token_hex(8)}"
-        await credit(nc, account, amount_nanoton, named, shards)
-        return await balance(nc, account, shards)
+        first = await credit(nc, account, amount_nanoton, named, shards)
+        return first, await balance(nc, account, shards)
 
-    found = as_operator(data, work)
+    first, found = as_operator(data, work)
     if as_json:
         print(json.dumps(found))
-    else:
+    elif first:
         print(f"{account} was credited {format_ton(amount_nanoton)} TON")
+    else:
+        print(f"{account} had been credited under this reference before; nothing changed")

@@ -62,7 +62,7 @@ def list_keys(data: Data = None, as_json: Json = False) -> None:
         return
     found = json.loads(answer)
     for key in found["keys"] if isinstance(found, dict) else found:
-        state = "revoked" if key.get("revoked_at") else "active"
+        state = "revoked" if key.get("revoked_ms") else "active"
         print(f"{key['api_key_id']}  {key['account_id']}  {state:7}  {key.get('label', '')}")
 
 

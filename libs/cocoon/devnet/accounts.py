@@ -57,13 +57,17 @@ async def open_account(nc: Client, account_id: str, shards: Sequence[int]) -> No
 
 async def fund(
     nc: Client, account_id: str, amount_nanoton: int, reference: str, shards: Sequence[int]
-) -> None:
-    """Credit an account; once for each reference, however often it is asked."""
-    await ask(
+) -> bool:
+    """Credit an account; once for each reference, however often it is asked.
+
+    Returns whether this was the first time. Raises Conflict for another amount.
+    """
+    answer = await ask(
         nc,
         subjects.billing(shard_of(account_id, shards), "credit_deposit"),
         CreditRequest(account_id=account_id, amount_nanoton=amount_nanoton, reference=reference),
     )
+    return not json.loads(answer)["repeated"]
 
 
 async def balance(nc: Client, account_id: str, shards: Sequence[int]) -> dict[str, str]:
