@@ -112,13 +112,12 @@ class Network:
         )
         self._record()  # from here on a killed start leaves something that must be found again
         await asyncio.gather(self._prepare_database(), self._prepare_bus())
-        self._say("starting attestation, billing, matcher, gateway")
-        services = [self._service(name) for name in ("attestation", "billing", "matcher")]
-        await asyncio.gather(*(child.start() for child in services))
-        await self._service("gateway").start()
+        # All at once: each waits for what it needs, and two cores spend the time on imports.
+        self._say("starting attestation, billing, matcher, gateway and the provider")
+        names = ("attestation", "billing", "matcher", "gateway", *self._providers)
+        children = [self._service(name) for name in names]
+        await asyncio.gather(*(child.start() for child in children))
         self._record()
-        self._say("starting the provider: its model and its simulated TEE")
-        await asyncio.gather(*(self._service(name).start() for name in self._providers))
         await self._first_account()
         self._say("starting the sidecar")
         await asyncio.gather(self._service("sidecar").start(), self._until_listed())
