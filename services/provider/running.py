@@ -16,7 +16,7 @@ from cocoon.contracts.events import Quote
 from cocoon.domain.pricing import quote_id
 from cocoon.kernel.clock import Clock
 from cocoon.kernel.errors import CocoonError, DeadlineExceeded, Unavailable
-from cocoon.sealing import OpenedRequest, Pace, ResponseSealer, Status
+from cocoon.sealing import OpenedRequest, Pace, Profile, ResponseSealer, Status
 from cocoon.telemetry.logs import get_logger
 from services.provider.answering import Telling, bill, check_price, read_request
 from services.provider.backends.base import Backend, Ended, Output, Piece, Started
@@ -98,10 +98,12 @@ class JobRun:
         self._first_s: float | None = None
         self._began_s = clock.monotonic_s()
         self._telling = Telling(self._sealer, None, stream=job.opened.header.stream)
+        self._headed = False
         self._closing = False  # the engine has said its last word
 
     async def run(self) -> SealedResult:
-        self._unsent += self._sealer.prefix()
+        if self._job.opened.header.profile is Profile.P1:
+            self._put(b"")  # its ticks begin at once, whatever the engine does
         engine = asyncio.create_task(self._generate())
         stopper = asyncio.create_task(self._stop_on_cancel(engine))
         try:
@@ -152,7 +154,11 @@ class JobRun:
         )
         try:
             async for output in outputs:
+                first = self._first_ms is None and isinstance(output, Piece)
                 self._take(output)
+                if first:  # seal it and let the bus write it before more is read
+                    await asyncio.sleep(0)
+                    await asyncio.sleep(0)
         finally:
             await outputs.aclose()
         if not self._telling.ended:
@@ -206,15 +212,24 @@ class JobRun:
                 ended=telling.ended,
             )
             if step.seal:
-                self._unsent += telling.seal_waiting()
+                self._put(telling.seal_waiting())
             if step.pad:
-                self._unsent += self._sealer.pad()
+                self._put(self._sealer.pad())
             if step.finish:
                 return
             await self._send_bytes(step.send_bytes)
             if step.seal and telling.ended and not telling.bytes_waiting:
                 continue  # nothing else will wake us
             await self._wait(step.wake_ms)
+
+    def _put(self, sealed: bytes) -> None:
+        """Queue sealed bytes. The first ones bring the response's head along: nothing is sent
+        before there is something to say, so that a provider that breaks until then costs nothing.
+        """
+        if not self._headed:
+            self._headed = True
+            self._unsent += self._sealer.prefix()
+        self._unsent += sealed
 
     async def _wait(self, wake_ms: int | None) -> None:
         wait_s = IDLE_WAIT_S if wake_ms is None else max(0, wake_ms - self._monotonic_ms()) / 1000
@@ -252,7 +267,8 @@ class JobRun:
             times_ms=(job.opened_ms, first_ms, last_ms),
         )  # fmt: skip
         offset = 0 if job.rerouted else len(job.whole)
-        job.whole += bytes(self._unsent) + self._sealer.finish(receipt)
+        self._put(self._sealer.finish(receipt))
+        job.whole += bytes(self._unsent)
         return SealedResult(
             job.job_id, job.route.epoch, job.opened.req_hash, bytes(job.whole), receipt, status,
             offset, self._first_s, account.counts,

@@ -92,6 +92,9 @@ class Exchange:
                             if isinstance(event, Finished):
                                 await _drain(chunks)
                                 return
+                        # the caller's line writes what this brought before more is read
+                        await asyncio.sleep(0)
+                        await asyncio.sleep(0)
             except httpx.ReadTimeout:
                 raise await self._silent() from None
             except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
