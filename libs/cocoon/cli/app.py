@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
-import click
 import typer
+from pydantic import ValidationError
 
 from cocoon import __version__
 from cocoon.cli import connect, fund, keys, replay, status, test, up
 from cocoon.kernel.errors import CocoonError
+
+# typer carries a click of its own, whose base of all wrong calls it does not export
+_WRONG_CALL: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 app = typer.Typer(
     help="Cocoon: private AI inference that nobody between you and the enclave can read.",
@@ -41,14 +45,15 @@ def main() -> None:
     """Run the command. A refusal is a sentence on stderr and exit code 1; a wrong call is 2."""
     try:
         code = app(prog_name="cocoon", standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        sys.exit(2)
-    except click.ClickException as error:
+    except _WRONG_CALL as error:
         error.show()
         sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         sys.exit(130)
+    except ValidationError as error:  # a value that no message may carry
+        names = ", ".join(".".join(str(part) for part in e["loc"]) for e in error.errors())
+        print(f"cocoon: this value cannot be used: {names}", file=sys.stderr)
+        sys.exit(2)
     except CocoonError as error:
         print(f"cocoon: {error.message}", file=sys.stderr)
         sys.exit(1)

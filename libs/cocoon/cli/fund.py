@@ -36,8 +36,8 @@ def fund(
         amount_nanoton = parse_ton(ton)
     except ValueError as error:
         raise BadRequest(str(error)) from None
-    if not 0 < amount_nanoton < 2**63:
-        raise BadRequest("an amount is more than nothing and less than 9 thousand million TON")
+    if not amount_nanoton:
+        raise BadRequest("an amount is more than nothing; write it like 1 or 0.25")
 
     async def work(
         nc: Client, running: RunningNetwork, _: DataFolder

@@ -34,7 +34,7 @@ from cocoon.devnet.identity import (
     provider_names,
 )
 from cocoon.devnet.nats_server import NatsServer
-from cocoon.devnet.ports import accepts, free_port
+from cocoon.devnet.ports import free_port, is_free
 from cocoon.devnet.postgres import PostgresServer
 from cocoon.devnet.private_file import write_private
 from cocoon.eventlog.migrate import apply_schema, set_role_passwords
@@ -71,8 +71,8 @@ class Options:
 
 def _port(asked: int | None, usual: int, what: str, option: str) -> int:
     if asked is None:
-        return usual if not accepts(usual) else free_port()
-    if asked and accepts(asked):
+        return usual if is_free(usual) else free_port()
+    if asked and not is_free(asked):
         raise ConfigurationError(
             f"port {asked} for the {what} is taken by another program; stop that one, or name "
             f"another with {option} (0 takes any free one)"
