@@ -224,7 +224,7 @@ class Jobs:
     async def _run(self, job: RunningJob) -> None:
         began_s = self._clock.monotonic_s()
         try:
-            with span("run_job", job.traceparent, {"job_id": job.job_id}):
+            with span("provider.run_job", job.traceparent, {"job_id": job.job_id}):
                 run = JobRun(
                     job, self._enclave, self._served, self._sender.send, self._clock,
                     job_timeout_s=self._job_timeout_s,
