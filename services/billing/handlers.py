@@ -6,6 +6,7 @@ own stream (one job or account) and nothing else; nothing is ever skipped.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -68,24 +69,40 @@ class Ledger:
         async with self._pool.acquire() as conn:
             self._parked = await parked_streams(conn, self._shard, LEDGER_CONSUMER)
 
+    def hear(self, batch: Sequence[StoredEvent]) -> None:
+        """Let results find their jobs; the events are posted later, many at once."""
+        for stored in batch:
+            try:
+                self._live.apply(stored)
+            except (ValueError, KeyError):
+                continue  # posting parks it
+
     async def on_events(self, batch: Sequence[StoredEvent]) -> None:
         """Post a batch. Raises StaleTerm when another billing has taken over."""
-        good, bad = self._sort(batch)
+        projection, bad = self._project(batch)
         async with transaction(self._pool, self._shard, ROLE, self._term) as tx:
-            await store.write(tx.conn, self._shard, decide.project(good))
+            await store.write(tx.conn, self._shard, projection)
             for stored, error_class in bad:
                 await park(
                     tx.conn, self._shard, LEDGER_CONSUMER, stored.position, stored.stream,
                     error_class,
                 )  # fmt: skip
             await tx.checkpoint(LEDGER_CONSUMER, batch[-1].position)
-        for stored in good:
-            self._live.apply(stored)
+
+    def _project(
+        self, batch: Sequence[StoredEvent]
+    ) -> tuple[decide.Projection, list[tuple[StoredEvent, str]]]:
+        """What is posted, and what is parked with the reason's class."""
+        if not self._parked:
+            with contextlib.suppress(ValueError, KeyError):
+                return decide.project(batch), []
+        good, bad = self._sort(batch)
+        return decide.project(good), bad
 
     def _sort(
         self, batch: Sequence[StoredEvent]
     ) -> tuple[list[StoredEvent], list[tuple[StoredEvent, str]]]:
-        """Split into what can be posted and what is parked, with the reason's class."""
+        """Try them one by one."""
         good: list[StoredEvent] = []
         bad: list[tuple[StoredEvent, str]] = []
         for stored in batch:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 LEADER_SHARD = 0
 RETRY_S = 0.25
+GATHER_S = 0.025  # the ledger's transaction waits this long for more events: a commit costs more
+GATHER_EVENTS = 512
 
 
 def main() -> None:
@@ -98,7 +100,7 @@ async def _follow(
     network = partial(Tail, dsn, nc, subjects.NETWORK_SHARD, from_position=1)
     follow = [("tail-0", _tail(network, on_network))]
     for shard, ledger in ledgers.items():
-        follow.append((f"tail-{shard}", _tail(partial(ledger_tail, shard), ledger.on_events)))
+        follow.append((f"tail-{shard}", _post(partial(ledger_tail, shard), ledger)))
     relay = Relay(dsn, nc, (subjects.NETWORK_SHARD, *ledgers))
     follow.append(("relay", relay.run()))
     tasks = [stop.watch(asyncio.create_task(work, name=name)) for name, work in follow]
@@ -120,6 +122,26 @@ async def _tail(
             async with tail() as following:
                 async for batch in following:
                     await on_events(batch)
+        await asyncio.sleep(RETRY_S)
+
+
+async def _post(tail: Callable[[], Tail], ledger: Ledger) -> None:
+    """Follow an account shard: its jobs are known at once, its money moves in groups."""
+    now_s = asyncio.get_running_loop().time
+    while True:
+        with contextlib.suppress(Transient):
+            async with tail() as following:
+                async for first in following:
+                    ledger.hear(first)
+                    events, until_s = list(first), now_s() + GATHER_S
+                    while following.live and (left_s := until_s - now_s()) > 0:
+                        room = GATHER_EVENTS - len(events)
+                        if room <= 0:
+                            break
+                        more = await following.gather(left_s, room)
+                        ledger.hear(more)
+                        events += more
+                    await ledger.on_events(events)
         await asyncio.sleep(RETRY_S)
 
 

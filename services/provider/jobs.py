@@ -20,7 +20,7 @@ from cocoon.contracts.messages import DispatchReply
 from cocoon.kernel.clock import Clock
 from cocoon.kernel.errors import BadRequest, CocoonError, SealingError
 from cocoon.kernel.ids import is_job_id
-from cocoon.sealing import outside_code
+from cocoon.sealing import Status, outside_code
 from cocoon.telemetry import metrics
 from cocoon.telemetry.logs import get_logger
 from cocoon.telemetry.tracing import span
@@ -281,7 +281,8 @@ class Jobs:
         kinds = ("input", "cached_input", "output", "reasoning")
         for kind, tokens in zip(kinds, result.counts, strict=True):
             metrics.TOKENS.inc(kind, amount=tokens)
-        _log.info(
+        tell = _log.debug if result.status in (Status.COMPLETE, Status.LENGTH) else _log.info
+        tell(
             "job_answered", job_id=result.job_id, epoch=result.epoch,
             outcome=result.status.name.lower(), response_bytes=len(result.response),
             duration_ms=round(duration_s * 1000, 3),

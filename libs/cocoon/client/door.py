@@ -198,7 +198,7 @@ class Door:
 
     async def _tell_end(self, entry: Entry, ended: Ended) -> None:
         recording, settlement = entry.recording, ended.settlement
-        _log.info(
+        _log.debug(
             "answered",
             extra={"job_id": settlement.job_id, "price_nanoton": settlement.cost_nanoton},
         )

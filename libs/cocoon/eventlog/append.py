@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ from cocoon.eventlog.batch import (
 from cocoon.eventlog.connection import StaleTerm, connect, tree_errors
 from cocoon.eventlog.read import read_batch
 from cocoon.kernel.errors import CocoonError, Fatal, Transient, Unavailable
+from cocoon.telemetry import metrics
 
 if TYPE_CHECKING:
     from cocoon.eventlog.connection import Connection, Pool
@@ -180,9 +182,12 @@ class LogAppender:
         while True:
             try:
                 conn = await self._connection()
+                began_s = time.perf_counter()
                 results = await append_once(
                     conn, self._shard, self._role, self._term, [w.prepared for w in batch]
                 )
+                metrics.APPEND_SECONDS.observe(time.perf_counter() - began_s, self._role)
+                metrics.APPEND_BATCH.observe(len(batch), self._role)
             except StaleTerm as error:
                 self._closed = error
                 _fail_all(batch, error)
@@ -204,6 +209,8 @@ class LogAppender:
                     await self._commit([waiting])
                 return
             for waiting, outcome in zip(batch, results, strict=True):
+                if not isinstance(outcome, Appended):
+                    metrics.APPEND_CONFLICTS.inc(self._role)
                 waiting.resolve(outcome)
             return
 

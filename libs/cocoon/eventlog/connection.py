@@ -76,7 +76,14 @@ async def create_pool(dsn: str, name: str, size: int = 4) -> Pool:
             timeout=CONNECT_TIMEOUT_S,
             command_timeout=COMMAND_TIMEOUT_S,
             server_settings={"application_name": name},
+            reset=_keep,
         )
+
+
+async def _keep(_connection: object) -> None:
+    """Nobody changes a pooled session (no SET, LISTEN, session lock), so nothing is reset: asyncpg
+    would spend a round trip on each release.
+    """
 
 
 @contextlib.asynccontextmanager

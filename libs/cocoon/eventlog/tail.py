@@ -186,6 +186,17 @@ class Tail:
                 self._next, self._hash = events[-1].position + 1, events[-1].hash
                 return events
 
+    async def gather(self, wait_s: float, limit: int) -> list[StoredEvent]:
+        """Up to `limit` events more that come within `wait_s`, maybe none: for a consumer that
+        writes many at the price of one.
+        """
+        if self._live is None:
+            return []
+        events = await self._take(self._live, wait_s, limit)
+        if events:
+            self._next, self._hash = events[-1].position + 1, events[-1].hash
+        return events
+
     async def close(self) -> None:
         await self._leave_bus()
         await self._drop_connection()
@@ -262,11 +273,15 @@ class Tail:
     async def _from_bus(self) -> list[StoredEvent]:
         live = self._live
         assert live is not None  # noqa: S101 - the caller has looked
-        messages = await live.take(self._batch, _SILENCE_S)
-        if not messages:
-            if live.silent_for_s() > _DEAD_S or await self._head_is_ahead():
-                await self._leave_bus()
-            return []
+        events = await self._take(live, _SILENCE_S, self._batch)
+        nothing = not events and self._live is live
+        if nothing and (live.silent_for_s() > _DEAD_S or await self._head_is_ahead()):
+            await self._leave_bus()
+        return events
+
+    async def _take(self, live: _Live, wait_s: float, limit: int) -> list[StoredEvent]:
+        """The next events from the bus. Leaves it at a gap: the log knows what is missing."""
+        messages = await live.take(limit, wait_s)
         events: list[StoredEvent] = []
         position, prev_hash = self._next, self._hash
         for message in messages:
