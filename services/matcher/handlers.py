@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Final
 
 from cocoon.contracts.commands import RequestJob
 from cocoon.contracts.envelope import StoredEvent
@@ -27,6 +28,7 @@ from cocoon.kernel.errors import (
     Unavailable,
 )
 from cocoon.kernel.money import format_ton
+from cocoon.telemetry import metrics
 from services.matcher import decide
 from services.matcher.leases import CONFLICT_PAUSE_S, Leases, News
 from services.matcher.memory import Memory
@@ -36,6 +38,14 @@ from services.matcher.waiting import Waiting, WaitingRoom
 MAX_REMEMBERED_COMMANDS = 200_000
 MAX_ACCOUNT_CONFLICTS = 5
 WAITING_PER_SWEEP = 64
+
+
+_ENDS: Final = {
+    "PaymentSettled": "settled",
+    "FundsRefused": "funds_refused",
+    "JobFailed": "failed",
+    "JobCancelled": "cancelled",
+}
 
 
 class Matcher:
@@ -55,6 +65,7 @@ class Matcher:
         self._settings, self._memory, self._leases = settings, memory, leases
         self._appender, self._news, self._clock = appender, news, clock
         self._randomness, self._stop = randomness, stop
+        self._began_us = clock.now_ms() * 1000
         self.waiting = WaitingRoom(settings.waiting_limit, settings.waiting_limit_per_account)
         self._deciding: set[str] = set()
         self._commands: OrderedDict[str, str] = OrderedDict()  # command_id -> job_id
@@ -228,6 +239,8 @@ class Matcher:
 
     def on_shard_event(self, stored: StoredEvent) -> None:
         event = self._memory.apply_shard(stored)
+        if stored.recorded_at_us >= self._began_us and stored.type in _ENDS:
+            metrics.JOBS.inc(_ENDS[stored.type])  # not what a restart only reads again
         if isinstance(event, JobRequested):
             self._remember(stored.causation_id, event.job_id)
         self._leases.on_shard_event(stored, event)
@@ -237,6 +250,11 @@ class Matcher:
         self._memory.presume_alive(self._clock.monotonic_s())
         for job_id, state in tuple(self._memory.jobs.items()):
             self._leases.resume(job_id, state)
+
+    def deaf(self) -> None:
+        """The bus was away, or this process stood still: no silence counts from before now."""
+        self._memory.presume_alive(self._clock.monotonic_s())
+        self._leases.deaf()
 
     async def sweep(self) -> None:
         """End what is over, refuse who waited too long, try the waiting again."""

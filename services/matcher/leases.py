@@ -26,6 +26,7 @@ from cocoon.domain.leasing import decide_expire_lease
 from cocoon.eventlog.append import Appended, LogAppender
 from cocoon.kernel.clock import Clock, Randomness
 from cocoon.kernel.errors import CocoonError, Fatal
+from cocoon.telemetry import metrics
 from cocoon.telemetry.logs import get_logger
 from services.matcher import decide
 from services.matcher.decide import Reason
@@ -109,6 +110,12 @@ class Leases:
         if state.status is JobStatus.MATCHED and state.match and state.request:
             self.start(state.match, state.request.gateway_id, "").committed.set()
 
+    def deaf(self) -> None:
+        """This process could not hear for a while: every lease gets the time to be renewed."""
+        until_s = self._clock.monotonic_s() + self._memory.silence_s
+        for lease in self.live.values():
+            lease.deadline_s = max(lease.deadline_s, until_s)
+
     async def close(self) -> None:
         for task in self._tasks:
             task.cancel()
@@ -168,7 +175,11 @@ class Leases:
             self.forget(job_id)
 
     def sweep(self) -> None:
-        """End the leases whose time, provider or client has gone."""
+        """End the leases whose time, provider or client has gone.
+
+        Once bytes went out nobody else can go on, and the result may still come: then a silent
+        provider has the lease's whole time.
+        """
         now_s = self._clock.monotonic_s()
         grace_s = self._settings.cancel_grace_s
         for job_id, lease in tuple(self.live.items()):
@@ -177,8 +188,10 @@ class Leases:
                 self.end(job_id, lease, "expired", may_rematch=False)
             elif now_s > lease.deadline_s:
                 self.end(job_id, lease, "expired", may_rematch=not lease.began)
-            elif lease.committed.is_set() and self._is_silent(provider_id, now_s):
-                self.end(job_id, lease, "silent", may_rematch=not lease.began)
+            elif (
+                lease.committed.is_set() and not lease.began and self._is_silent(provider_id, now_s)
+            ):
+                self.end(job_id, lease, "silent", may_rematch=True)
 
     def _is_silent(self, provider_id: str, now_s: float) -> bool:
         listening_s = now_s - self._resumed_at_s
@@ -239,6 +252,7 @@ class Leases:
             return False
         self._memory.apply_appended(outcome.events)
         log.info("lease_ended", job_id=job_id, epoch=command.epoch, code=reason)
+        metrics.LEASES_EXPIRED.inc(reason)
         await self._follow(job_id, lease, outcome)
         return True
 
