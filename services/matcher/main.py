@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from cocoon.bus.connection import broker, close, connect
+from cocoon.bus.connection import broker, close, connect, is_connected
 from cocoon.bus.permissions import inbox_prefix
 from cocoon.bus.service import Stop, announce_ready, run
 from cocoon.contracts import messages, subjects
@@ -65,7 +65,8 @@ async def serve(settings: MatcherSettings, stop: Stop) -> None:
         await listening.start()
         stack.push_async_callback(listening.stop)
         await _answer(settings, nc, matcher, stack)
-        tasks.append(stop.watch(asyncio.create_task(_sweep(settings, matcher), name="sweep")))
+        sweeping = _sweep(settings, matcher, lambda: nc.is_connected and is_connected(listening))
+        tasks.append(stop.watch(asyncio.create_task(sweeping, name="sweep")))
         port, closer = await serve_observe(
             settings.observe_host,
             settings.observe_port,
@@ -193,7 +194,12 @@ async def _answer(
     stack.push_async_callback(subscription.unsubscribe)
 
 
-async def _sweep(settings: MatcherSettings, matcher: Matcher) -> None:
+async def _sweep(settings: MatcherSettings, matcher: Matcher, hears: Callable[[], bool]) -> None:
+    """Sweep for ever. What was not heard while the bus was away is no provider's fault."""
+    now_s = asyncio.get_running_loop().time
     while True:
+        began_s = now_s()
         await asyncio.sleep(settings.sweep_s)
+        if now_s() - began_s > settings.provider_silence_s / 2 or not hears():
+            matcher.deaf()
         await matcher.sweep()

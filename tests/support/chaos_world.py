@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from cocoon.contracts.events import PaymentSettled
 from tests.invariants import check_all
 from tests.support.client_load import Call, ClientLoad
 from tests.support.collected import Evidence
@@ -40,13 +41,14 @@ class Trial:
     ok: int = 0
     failed: int = 0
     unknown: int = 0
+    unpaid: int = 0  # whole answers that nobody was charged for
     told: dict[str, int] = field(default_factory=dict)  # what failed requests were told
     violations: list[str] = field(default_factory=list)
 
     def note(self) -> None:
         """Print the trial, and keep it where the environment says."""
         line = {name: getattr(self, name) for name in (
-            "fault", "restarted_s", "answered_s", "drained_s", "ok", "failed", "unknown",
+            "fault", "restarted_s", "answered_s", "drained_s", "ok", "failed", "unknown", "unpaid", "unpaid",
         )}  # fmt: skip
         line = {k: round(v, 2) if isinstance(v, float) else v for k, v in line.items()}
         line["violations"] = len(self.violations)
@@ -113,6 +115,9 @@ class ChaosWorld:
         after = [c.ended_s for c in seen if c.outcome == "ok" and c.began_s >= trial.at_s]
         trial.answered_s = min(after) - trial.at_s if after else None
         evidence = await self.evidence()
+        trial.unpaid = sum(
+            call.outcome == "ok" and not charged(evidence, call.job_id) for call in seen
+        )
         trial.violations = check_all(evidence) + self.told_lies(evidence)
         replayed = await asyncio.to_thread(self.network.cli, "replay", "--verify", "--decisions")
         if replayed.returncode != 0:
@@ -140,12 +145,8 @@ class ChaosWorld:
                 continue
             if call.expected is not None and call.text != call.expected:
                 said.append(f"job {call.job_id} was answered with wrong text")
-            paid = [
-                data.price_nanoton
-                for stored, data in evidence.jobs.get(call.job_id, ())
-                if stored.type == "PaymentSettled"
-            ]
-            if paid != [call.cost_nanoton]:
+            paid = charged(evidence, call.job_id)
+            if paid not in ([], [call.cost_nanoton]):
                 said.append(f"job {call.job_id}: told {call.cost_nanoton}, charged {paid}")
         return said
 
@@ -153,6 +154,12 @@ class ChaosWorld:
         """Requests that ended without their whole answer."""
         ended = [c for c in self.history if c.ended_s and c.began_s >= since_s]
         return [c for c in ended if c.outcome != "ok"]
+
+
+def charged(evidence: Evidence, job_id: str) -> list[int]:
+    """What the log charged for a job, in nanoTON: one amount, or none."""
+    events = (event for _, event in evidence.jobs.get(job_id, ()))
+    return [event.price_nanoton for event in events if isinstance(event, PaymentSettled)]
 
 
 @contextmanager

@@ -167,6 +167,12 @@ async def close(nc: Client) -> None:
         await nc.close()
 
 
+def is_connected(started: NatsBroker) -> bool:
+    """Whether a started broker has its server now."""
+    client = started._connection
+    return client is not None and client.is_connected
+
+
 async def stop(started: NatsBroker) -> None:
     """Stop a broker: let its handlers finish, then close, also while the server is away."""
     client = started._connection

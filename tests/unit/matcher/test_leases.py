@@ -208,12 +208,12 @@ async def test_a_rejected_result_ends_the_lease_at_once() -> None:
     assert expired(world).reason == "rejected"
 
 
-@pytest.mark.parametrize("how", ["silent", "gone", "revoked"])
+@pytest.mark.parametrize("how", ["expired", "gone", "revoked"])
 async def test_once_output_has_begun_a_lost_provider_ends_the_job(how: str) -> None:
     world, provider = await running()
     world.report("job", "began")
-    if how == "silent":
-        await world.sweep(3.1, *(p for p in PROVIDERS if p != provider))
+    if how == "expired":
+        await world.sweep(10.1, *(p for p in PROVIDERS if p != provider))
     elif how == "gone":
         world.leases.on_heartbeat(provider.beat(boot="boot 2"))
     else:
@@ -343,3 +343,33 @@ async def test_a_cancel_for_an_unknown_job_is_ignored() -> None:
     await world.matcher.on_cancel(CancelJob(job_id=hex16("unknown")))
     await beat_all(world, 6.0)
     assert world.types() == GRANTED
+
+
+async def test_a_provider_that_began_has_the_whole_lease_for_its_result() -> None:
+    world, provider = await running()
+    world.report("job", "began")
+    others = [p for p in PROVIDERS if p != provider]
+    await world.sweep(5.0, *others)
+    assert world.types() == GRANTED
+    await world.sweep(5.1, *others)
+    assert world.types() == [*GRANTED, "LeaseExpired", "JobFailed"]
+    assert expired(world).reason == "expired"
+
+
+async def test_what_a_deaf_matcher_did_not_hear_is_no_providers_fault() -> None:
+    world, provider = await running()
+    world.clock.passed_s += 60.0
+    world.matcher.deaf()
+    await world.sweep(2.0)
+    assert world.types() == GRANTED
+    world.beat(provider)
+    await world.sweep(9.0, provider)
+    assert world.types() == GRANTED
+
+
+async def test_after_deafness_silence_counts_again() -> None:
+    world, _ = await running()
+    world.clock.passed_s += 60.0
+    world.matcher.deaf()
+    await world.sweep(3.1)
+    assert "LeaseExpired" in world.types()
