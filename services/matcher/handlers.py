@@ -106,6 +106,7 @@ class Matcher:
                 if announced is None:
                     update = decide.matched_update(granted)
                     await self._news(request.gateway_id, request.job_id, update, traceparent)
+                    await asyncio.sleep(0)  # it is written before the append is prepared
                 announced = granted
             item = decide.request_item(request, command, events, version, traceparent)
             try:
