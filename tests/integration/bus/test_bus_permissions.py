@@ -6,11 +6,14 @@ import asyncio
 import secrets
 
 import pytest
+from faststream.nats import NatsMessage
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from nats.errors import NoRespondersError
 from nats.errors import TimeoutError as NatsTimeoutError
 
 from cocoon.bus import connection, keys, permissions, streams
+from cocoon.bus.sealed import get_sealed, put_sealed
 from cocoon.contracts import subjects
 from cocoon.kernel.errors import ConfigurationError, NotFound, Unavailable
 from tests.support.servers import SHARDS, Bus
@@ -92,6 +95,51 @@ async def test_a_provider_answers_a_dispatch_once_and_nothing_else(bus: Bus) -> 
     assert reply.data == b"accepted"
     inbox = gateway.new_inbox()
     assert not await heard(gateway, provider, inbox, inbox)  # nobody asked
+
+
+async def test_a_provider_cannot_have_its_stored_bytes_sent_to_another_or_the_platform(
+    bus: Bus,
+) -> None:
+    mine, other = bus.providers
+    provider, victim = await bus.connect(mine), await bus.connect(other)
+    gateway, billing = await bus.connect("gateway"), await bus.connect("billing")
+    prefix = permissions.inbox_prefix("billing")
+    listening = connection.broker(bus.server.url, bus.seed_file("billing"), "billing", prefix)
+    arrived: list[str] = []
+    enough = asyncio.Event()
+
+    def note(subject: str) -> None:
+        arrived.append(subject)
+        if len(arrived) >= 3:
+            enough.set()
+
+    async def on_message(message: Msg) -> None:
+        note(message.subject)
+
+    @listening.subscriber(subjects.billing(1, "*"), no_reply=True)
+    async def on_request(message: NatsMessage) -> None:
+        note(message.raw_message.subject)
+
+    await listening.start()
+    credit, ack, match = (
+        subjects.billing(1, "credit_deposit"), subjects.acks(other),
+        subjects.match_updates("gw1", JOB),
+    )  # fmt: skip
+    for client, subject in ((victim, ack), (gateway, "mat.*.>"), (billing, "rpc.billing.>")):
+        await client.subscribe(subject, cb=on_message)
+        await client.flush()
+    digest = await put_sealed(provider.jetstream(), mine, b"whatever the provider likes")
+    stored = f"$JS.API.DIRECT.GET.SEALED.{subjects.sealed_chunk(mine, digest, 0)}"
+    for target in (credit, ack, match):
+        await provider.publish(stored, b"", reply=target)
+    assert await get_sealed(provider, mine, digest)  # by now the others have arrived
+    for client, subject in ((await bus.connect("operator"), credit), (billing, ack)):
+        await client.publish(subject, b"{}")
+        await client.flush()
+    async with asyncio.timeout(2):
+        await enough.wait()
+    assert sorted(arrived) == sorted([credit, credit, ack])  # the true ones, each once a listener
+    await connection.stop(listening)
 
 
 async def test_only_billing_publishes_events(bus: Bus) -> None:
