@@ -20,6 +20,7 @@ from cocoon.eventlog.relay import Relay
 from cocoon.eventlog.tail import Tail
 from cocoon.kernel.errors import Transient
 from cocoon.telemetry.observe import serve_observe
+from services.billing.gauges import keep_gauges
 from services.billing.handlers import LEDGER_CONSUMER, ROLE, Ingress, Ledger, Operator
 from services.billing.results import LiveJobs, Results
 from services.billing.settings import BillingSettings
@@ -27,6 +28,8 @@ from services.billing.settings import BillingSettings
 if TYPE_CHECKING:
     from faststream.nats import NatsBroker, NatsMessage
     from nats.aio.client import Client
+
+    from cocoon.eventlog.connection import Pool
 
 LEADER_SHARD = 0
 RETRY_S = 0.25
@@ -58,7 +61,7 @@ async def serve(settings: BillingSettings, stop: Stop) -> None:
         ledgers = {shard: Ledger(pool, shard, appenders[shard].term, live) for shard in shards}
         for ledger in ledgers.values():
             await ledger.load()
-        await _follow(dsn, nc, results, ledgers, stop, stack)
+        await _follow(dsn, nc, pool, results, ledgers, stop, stack)
         ingress = Ingress(results, nc, settings.result_wait_s)
         listening = broker(settings.nats_url, settings.nats_seed_file, "billing", prefix, stop)
         ingress_worker(
@@ -83,6 +86,7 @@ async def serve(settings: BillingSettings, stop: Stop) -> None:
 async def _follow(
     dsn: str,
     nc: Client,
+    pool: Pool,
     results: Results,
     ledgers: dict[int, Ledger],
     stop: Stop,
@@ -103,6 +107,8 @@ async def _follow(
         follow.append((f"tail-{shard}", _post(partial(ledger_tail, shard), ledger)))
     relay = Relay(dsn, nc, (subjects.NETWORK_SHARD, *ledgers))
     follow.append(("relay", relay.run()))
+    gauges = keep_gauges(pool, lambda: relay.positions, tuple(ledgers), LEDGER_CONSUMER)
+    follow.append(("gauges", gauges))
     tasks = [stop.watch(asyncio.create_task(work, name=name)) for name, work in follow]
 
     async def end() -> None:

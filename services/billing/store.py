@@ -85,10 +85,19 @@ async def client_balance(conn: Connection, shard: int, account_id: str) -> Balan
     return Balance(available=int(available or 0), held=int(held or 0))
 
 
-async def totals(conn: Connection) -> dict[str, int]:
-    """Sums by kind of account, for metrics and `cocoon status`: kind -> nanoTON."""
+async def heads(conn: Connection, consumer: str) -> dict[int, tuple[int, int]]:
+    """Shard -> the log's last position, and the last that the consumer has applied."""
     rows = await conn.fetch(
-        "SELECT split_part(account, ':', 1) AS kind, sum(amount)::bigint AS amount"
-        " FROM ledger.balances GROUP BY 1"
+        "SELECT h.shard, h.position, coalesce(c.position, 0) AS applied FROM log.head h"
+        " LEFT JOIN log.checkpoints c ON c.shard = h.shard AND c.consumer = $1",
+        consumer,
     )
-    return {row["kind"]: int(row["amount"]) for row in rows}
+    return {row["shard"]: (row["position"], row["applied"]) for row in rows}
+
+
+async def sums(conn: Connection) -> dict[int, int]:
+    """Shard -> the sum of its books in nanoTON, which is zero or an alarm."""
+    rows = await conn.fetch(
+        "SELECT shard, sum(amount)::bigint AS amount FROM ledger.balances GROUP BY shard"
+    )
+    return {row["shard"]: int(row["amount"]) for row in rows}
