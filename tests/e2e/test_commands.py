@@ -62,12 +62,15 @@ def test_funding_twice_with_one_reference_is_one_credit(network: LiveNetwork) ->
     done = network.cli("fund", account, "1", "--reference", "invoice-1")
     assert (done.returncode, done.stdout) == (1, ""), "another amount under a used reference"
     assert "another amount" in done.stderr
+    wrong = network.cli("fund", "not an account", "1")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr == "cocoon: this value cannot be used: account_id\n"
     found = json.loads(network.cli("fund", account, "1", "--json").stdout)
     assert found["account_id"] == account
     _wait_for_balance(network, account, 1_250_000_000)
 
 
-@pytest.mark.parametrize("amount", ["0", "-1", "x", "1e400", "0.0000000001"])
+@pytest.mark.parametrize("amount", ["0", "-1", "x", "1e400", "0.0000000001", "9999999999999"])
 def test_an_amount_that_is_none_is_refused_in_a_sentence(amount: str) -> None:
     done = CliRunner().invoke(app, ["fund", "acct_1", "--", amount])
     assert isinstance(done.exception, BadRequest)

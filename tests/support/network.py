@@ -73,6 +73,8 @@ class LiveNetwork:
             )  # fmt: skip
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
+        if not line:
+            self.stop()
         assert line, f"cocoon up said: {self.output.read_text()[-2000:]}"
         self.ready = json.loads(line)
 

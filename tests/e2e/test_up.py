@@ -1,0 +1,254 @@
+"""`cocoon up` from a person's first start to a kill -9 and a folder on a full disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tests.support.asking import ask, jobs_requested, quiet_balance, wait_ended
+from tests.support.network import ROOT, LiveNetwork
+
+
+@pytest.fixture(scope="module")
+def home() -> Iterator[Path]:
+    """A folder that the unprivileged Postgres may walk to; pytest's own are closed."""
+    folder = Path(tempfile.mkdtemp(prefix="cocoon-up-"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def say(network: LiveNetwork) -> str:
+    answer = httpx.post(
+        f"{network.sidecar}/chat/completions", json=ask("Reverse: cocoon"), timeout=30,
+        trust_env=False,
+    )  # fmt: skip
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["choices"][0]["message"]["content"] == "noococ"
+    job: str = answer.headers["x-cocoon-job-id"]
+    wait_ended(network, job)
+    return job
+
+
+def processes(network: LiveNetwork) -> dict[str, int]:
+    found: dict[str, int] = json.loads(network.folder.processes.read_text())
+    assert set(found) >= {
+        "attestation", "billing", "matcher", "gateway", "provider", "sidecar", "postgres", "nats",
+    }  # fmt: skip
+    assert all(psutil.pid_exists(pid) for pid in found.values())
+    return found
+
+
+def of_folder(folder: Path) -> list[str]:
+    """Every process whose command line or environment names the folder, ours left out."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            told = [*process.cmdline(), *process.environ().values()]
+            if any(str(folder) in part for part in told):
+                found.append(f"{process.pid} {' '.join(process.cmdline())[:200]}")
+        except psutil.Error:
+            continue
+    return found
+
+
+def wait_gone(folder: Path, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while found := of_folder(folder):
+        assert time.monotonic() < deadline, found
+        time.sleep(0.1)
+
+
+def refused(*arguments: str) -> str:
+    """What `cocoon up` says when it does not start: one sentence on stderr, nothing else."""
+    done = LiveNetwork(Path("/nonexistent")).command("up", *arguments)
+    place = done.index("--data")
+    ran = subprocess.run(
+        done[:place] + done[place + 2 :], cwd=ROOT, capture_output=True, text=True, timeout=60,
+        check=False,
+    )  # fmt: skip
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert "Traceback" not in ran.stderr
+    *progress, sentence = ran.stderr.splitlines()
+    assert all(line.startswith("[") for line in progress), ran.stderr
+    assert sentence.startswith("cocoon: ")
+    return sentence.removeprefix("cocoon: ")
+
+
+def test_a_network_lives_through_stops_kills_and_a_fresh_start(home: Path) -> None:
+    data = home / "life"
+    network = LiveNetwork(data)
+    network.start()
+    try:
+        _first_life(network)
+        assert network.stop() == 0
+        assert of_folder(data) == []
+        assert not network.folder.running.exists()
+        _second_life(network)
+        _killed(network)
+        _third_life(network)
+        assert network.stop() == 0
+        wait_gone(data, 1)
+    finally:
+        network.stop()
+        for line in of_folder(data):
+            os.kill(int(line.split()[0]), signal.SIGKILL)
+
+
+def _first_life(network: LiveNetwork) -> None:
+    processes(network)
+    say(network)
+    sentence = refused("--data", str(network.data))
+    assert sentence.startswith(f"a network already runs from {network.data} (process ")
+    assert str(network.process.pid) in sentence if network.process else False
+    port = str(httpx.URL(network.gateway).port)
+    other = network.data.with_name("other")
+    for option in ("--gateway-port", "--sidecar-port"):
+        sentence = refused("--data", str(other), option, port)
+        assert sentence.startswith(f"port {port} for the ")
+        assert option in sentence
+    network.first = (network.api_key, quiet_balance(network), jobs_requested(network))  # type: ignore[attr-defined]
+
+
+def _second_life(network: LiveNetwork) -> None:
+    """The key, the money and the log go on."""
+    key, money, jobs = network.first  # type: ignore[attr-defined]
+    network.start()
+    assert network.api_key == key
+    assert quiet_balance(network) == money
+    say(network)
+    assert jobs_requested(network) == jobs + 1
+    assert quiet_balance(network) == money - 6400
+    assert network.cli("replay", "--verify").returncode == 0
+
+
+def _killed(network: LiveNetwork) -> None:
+    """kill -9 of `up`: services follow it; the servers are found and ended by the next start."""
+    pids = processes(network)
+    assert network.process is not None
+    network.process.kill()
+    network.process.wait(10)
+    deadline = time.monotonic() + 40
+    services = [pid for name, pid in pids.items() if name not in ("postgres", "nats")]
+    while any(map(_alive, services)):
+        assert time.monotonic() < deadline, "a service outlives its supervisor"
+        time.sleep(0.1)
+    if network.process.stdout:
+        network.process.stdout.close()
+    network.process = None
+    said = network.output.stat().st_size
+    network.start()
+    told = network.output.read_text()[said:]
+    assert told == (
+        "cocoon: the last network here was killed; ended what it left running: nats, postgres\n"
+    )
+    again = processes(network)
+    assert not set(again.values()) & set(pids.values())
+    say(network)
+    assert network.cli("replay", "--verify").returncode == 0
+    assert network.stop() == 0
+    assert of_folder(network.data) == []
+
+
+def _third_life(network: LiveNetwork) -> None:
+    """--fresh forgets everything; stdout is one line."""
+    key, _, _ = network.first  # type: ignore[attr-defined]
+    network.start("--fresh")
+    assert network.api_key != key
+    assert quiet_balance(network) == 10_000_000_000
+    assert jobs_requested(network) == 0
+    say(network)
+    process = network.process
+    assert process is not None
+    assert process.stdout is not None
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.read() == ""
+
+
+def _alive(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def test_a_folder_that_cannot_be_made_gets_a_sentence(home: Path) -> None:
+    file = home / "file"
+    file.write_text("mine")
+    for place in (file, file / "below", Path("/proc/cocoon"), Path("/dev/null/x")):
+        sentence = refused("--data", str(place))
+        assert sentence.startswith(f"the data folder {place} cannot be made or written (")
+        assert sentence.endswith("name another one with --data DIR")
+    assert file.read_text() == "mine"
+
+
+def test_fresh_never_clears_a_folder_that_no_network_made(home: Path) -> None:
+    mine = home / "documents"
+    (mine / "letters").mkdir(parents=True)
+    (mine / "letters" / "one.txt").write_text("dear")
+    sentence = refused("--data", str(mine), "--fresh")
+    assert "is not a network's folder, so nothing in it was removed" in sentence
+    assert (mine / "letters" / "one.txt").read_text() == "dear"
+
+
+def test_a_disk_without_room_gets_a_sentence(home: Path) -> None:
+    small = home / "small"
+    small.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16m", "cocoon-test", str(small)],
+        capture_output=True, check=False,
+    )  # fmt: skip
+    if mounted.returncode:
+        pytest.skip("mounting a small disk is not allowed here")
+    try:
+        sentence = refused("--data", str(small / "data"))
+        assert sentence.startswith(f"the disk of {small / 'data'} has 1")
+        assert "name another --data DIR" in sentence
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_a_start_that_is_interrupted_leaves_nothing(home: Path) -> None:
+    data = home / "interrupted"
+    command = LiveNetwork(data).command("up", "--gateway-port", "0", "--sidecar-port", "0")
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        while "starting attestation" not in process.stderr.readline():
+            pass
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "")
+    assert of_folder(data) == []
+
+
+def test_an_unusable_backend_address_gets_a_sentence() -> None:
+    assert "is not a backend's address" in refused("--backend", "vllm:8000")
+
+
+def test_a_port_outside_the_range_is_a_wrong_call() -> None:
+    done = subprocess.run(
+        LiveNetwork(Path("/nonexistent")).command("up", "--gateway-port", "70000"), cwd=ROOT,
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert not Path("/nonexistent").exists()
+
+
+def test_a_taken_port_is_known_even_if_nobody_accepts_there(home: Path) -> None:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        port = str(bound.getsockname()[1])
+        sentence = refused("--data", str(home / "bound"), "--gateway-port", port)
+    assert port in sentence
