@@ -48,7 +48,7 @@ class Trial:
     def note(self) -> None:
         """Print the trial, and keep it where the environment says."""
         line = {name: getattr(self, name) for name in (
-            "fault", "restarted_s", "answered_s", "drained_s", "ok", "failed", "unknown", "unpaid", "unpaid",
+            "fault", "restarted_s", "answered_s", "drained_s", "ok", "failed", "unknown", "unpaid",
         )}  # fmt: skip
         line = {k: round(v, 2) if isinstance(v, float) else v for k, v in line.items()}
         line["violations"] = len(self.violations)
