@@ -67,7 +67,8 @@ class Matcher:
         self._randomness, self._stop = randomness, stop
         self._began_us = clock.now_ms() * 1000
         self.waiting = WaitingRoom(settings.waiting_limit, settings.waiting_limit_per_account)
-        self._deciding: set[str] = set()
+        self._deciding: set[str] = set()  # command ids
+        self._deciding_jobs: set[str] = set()
         self._commands: OrderedDict[str, str] = OrderedDict()  # command_id -> job_id
 
     async def on_job_request(self, request: JobRequest, traceparent: str) -> None:
@@ -83,7 +84,7 @@ class Matcher:
             if known is not None:
                 await self._existing(request, known, traceparent)
             else:
-                await self._request_job(request, traceparent)
+                await self._request_once(request, traceparent)
         except RateLimited as error:
             await self._wait_or_refuse(request, traceparent, error, waited)
         except Fatal as error:
@@ -92,6 +93,16 @@ class Matcher:
             await self._refuse(request, error, traceparent)
         finally:
             self._deciding.discard(request.command_id)
+
+    async def _request_once(self, request: JobRequest, traceparent: str) -> None:
+        """One command at a time for a job id: another's would take this one's hold and lease."""
+        if request.job_id in self._deciding_jobs:
+            raise _job_id_used()
+        self._deciding_jobs.add(request.job_id)
+        try:
+            await self._request_job(request, traceparent)
+        finally:
+            self._deciding_jobs.discard(request.job_id)
 
     async def _request_job(self, request: JobRequest, traceparent: str) -> None:
         announced: ProviderMatched | None = None
@@ -119,7 +130,7 @@ class Matcher:
                 return
             self._withdraw(request.job_id)
             if outcome.stream.startswith("job/"):
-                raise Conflict("this job id was used before; draw a new one", code="job_id_used")
+                raise _job_id_used()
             await asyncio.sleep(CONFLICT_PAUSE_S)  # the tail brings the account's new version
         raise Unavailable("the account is changing; try again shortly", retry_after_s=1)
 
@@ -279,3 +290,7 @@ class Matcher:
     def _somebody_is_free(self, key_ids: tuple[str, ...], model_id: str) -> bool:
         candidates = self._memory.candidates(key_ids, model_id, self._clock.monotonic_s())
         return any(c.alive and c.running < c.concurrency for c in candidates)
+
+
+def _job_id_used() -> Conflict:
+    return Conflict("this job id was used before; draw a new one", code="job_id_used")

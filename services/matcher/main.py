@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import nats.errors
 from pydantic import ValidationError
 
 from cocoon.bus.connection import broker, close, connect, is_connected
@@ -82,7 +83,9 @@ def _news(nc: Client) -> News:
         metrics.MATCHES.inc(update.kind)
         headers = {messages.H_TRACEPARENT: traceparent} if traceparent else None
         body = update.model_dump_json().encode()
-        await nc.publish(subjects.match_updates(gateway_id, job_id), body, headers=headers)
+        # a decision goes on without its news: the gateway asks again, or the log
+        with contextlib.suppress(nats.errors.Error):
+            await nc.publish(subjects.match_updates(gateway_id, job_id), body, headers=headers)
 
     return publish
 

@@ -85,6 +85,21 @@ async def test_a_job_id_of_another_command_is_refused() -> None:
     assert (world.last().error.status, world.last().error.code) == (409, "job_id_used")  # type: ignore[union-attr]
 
 
+async def test_a_job_id_that_another_command_is_deciding_keeps_its_hold_and_its_lease() -> None:
+    world = await ready_world(25_000)  # for both
+    world.appender.hold()
+    first, second = job_request(), job_request(command_id="another", gateway_id="gw2")
+    asking = asyncio.create_task(world.ask(first, second))
+    await world.settle()
+    assert world.memory.available_nanoton("acct_1") == 15_000
+    world.appender.release()
+    await asking
+    assert sorted(world.heard()) == ["committed", "matched", "refused"]
+    assert world.types() == GRANTED
+    assert hex16("job") in world.leases.live
+    assert world.memory.available_nanoton("acct_1") == 15_000
+
+
 async def test_a_repeat_to_a_restarted_matcher_is_still_the_same_job() -> None:
     world = await ready_world()
     await world.ask(job_request())
