@@ -6,6 +6,7 @@ stdout carries one JSON line when the service is ready; logs go to stderr.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import signal
 import sys
@@ -67,7 +68,12 @@ S = TypeVar("S", bound=ServiceSettings)
 
 
 def announce_ready(service: str, **details: object) -> None:
-    """Tell the parent process, once: {"ready": service, ...}."""
+    """Tell the parent process, once: {"ready": service, ...}.
+
+    What was loaded until now stays: the garbage collector need not look at it again.
+    """
+    gc.collect()
+    gc.freeze()
     print(json.dumps({"ready": service, **details}), flush=True)  # noqa: T201 - the protocol
 
 
@@ -87,6 +93,8 @@ def run(service: str, load: Callable[..., S], body: Callable[[S, Stop], Awaitabl
     try:
         code = uvloop.run(_body(service, settings, body))
     finally:
+        for name in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(name, signal.SIG_IGN)  # it ends already; a second one must not cut it off
         flush()
     sys.exit(code)
 
