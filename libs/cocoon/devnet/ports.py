@@ -1,12 +1,22 @@
-"""Free loopback ports, as the operating system hands them out."""
+"""Free loopback ports for servers that start a while later."""
 
 from __future__ import annotations
 
+import secrets
 import socket
+from typing import Final
+
+
+_BELOW_OUTGOING: Final = range(16_000, 32_000)  # systems give connections higher ones
+_TRIES: Final = 32
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that is free now (another process could still take it)."""
+    """A TCP port of 127.0.0.1 that is free now and that no outgoing connection will be given."""
+    for _ in range(_TRIES):
+        port = _BELOW_OUTGOING[secrets.randbelow(len(_BELOW_OUTGOING))]
+        if is_free(port):
+            return port
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
