@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import socket
 import sys
@@ -33,7 +34,12 @@ class _Server(uvicorn.Server):
 
 
 def announce(base_url: str) -> None:
-    """Write the one line that tells a parent process where the sidecar is."""
+    """Write the one line that tells a parent process where the sidecar is.
+
+    What was loaded until now stays: the garbage collector need not look at it again.
+    """
+    gc.collect()
+    gc.freeze()
     sys.stdout.write(json.dumps({"ready": "sidecar", "base_url": base_url}) + "\n")
     sys.stdout.flush()
 
@@ -54,6 +60,7 @@ def run_sidecar(settings: SidecarSettings, on_ready: Callable[[str], None] = ann
         access_log=False,
         server_header=False,
         date_header=False,
+        proxy_headers=False,
         limit_concurrency=MAX_CONNECTIONS,
         timeout_graceful_shutdown=SHUTDOWN_S,
         h11_max_incomplete_event_size=64 * 1024,
