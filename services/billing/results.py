@@ -15,6 +15,7 @@ from nacl.signing import VerifyKey
 from cocoon.contracts.envelope import StoredEvent
 from cocoon.contracts.events import EventData, ProviderEnrolled
 from cocoon.contracts.messages import ResultAck, SubmitResult
+from cocoon.contracts.subjects import NETWORK_SHARD
 from cocoon.domain import job as jobs
 from cocoon.domain.job import JobState, fold
 from cocoon.domain.settling import decide_settle_result
@@ -72,7 +73,7 @@ class Results:
         Raises Unavailable while its match is not in the log yet (try again with a delay),
         BadRequest or Forbidden for a result that nobody asked for.
         """
-        self._check_signature(result)
+        await self._check_signature(result)
         command = decide.settle_command(result)
         known = self._live.get(result.job_id)
         for _ in range(MAX_CONFLICTS):
@@ -92,14 +93,29 @@ class Results:
             known = None  # somebody was first; decide again on what the log says now
         raise Unavailable("the job keeps changing; submit the result again")
 
-    def _check_signature(self, result: SubmitResult) -> None:
+    async def _check_signature(self, result: SubmitResult) -> None:
         key = self._identity_keys.get(result.provider_id)
         if key is None:
-            raise Unavailable("the provider's enrolment has not arrived here yet")
+            key = await self._read_identity(result.provider_id)
         try:
             key.verify(result.signed_bytes(), bytes.fromhex(result.signature))
         except BadSignatureError:
             raise Forbidden("the result is not signed by the provider's identity key") from None
+
+    async def _read_identity(self, provider_id: str) -> VerifyKey:
+        """The key of a provider whose enrolment the tail has not brought yet.
+
+        Raises Forbidden if the log has none: put back, its results would fill the queue's window
+        and nobody would be paid.
+        """
+        async with self._pool.acquire() as conn:
+            stored = await stream_events(conn, NETWORK_SHARD, f"provider/{provider_id}")
+        for event in stored:
+            self.on_network_event(event)
+        key = self._identity_keys.get(provider_id)
+        if key is None:
+            raise Forbidden("this provider never enrolled; enrol before submitting results")
+        return key
 
     async def _read(self, job_id: str) -> tuple[int, JobState]:
         """The job's shard and state from the log. Raises Unavailable if it is not there yet."""

@@ -31,10 +31,10 @@ from tests.support.model_log import ModelAppender, ModelLog
 
 
 class ModelPool:
-    """Answers the one query that results ask of Postgres: a job's stream."""
+    """Answers the one query that results ask of Postgres: a job's or a provider's stream."""
 
-    def __init__(self, log: ModelLog) -> None:
-        self._log = log
+    def __init__(self, *logs: ModelLog) -> None:
+        self._logs = {log.shard: log for log in logs}
 
     @contextlib.asynccontextmanager
     async def acquire(self) -> AsyncIterator[ModelPool]:
@@ -53,8 +53,7 @@ class ModelPool:
                 "recorded_at": row.recorded_at_us,
                 "data": row.data.decode(),
             }
-            for row in self._log.stream(stream)
-            if shard == self._log.shard
+            for row in self._logs[shard].stream(stream)
         ]
 
 
@@ -69,7 +68,8 @@ class Billing:
         self.appender = ModelAppender(self.network.log, "billing")
         self.live = LiveJobs()
         appenders = {1: cast("LogAppender", self.appender)}
-        self.results = Results(appenders, ModelPool(self.network.log), self.live)  # type: ignore[arg-type]
+        pool = ModelPool(self.network.network, self.network.log)
+        self.results = Results(appenders, pool, self.live)  # type: ignore[arg-type]
         self._tailed = 0
 
     async def start(self) -> Billing:
@@ -154,12 +154,22 @@ async def test_a_provider_cannot_submit_another_ones_job() -> None:
     assert billing.types() == GRANTED
 
 
-async def test_a_provider_whose_enrolment_has_not_arrived_is_asked_to_come_again() -> None:
+async def test_an_enrolment_that_the_tail_has_not_brought_is_read_from_the_log() -> None:
     billing = Billing()
     await billing.appender.acquire_term()
     billing.request()
-    with pytest.raises(Unavailable):
-        await billing.results.on_submit_result(billing.result(), "")
+    ack = await billing.results.on_submit_result(billing.result(), "")
+    assert ack.outcome == "result_sealed"
+
+
+async def test_a_provider_that_never_enrolled_is_refused_for_good() -> None:
+    billing = await Billing().start()
+    billing.request()
+    stranger = Provider("stranger")
+    receipt = receipt_for(billing.network.state("job")).sign(stranger.signer)
+    with pytest.raises(Forbidden):
+        await billing.results.on_submit_result(stranger.submit(hex16("job"), 1, receipt), "")
+    assert billing.types() == GRANTED
 
 
 async def test_a_result_before_its_match_is_committed_is_asked_to_come_again() -> None:
