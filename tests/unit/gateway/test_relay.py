@@ -294,6 +294,3 @@ def test_a_queued_request_is_asked_again_in_case_the_matcher_forgot_it() -> None
     assert machine.on_time(TIMING.waiting_repeat_ms + 1) == []
     machine.on_waiting(5_100)
     assert machine.on_time(5_000 + TIMING.match_timeout_ms) == []
-
-
-PIECE, PIECES = 20, 5

@@ -28,6 +28,7 @@ from tests.support.relay_world import (
     sent,
 )
 
+PIECE, PIECES = 20, 5
 EPOCHS = st.integers(1, 2)
 FRAMES = st.tuples(
     st.just("frame"),
