@@ -6,7 +6,6 @@ import secrets
 import socket
 from typing import Final
 
-
 _BELOW_OUTGOING: Final = range(16_000, 32_000)  # systems give connections higher ones
 _TRIES: Final = 32
 
