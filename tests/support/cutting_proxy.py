@@ -18,12 +18,12 @@ class CuttingProxy:
     """Cut the next connections after so many bytes of answers; then let everything through.
 
     `cuts`: for each coming request in turn, after how many bytes of its answer the line breaks.
-    A connection counts when its first request byte comes; `None` lets it live.
+    `None` lets a request through.
     """
 
     url: str
     cuts: list[int | None] = field(default_factory=list)
-    connections: int = 0
+    requests: int = 0
     broken: int = 0
 
 
@@ -82,7 +82,7 @@ class _Pair:
         with suppress(OSError):
             while data := self._client.recv(65536):
                 if data.startswith((b"POST ", b"GET ")):
-                    self._proxy.connections += 1
+                    self._proxy.requests += 1
                     self._cut = self._proxy.cuts.pop(0) if self._proxy.cuts else None
                     self._sent = 0
                 self._upstream.sendall(data)
