@@ -29,6 +29,7 @@ from cocoon.contracts.messages import (
 from cocoon.domain import account as accounts
 from cocoon.domain.account import AccountState
 from cocoon.eventlog.append import Appended, LogAppender, transaction
+from cocoon.eventlog.connection import acquired
 from cocoon.eventlog.parking import park, parked_streams, unpark
 from cocoon.eventlog.read import read_batch, stream_events
 from cocoon.kernel import canonical
@@ -66,7 +67,7 @@ class Ledger:
         self._parked: set[str] = set()
 
     async def load(self) -> None:
-        async with self._pool.acquire() as conn:
+        async with acquired(self._pool) as conn:
             self._parked = await parked_streams(conn, self._shard, LEDGER_CONSUMER)
 
     def hear(self, batch: Sequence[StoredEvent]) -> None:
@@ -246,7 +247,7 @@ class Operator:
         raise Unavailable("the account keeps changing; try again")
 
     async def _balance(self, account_id: str) -> str:
-        async with self._pool.acquire() as conn:
+        async with acquired(self._pool) as conn:
             balance = await store.client_balance(conn, self._shard, account_id)
         return _json(
             {
@@ -257,7 +258,7 @@ class Operator:
         )
 
     async def _account(self, account_id: str) -> AccountState:
-        async with self._pool.acquire() as conn:
+        async with acquired(self._pool) as conn:
             stored = await stream_events(conn, self._shard, f"account/{account_id}")
         state = AccountState()
         for event in stored:

@@ -20,6 +20,7 @@ from cocoon.domain import job as jobs
 from cocoon.domain.job import JobState, fold
 from cocoon.domain.settling import decide_settle_result
 from cocoon.eventlog.append import Appended, LogAppender
+from cocoon.eventlog.connection import acquired
 from cocoon.eventlog.read import stream_events
 from cocoon.kernel.errors import Forbidden, Unavailable
 from services.billing import decide
@@ -108,7 +109,7 @@ class Results:
         Raises Forbidden if the log has none: put back, its results would fill the queue's window
         and nobody would be paid.
         """
-        async with self._pool.acquire() as conn:
+        async with acquired(self._pool) as conn:
             stored = await stream_events(conn, NETWORK_SHARD, f"provider/{provider_id}")
         for event in stored:
             self.on_network_event(event)
@@ -119,7 +120,7 @@ class Results:
 
     async def _read(self, job_id: str) -> tuple[int, JobState]:
         """The job's shard and state from the log. Raises Unavailable if it is not there yet."""
-        async with self._pool.acquire() as conn:
+        async with acquired(self._pool) as conn:
             for shard in self._appenders:
                 events = await stream_events(conn, shard, f"job/{job_id}")
                 if events:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 COMMAND_TIMEOUT_S = 15.0
 CONNECT_TIMEOUT_S = 5.0
+POOL_WAIT_S = 5.0
 _STALE_TERM = "CO001"
 # Connection lost, serialization or deadlock, out of resources, the operator intervened.
 _PASSING_CLASSES = ("08", "40", "53", "57", "58")
@@ -84,6 +85,17 @@ async def _keep(_connection: object) -> None:
     """Nobody changes a pooled session (no SET, LISTEN, session lock), so nothing is reset: asyncpg
     would spend a round trip on each release.
     """
+
+
+@contextlib.asynccontextmanager
+async def acquired(pool: Pool) -> AsyncIterator[Connection]:
+    """A connection of the pool for one block.
+
+    Raises Unavailable when Postgres is away or all connections stay busy, Fatal for a refusal.
+    """
+    with tree_errors():
+        async with pool.acquire(timeout=POOL_WAIT_S) as conn:
+            yield conn
 
 
 @contextlib.asynccontextmanager

@@ -35,9 +35,12 @@ class ModelPool:
 
     def __init__(self, *logs: ModelLog) -> None:
         self._logs = {log.shard: log for log in logs}
+        self.away = False
 
     @contextlib.asynccontextmanager
-    async def acquire(self) -> AsyncIterator[ModelPool]:
+    async def acquire(self, *, timeout: float) -> AsyncIterator[ModelPool]:  # noqa: ASYNC109
+        if self.away:
+            raise ConnectionRefusedError
         yield self
 
     async def fetch(self, sql: str, shard: int, stream: str, genesis: bytes):  # type: ignore[no-untyped-def]
@@ -68,8 +71,8 @@ class Billing:
         self.appender = ModelAppender(self.network.log, "billing")
         self.live = LiveJobs()
         appenders = {1: cast("LogAppender", self.appender)}
-        pool = ModelPool(self.network.network, self.network.log)
-        self.results = Results(appenders, pool, self.live)  # type: ignore[arg-type]
+        self.pool = ModelPool(self.network.network, self.network.log)
+        self.results = Results(appenders, self.pool, self.live)  # type: ignore[arg-type]
         self._tailed = 0
 
     async def start(self) -> Billing:
@@ -251,6 +254,17 @@ async def test_a_log_that_is_away_is_nobodys_fault() -> None:
     billing.appender.fail(Unavailable("Postgres is not available"))
     with pytest.raises(Unavailable):
         await billing.results.on_submit_result(billing.result(), "")
+    ack = await billing.results.on_submit_result(billing.result(), "")
+    assert ack.outcome == "result_sealed"
+
+
+async def test_a_log_that_cannot_be_read_is_asked_again_soon() -> None:
+    billing = await Billing().start()
+    billing.request(tailed=False)
+    billing.pool.away = True
+    with pytest.raises(Unavailable):
+        await billing.results.on_submit_result(billing.result(), "")
+    billing.pool.away = False
     ack = await billing.results.on_submit_result(billing.result(), "")
     assert ack.outcome == "result_sealed"
 
