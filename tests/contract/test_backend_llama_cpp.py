@@ -1,16 +1,14 @@
 """The adapter on llama.cpp: a real llama-cpp-python server with a tiny random model.
 
-Needs a Python with `llama-cpp-python[server]` and `gguf`: this one, or the one that the variable
-COCOON_TEST_LLAMA_CPP_PYTHON names. Skipped, saying so, where there is none.
+Needs a Python with `llama-cpp-python[server]` and `gguf`: what infra/llama-cpp-server.sh makes, or
+the one that the variable COCOON_TEST_LLAMA_CPP_PYTHON names. Skipped, saying so, where there is none.
 """
 
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import os
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -30,8 +28,8 @@ START_TRIES = 300
 
 def _python() -> str | None:
     named = os.environ.get("COCOON_TEST_LLAMA_CPP_PYTHON")
-    here = all(importlib.util.find_spec(name) for name in ("llama_cpp", "gguf"))
-    return named or (sys.executable if here else None)
+    made = Path(__file__).resolve().parents[2] / ".cocoon-llama"
+    return named or (str(made / "bin" / "python") if (made / ".complete").exists() else None)
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +37,8 @@ def llama_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     python = _python()
     if python is None:
         pytest.skip(
-            "llama-cpp-python[server] and gguf are not installed here; name a Python that has "
-            "them in COCOON_TEST_LLAMA_CPP_PYTHON"
+            "llama-cpp-python[server] is not built here; run infra/llama-cpp-server.sh once, or "
+            "name a Python that has it in COCOON_TEST_LLAMA_CPP_PYTHON"
         )
     folder = tmp_path_factory.mktemp("llama")
     model, port = folder / "tiny.gguf", free_port()

@@ -215,6 +215,24 @@ async def test_stream_ahead_of_the_log_halts_the_relay(
         await asyncio.wait_for(forked.run(), 10)
 
 
+async def test_an_answer_that_a_provider_has_sent_into_the_stream_does_not_stop_the_relay(
+    appender: LogAppender, database: Database, bus: Bus
+) -> None:
+    mine = bus.providers[0]
+    provider = await bus.connect(mine)
+    async with relaying(database, bus) as relay:
+        await append_many(appender, 0, 10)
+        await eventually(lambda: relay.positions[1] == 30)
+        await provider.publish(f"sealed.{mine}.any.0", b"x", reply="evt.1.job.x.funds_held")
+        await provider.flush()
+        async with asyncio.timeout(5):
+            while (await state(bus))["last_seq"] == 30:  # noqa: ASYNC110 - a server's state
+                await asyncio.sleep(0.01)
+        await append_many(appender, 100, 10)
+        await eventually(lambda: relay.positions[1] == 60, 5.0)
+    await assert_stream_equals_log(bus, database)
+
+
 # ---- the tail ----
 
 
