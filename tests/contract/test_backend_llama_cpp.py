@@ -1,7 +1,7 @@
 """The adapter on llama.cpp: a real llama-cpp-python server with a tiny random model.
 
 Needs a Python with `llama-cpp-python[server]` and `gguf`: what infra/llama-cpp-server.sh makes, or
-the one that the variable COCOON_TEST_LLAMA_CPP_PYTHON names. Skipped, saying so, where there is none.
+the one that COCOON_TEST_LLAMA_CPP_PYTHON names. Skipped, saying so, where there is none.
 """
 
 from __future__ import annotations
