@@ -10,7 +10,7 @@ import asyncio
 import base64
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
@@ -38,6 +38,7 @@ ACCOUNT_SHARDS = SHARDS[1:]
 DRAIN_S = 45.0
 _PAUSE_S = 0.1
 _IN_FLIGHT = 64
+_CATCH_UP_TRIES = 50
 
 
 async def reader(network: LiveNetwork) -> asyncpg.Connection[asyncpg.Record]:
@@ -116,7 +117,7 @@ async def collect(
         logs=logs,
         quiet=quiet,
         commands=commands,
-        streams={shard: await _messages(network, shard) for shard in SHARDS},
+        streams={shard: await _messages(network, shard, len(logs[shard])) for shard in SHARDS},
         ledgers=ledgers,
         calls=calls,
         canaries_found=found,
@@ -152,18 +153,25 @@ async def _ledger(conn: Connection, shard: int) -> LedgerTables:
     )
 
 
-async def _messages(network: LiveNetwork, shard: int) -> list[StreamMessage]:
-    """The whole stream, message by message, as the relay may read it."""
+async def _messages(network: LiveNetwork, shard: int, until: int) -> list[StreamMessage]:
+    """The stream, message by message, as the relay may read it, up to the snapshot's end.
+
+    Providers' keys change also in a quiet network. Only what is ahead of the log as it is now is
+    taken in beyond the snapshot: that is a violation.
+    """
     stream = subjects.events_stream(shard)
     nc = await connect(
         network.running.nats_url, network.folder.seed("billing"), "evidence",
         inbox_prefix("billing"),
     )  # fmt: skip
     try:
-        state = (await api(nc, f"STREAM.INFO.{stream}"))["state"]
+        state = await _caught_up(nc, stream, until)
         if not state["messages"]:
             return []
-        sequences = range(int(state["first_seq"]), int(state["last_seq"]) + 1)
+        last = int(state["last_seq"])
+        if last <= await _head(network, shard):
+            last = min(last, until)
+        sequences = range(int(state["first_seq"]), last + 1)
         found: list[StreamMessage] = []
         for start in range(0, len(sequences), _IN_FLIGHT):
             found += await asyncio.gather(
@@ -172,6 +180,24 @@ async def _messages(network: LiveNetwork, shard: int) -> list[StreamMessage]:
         return found
     finally:
         await close(nc)
+
+
+async def _caught_up(nc: Client, stream: str, until: int) -> dict[str, Any]:
+    """The stream's state, once it holds the snapshot's end or has had the time to."""
+    for _ in range(_CATCH_UP_TRIES):
+        state: dict[str, Any] = (await api(nc, f"STREAM.INFO.{stream}"))["state"]
+        if int(state["last_seq"]) >= until:
+            break
+        await asyncio.sleep(_PAUSE_S)
+    return state
+
+
+async def _head(network: LiveNetwork, shard: int) -> int:
+    conn = await reader(network)
+    try:
+        return (await head(conn, shard)).position
+    finally:
+        await conn.close(timeout=2)
 
 
 async def _message(nc: Client, stream: str, sequence: int) -> StreamMessage:
