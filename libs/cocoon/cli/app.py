@@ -6,7 +6,6 @@ import sys
 from typing import Any
 
 import typer
-from pydantic import ValidationError
 
 from cocoon import __version__
 from cocoon.cli import connect, fund, keys, replay, status, test, up
@@ -50,11 +49,20 @@ def main() -> None:
         sys.exit(error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
         sys.exit(130)
-    except ValidationError as error:  # a value that no message may carry
-        names = ", ".join(".".join(str(part) for part in e["loc"]) for e in error.errors())
-        print(f"cocoon: this value cannot be used: {names}", file=sys.stderr)
-        sys.exit(2)
+    except ValueError as error:
+        sys.exit(_refused_value(error))
     except CocoonError as error:
         print(f"cocoon: {error.message}", file=sys.stderr)
         sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _refused_value(error: ValueError) -> int:
+    """Name the fields that no message may carry. Any other ValueError goes on."""
+    from pydantic import ValidationError
+
+    if not isinstance(error, ValidationError):
+        raise error
+    names = ", ".join(".".join(str(part) for part in e["loc"]) for e in error.errors())
+    print(f"cocoon: this value cannot be used: {names}", file=sys.stderr)
+    return 2

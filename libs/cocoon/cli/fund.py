@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cocoon.cli.session import Data, Json, as_operator
-from cocoon.devnet.accounts import balance
-from cocoon.devnet.accounts import fund as credit
-from cocoon.devnet.folder import DataFolder, RunningNetwork
 from cocoon.kernel.errors import BadRequest
 from cocoon.kernel.money import format_ton, parse_ton
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
+
+    from cocoon.devnet.folder import DataFolder, RunningNetwork
 
 
 def fund(
@@ -42,6 +41,9 @@ def fund(
     async def work(
         nc: Client, running: RunningNetwork, _: DataFolder
     ) -> tuple[bool, dict[str, str]]:
+        from cocoon.devnet.accounts import balance
+        from cocoon.devnet.accounts import fund as credit
+
         shards = running.shards[1:]
         named = reference or f"cli-{secrets.token_hex(8)}"
         first = await credit(nc, account, amount_nanoton, named, shards)

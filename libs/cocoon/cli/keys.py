@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cocoon.bus.requests import ask
 from cocoon.cli.session import Data, Json, as_operator
-from cocoon.contracts import subjects
-from cocoon.contracts.messages import RevokeKeyRequest
-from cocoon.devnet.accounts import NewKey, create_key, new_account_id, open_account
-from cocoon.devnet.folder import DataFolder, RunningNetwork
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
+
+    from cocoon.devnet.accounts import NewKey
+    from cocoon.devnet.folder import DataFolder, RunningNetwork
 
 app = typer.Typer(
     help="Create, list and revoke API keys.", no_args_is_help=True, rich_markup_mode=None
@@ -34,6 +32,8 @@ def create(
     """Make a key. Its text is shown once and kept nowhere."""
 
     async def work(nc: Client, running: RunningNetwork, _: DataFolder) -> NewKey:
+        from cocoon.devnet.accounts import create_key, new_account_id, open_account
+
         account_id = account or new_account_id()
         if account is None:
             await open_account(nc, account_id, running.shards[1:])
@@ -54,6 +54,9 @@ def list_keys(data: Data = None, as_json: Json = False) -> None:
     """List keys by id: account, name, when made, when revoked. Never their text."""
 
     async def work(nc: Client, _: RunningNetwork, __: DataFolder) -> str:
+        from cocoon.bus.requests import ask
+        from cocoon.contracts import subjects
+
         return await ask(nc, subjects.gateway_keys("list"))
 
     answer = as_operator(data, work)
@@ -73,6 +76,10 @@ def revoke(
     """Revoke a key: it is refused from now on."""
 
     async def work(nc: Client, _: RunningNetwork, __: DataFolder) -> str:
+        from cocoon.bus.requests import ask
+        from cocoon.contracts import subjects
+        from cocoon.contracts.messages import RevokeKeyRequest
+
         return await ask(
             nc, subjects.gateway_keys("revoke"), RevokeKeyRequest(api_key_id=api_key_id)
         )

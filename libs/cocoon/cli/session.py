@@ -1,4 +1,7 @@
-"""What operators' commands share: the running network's folder and an operator's bus connection."""
+"""What operators' commands share: the running network's folder and an operator's bus connection.
+
+Commands import what they need when they run: a command that only prints should not wait for it.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,10 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from cocoon.bus.connection import close, connect
-from cocoon.bus.permissions import inbox_prefix
-from cocoon.devnet.folder import DataFolder, RunningNetwork, default_root
-from cocoon.telemetry.logs import configure_logs
-
 if TYPE_CHECKING:
     from nats.aio.client import Client
+
+    from cocoon.devnet.folder import DataFolder, RunningNetwork
 
 Data = Annotated[
     Path | None,
@@ -26,6 +26,8 @@ T = TypeVar("T")
 
 
 def folder_of(data: Path | None) -> DataFolder:
+    from cocoon.devnet.folder import DataFolder, default_root
+
     return DataFolder(data or default_root())
 
 
@@ -35,6 +37,11 @@ def as_operator(
     """Run `work` with an operator's connection. Raises ConfigurationError if nothing runs there."""
     folder = folder_of(data)
     running = folder.read_running()
+
+    from cocoon.bus.connection import close, connect
+    from cocoon.bus.permissions import inbox_prefix
+    from cocoon.telemetry.logs import configure_logs
+
     configure_logs("cli", "error")
 
     async def run() -> T:

@@ -8,16 +8,16 @@ import shlex
 import signal
 import sys
 import time
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cocoon.cli.session import Data, folder_of
-from cocoon.devnet.folder import DataFolder, RunningNetwork
-from cocoon.devnet.leftovers import end_leftovers
-from cocoon.devnet.network import Network, Options, check_backend
 from cocoon.kernel.errors import CocoonError
-from cocoon.telemetry.logs import configure_logs
+
+if TYPE_CHECKING:
+    from cocoon.devnet.folder import DataFolder, RunningNetwork
+    from cocoon.devnet.network import Options
 
 MODEL = "skills-1"
 
@@ -62,6 +62,10 @@ def up(
     ] = None,
 ) -> None:
     """Start the whole network on this machine and keep it running until Ctrl-C."""
+    from cocoon.devnet.leftovers import end_leftovers
+    from cocoon.devnet.network import Options, check_backend
+    from cocoon.telemetry.logs import configure_logs
+
     if backend is not None:
         check_backend(backend)
     folder = folder_of(data)
@@ -94,6 +98,8 @@ class _Progress:
 
 
 async def _run(folder: DataFolder, options: Options, as_json: bool) -> int:
+    from cocoon.devnet.network import Network
+
     say = _Progress(as_json)
     stop = asyncio.Event()
     for name in (signal.SIGINT, signal.SIGTERM):

@@ -1,0 +1,87 @@
+"""What a running network says about itself, in one look: for `cocoon status`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from cocoon.bus.requests import ask
+from cocoon.contracts import subjects
+from cocoon.contracts.messages import DirectoryRequest
+from cocoon.devnet.accounts import balance
+from cocoon.devnet.folder import RunningNetwork
+from cocoon.kernel.errors import CocoonError
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client
+
+TIMEOUT_S = 2.0
+
+
+async def collect(nc: Client, running: RunningNetwork) -> dict[str, Any]:
+    """Ask every service, the streams, the directory and the books; what is away is left out."""
+    async with httpx.AsyncClient(timeout=TIMEOUT_S, trust_env=False) as http:
+        services = dict(
+            zip(
+                running.observe_urls,
+                await asyncio.gather(
+                    *(_healthy(http, url) for url in running.observe_urls.values())
+                ),
+                strict=True,
+            )
+        )
+        streams = await _streams(http, running)
+    return {
+        "network_id": running.network_id,
+        "gateway": running.gateway_url,
+        "sidecar": running.sidecar_url,
+        "services": services,
+        "streams": streams,
+        "providers": await _providers(nc),
+        "account": await _account(nc, running),
+    }
+
+
+async def _healthy(http: httpx.AsyncClient, url: str) -> bool:
+    try:
+        return (await http.get(f"{url}/healthz")).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+async def _streams(http: httpx.AsyncClient, running: RunningNetwork) -> dict[str, int]:
+    try:
+        answer = await http.get(f"{running.nats_monitor_url}/jsz?streams=1")
+        details = answer.json()["account_details"][0]["stream_detail"]
+    except (httpx.HTTPError, KeyError, IndexError, ValueError):
+        return {}
+    return {
+        item["name"].removeprefix("EVENTS_"): item["state"]["last_seq"]
+        for item in details
+        if item["name"].startswith("EVENTS_")
+    }
+
+
+async def _providers(nc: Client) -> list[dict[str, Any]]:
+    try:
+        answer = json.loads(await ask(nc, subjects.DIRECTORY_REQUEST, DirectoryRequest()))
+    except CocoonError:
+        return []
+    found: dict[str, dict[str, Any]] = {}
+    for entry in answer["providers"]:
+        row = found.setdefault(
+            entry["provider_id"],
+            {"provider_id": entry["provider_id"], "models": [], **entry["load"]},
+        )
+        row["models"].append(entry["offer"]["name"])
+    return list(found.values())
+
+
+async def _account(nc: Client, running: RunningNetwork) -> dict[str, str]:
+    try:
+        return await balance(nc, running.account_id, running.shards[1:])
+    except CocoonError:
+        return {}
