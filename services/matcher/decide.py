@@ -122,7 +122,10 @@ _FAILURES = {
     "deadline_exceeded": (504, "no provider answered before the request's deadline"),
     "attempts_exhausted": (503, "three providers in turn failed this job; try again"),
 }
-_PROVIDER_LOST = (503, "the provider failed and no other of the request's candidates is free")
+_PROVIDER_LOST = (
+    503,
+    "the provider of this job failed and no other could take it; send the request again",
+)
 
 
 def failure_error(reason: str) -> ErrorBody:

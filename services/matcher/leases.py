@@ -21,8 +21,9 @@ from cocoon.contracts.events import (
     ResultRejected,
 )
 from cocoon.contracts.messages import CancelJob, DispatchReport, Heartbeat, MatchUpdate
+from cocoon.domain import matching
 from cocoon.domain.job import JobState, JobStatus
-from cocoon.domain.leasing import decide_expire_lease
+from cocoon.domain.leasing import decide_expire_lease, need_of
 from cocoon.eventlog.append import Appended, LogAppender
 from cocoon.kernel.clock import Clock, Randomness
 from cocoon.kernel.errors import CocoonError, Fatal
@@ -149,7 +150,27 @@ class Leases:
                 view.observe_first_token(int(waited_s * 1_000_000))
             return
         reason, may_rematch, failure = decide.refusal(report)
-        self.end(report.job_id, lease, reason, may_rematch=may_rematch, failure=failure)
+        slow = report.outcome == "silent" and self._is_only_slow(report.job_id, lease)
+        if not slow:
+            self.end(report.job_id, lease, reason, may_rematch=may_rematch, failure=failure)
+
+    def _is_only_slow(self, job_id: str, lease: Lease) -> bool:
+        """A dispatch unanswered so far, at a provider that is heard, with nobody else to take it.
+
+        Giving up would fail the job; the provider may still answer, and if the dispatch was lost,
+        no heartbeat names the job and the lease ends by itself.
+        """
+        now_s = self._clock.monotonic_s()
+        if not self._memory.is_alive(lease.match.provider_id, now_s):
+            return False
+        state = self._memory.jobs.get(job_id)
+        if state is None or state.request is None:
+            return True  # its match is still on its way to the log; the gateway waits for it anyway
+        request = state.request
+        candidates = self._memory.candidates(request.recipient_key_ids, request.model_id, now_s)
+        tried = frozenset((*state.tried, lease.match.provider_id))
+        need = need_of(request, self._clock.now_ms(), tried)
+        return isinstance(matching.choose(candidates, need, "00" * 32), matching.NoCandidate)
 
     def on_cancel(self, cancel: CancelJob) -> None:
         """The client has gone: the provider's receipt settles what it delivered, if one comes."""

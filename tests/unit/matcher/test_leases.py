@@ -78,7 +78,6 @@ async def test_a_dispatch_that_is_not_taken_goes_to_the_next_candidate(
     ("outcome", "code", "status", "told"),
     [
         ("busy", "none", 429, "providers_busy"),
-        ("silent", "none", 503, "provider_silent"),
         ("refused", "unknown_key", 409, "reseal"),
         ("refused", "wrong_policy", 409, "reseal"),
         ("refused", "expired", 409, "reseal"),
@@ -98,6 +97,16 @@ async def test_when_nobody_else_is_there_the_client_is_told_why_and_gets_its_mon
     assert world.memory.available_nanoton("acct_1") == 1_000_000
     assert world.leases.live == {}
     assert world.memory.providers[ALICE.id].live_jobs == set()
+
+
+async def test_a_slow_answer_of_the_only_provider_that_is_heard_fails_nothing() -> None:
+    world, _ = await running(ALICE)
+    world.report("job", "silent")
+    await world.settle()
+    assert world.types() == GRANTED
+    await world.sweep(4.0)  # and then it is heard no more
+    assert world.types() == [*GRANTED, "LeaseExpired", "JobFailed"]
+    assert expired(world).reason == "silent"
 
 
 async def test_an_envelope_that_cannot_be_opened_is_tried_nowhere_else() -> None:
@@ -298,7 +307,7 @@ async def test_a_zombie_ends_no_lease() -> None:
 async def test_three_providers_may_fail_a_job_and_no_more() -> None:
     world, _ = await running()
     for epoch in (1, 2, 3):
-        world.report("job", "silent", epoch=epoch)
+        world.report("job", "refused", "unknown_key", epoch=epoch)
         await world.settle()
     assert failure(world).reason == "attempts_exhausted"
     assert world.last().error is not None
