@@ -36,6 +36,7 @@ _POLL_S = 0.25  # how long a lost LISTEN can delay an event
 _ACK_TIMEOUT_S = 2.0
 _FIRST_RETRY_S, _LONGEST_RETRY_S = 0.02, 1.0
 _BATCH = 512
+_HASH = "ce-hash: "
 
 
 class Relay:
@@ -69,6 +70,11 @@ class Relay:
             await asyncio.gather(*tasks)
 
 
+def _is_foreign(headers: str) -> bool:
+    """Whether no relay wrote this: an acknowledgement, or a message that JetStream fetched."""
+    return _HASH not in headers or "Nats-Stream:" in headers
+
+
 async def _cancel_all(tasks: Sequence[asyncio.Task[None]]) -> None:
     for task in tasks:
         task.cancel()
@@ -85,7 +91,7 @@ class _ShardRelay:
         self._replicas, self._clock = replicas, clock
         self._stream = subjects.events_stream(shard)
         self._generation = ""  # acks of an earlier attempt are recognised and ignored
-        self._refused = False
+        self._refused_at = 0  # the first position that the broker refused, 0 for none
         self._more = True  # whether the log may hold events that were not sent
         self._silent_s = 0.0
         self._progress = asyncio.Event()
@@ -118,7 +124,7 @@ class _ShardRelay:
                 await conn.add_listener(f"log_{self.shard}", self._on_notify)
             last = await self._align(conn)
             prev_hash = await hash_at(conn, self.shard, last)
-            self.acked, self._refused, self._silent_s = last, False, 0.0
+            self.acked, self._refused_at, self._silent_s = last, 0, 0.0
             self._generation = secrets.token_hex(4)
             sent, self._more = last, True
             while True:
@@ -134,7 +140,7 @@ class _ShardRelay:
                         self._more = self._more or len(events) == room
                         continue
                 await self._wait(waits_for_ack=sent > self.acked)
-                if self._refused:
+                if self._refused_at:
                     raise Transient("the broker refused a position")
         finally:
             self._generation = ""
@@ -155,24 +161,34 @@ class _ShardRelay:
                 return 0
             await api(self._nc, f"STREAM.DELETE.{self._stream}")
             return await self._create(conn)
+        headers = await self._headers_at(last) if int(state["messages"]) else None
+        # What stands where a position was refused: later ones may have gone in behind it.
+        there = self._refused_at if 0 < self._refused_at < last else 0
+        found = [headers, await self._headers_at(there) if there else None]
+        if any(text is not None and _is_foreign(text) for text in found):
+            # Not a relay's: whoever may ask JetStream for anything names any subject for the
+            # answer. The stream is a copy, so it is made anew.
+            _log.error("foreign message in the stream", extra={"shard": self.shard})
+            await api(self._nc, f"STREAM.DELETE.{self._stream}")
+            return await self._create(conn)
         if last > (await head(conn, self.shard)).position:
             raise LogCorrupt(
                 f"{self._stream} holds sequence {last}, which the log does not; the database was"
                 " set back: restore it, or delete the stream once the loss is understood"
             )
-        if int(state["messages"]):
-            await self._compare(conn, last)
+        if headers is not None:
+            wanted = (await hash_at(conn, self.shard, last)).hex()
+            if f"{_HASH}{wanted}" not in headers:
+                raise LogCorrupt(f"{self._stream} and the log differ at position {last}")
         return last
 
-    async def _compare(self, conn: asyncpg.Connection[asyncpg.Record], last: int) -> None:
+    async def _headers_at(self, position: int) -> str | None:
+        """The message's headers, or None if it has expired meanwhile."""
         try:
-            found = await api(self._nc, f"STREAM.MSG.GET.{self._stream}", {"seq": last})
+            found = await api(self._nc, f"STREAM.MSG.GET.{self._stream}", {"seq": position})
         except (NotFound, Fatal):
-            return  # it has expired meanwhile: nothing is left to compare
-        headers = base64.b64decode(found["message"].get("hdrs", "")).decode()
-        wanted = (await hash_at(conn, self.shard, last)).hex()
-        if f"ce-hash: {wanted}" not in headers:
-            raise LogCorrupt(f"{self._stream} and the log differ at position {last}")
+            return None
+        return base64.b64decode(found["message"].get("hdrs", "")).decode("utf-8", "replace")
 
     async def _create(self, conn: asyncpg.Connection[asyncpg.Record]) -> int:
         first = await self._window_start(conn)
@@ -204,10 +220,10 @@ class _ShardRelay:
             accepted = "error" not in answer and int(answer["seq"]) == position
         except (ValueError, KeyError):
             accepted = False  # for example "no responders": JetStream is away
-        if accepted:
+        if accepted and not self._refused_at:
             self.acked = max(self.acked, position)
-        else:
-            self._refused = True
+        elif not accepted:
+            self._refused_at = min(position, self._refused_at or position)
         self._progress.set()
 
     def _on_notify(self, *_: object) -> None:
