@@ -185,7 +185,7 @@ def _alive(pid: int) -> bool:
 def test_a_folder_that_cannot_be_made_gets_a_sentence(home: Path) -> None:
     file = home / "file"
     file.write_text("mine")
-    for place in (file, file / "below", Path("/proc/cocoon"), Path("/dev/null/x")):
+    for place in (file, file / "below", Path("/proc/cocoon")):
         sentence = refused("--data", str(place))
         assert sentence.startswith(f"the data folder {place} cannot be made or written (")
         assert sentence.endswith("name another one with --data DIR")
