@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cocoon.kernel.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+_OPTIONS = {
+    "gateway_url": "--gateway",
+    "trust_file": "--trust",
+    "listen_port": "--port",
+    "state_dir": "--state",
+    "local_key": "--local-key",
+    "api_key": "--key",
+    "api_key_file": "--key",
+}
+_STREAM_PADDINGS = ("P1", "P2", "P3")
 
 
 def connect(
@@ -19,7 +33,9 @@ def connect(
     key: Annotated[
         str | None,
         typer.Option(
-            metavar="K", help="Your API key, or @FILE to read it from a file.",
+            metavar="K",
+            help="Your API key, or @FILE to read it from a file. Needed, unless every program that "
+            "calls sends its own key.",
             envvar="COCOON_API_KEY", show_envvar=True,
         ),
     ] = None,
@@ -35,16 +51,24 @@ def connect(
         str, typer.Option(help="Padding of streams: P1 (fixed cadence), P2 (batched), P3 (none).")
     ] = "P2",
     state: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Keeps what must never go back.")
+        Path | None, typer.Option(
+            metavar="DIR",
+            help="Remembers across restarts what must never go backwards: the policy's version, "
+            "the numbers of the collateral.",
+        ),
     ] = None,
 ) -> None:  # fmt: skip
     """Serve the OpenAI API on loopback: every prompt leaves this machine sealed."""
     from pydantic import ValidationError
 
+    from cocoon.client.network import check_options
     from cocoon.client.serve import run_sidecar
     from cocoon.client.settings import SidecarSettings
+    from cocoon.evidence.trust import load_trust
     from cocoon.telemetry.logs import configure_logs
 
+    if padding not in _STREAM_PADDINGS:
+        raise ConfigurationError(f"--padding is one of {', '.join(_STREAM_PADDINGS)}")
     values: dict[str, object] = {
         "gateway_url": gateway, "trust_file": trust, "listen_port": port,
         "stream_padding": padding, "state_dir": state, "local_key": local_key,
@@ -56,11 +80,21 @@ def connect(
     try:
         settings = SidecarSettings(**values)  # type: ignore[arg-type]
     except ValidationError as error:
-        names = ", ".join(str(part) for e in error.errors() for part in e["loc"])
-        raise ConfigurationError(f"wrong option: {names}") from None
+        raise ConfigurationError(_wrong(error)) from None
+    options = settings.network_options()
+    check_options(options)  # all of it before a port is bound: a wrong one is a sentence
+    load_trust(settings.trust_file)
     configure_logs("sidecar", settings.log_level)
 
     def on_ready(base_url: str) -> None:
         print(f"OpenAI endpoint: {base_url}   (Ctrl-C stops it)", file=sys.stderr, flush=True)
 
     run_sidecar(settings, on_ready)
+
+
+def _wrong(error: ValidationError) -> str:
+    """Each wrong option by its name, and what it may be. Never the value: it may be a key."""
+    return "; ".join(
+        f"{_OPTIONS.get(str(e['loc'][0]), str(e['loc'][0]))} cannot be this: {e['msg']}"
+        for e in error.errors(include_input=False)
+    )

@@ -46,7 +46,7 @@ def status(data: Data = None, as_json: Json = False) -> None:
         )
 
 
-async def _collect(nc: Client, running: RunningNetwork, _: DataFolder) -> dict[str, Any]:
+async def _collect(nc: Client, running: RunningNetwork, folder: DataFolder) -> dict[str, Any]:
     from cocoon.devnet.overview import collect
 
-    return await collect(nc, running)
+    return await collect(nc, running, folder)

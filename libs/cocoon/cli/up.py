@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shlex
 import signal
 import sys
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cocoon.cli.session import Data, folder_of
-from cocoon.kernel.errors import CocoonError
+from cocoon.kernel.errors import CocoonError, ConfigurationError
 
 if TYPE_CHECKING:
     from cocoon.devnet.folder import DataFolder, RunningNetwork
@@ -54,7 +55,8 @@ def up(
             metavar="S",
             min=12,
             max=200,
-            help="Seconds after which providers change their keys (default: ten minutes).",
+            help="For trials: seconds after which providers change their keys. Without it they do "
+            "so every ten minutes, as in production.",
         ),
     ] = None,
     otlp: Annotated[
@@ -68,6 +70,10 @@ def up(
 
     if backend is not None:
         check_backend(backend)
+    elif model is not None:
+        raise ConfigurationError(
+            "--model chooses among a backend's models; name the backend too, with --backend URL"
+        )
     folder = folder_of(data)
     configure_logs("cocoon", "error")
     with folder.lock():
@@ -124,7 +130,16 @@ async def _run(folder: DataFolder, options: Options, as_json: bool) -> int:
         stopping.cancel()
         say("stopping")
         await network.stop()
-        say("stopped; `./cocoon up` goes on from here, `./cocoon up --fresh` starts anew")
+        again = f"./cocoon up{_data(folder)}"
+        say(f"stopped; `{again}` goes on from here, `{again} --fresh` starts anew")
+
+
+def _data(folder: DataFolder) -> str:
+    """What a command must add to find this folder."""
+    from cocoon.devnet.folder import default_root
+
+    usual = folder.root == default_root().resolve()
+    return "" if usual else f" --data {shlex.quote(str(folder.root))}"
 
 
 def _announce(folder: DataFolder, running: RunningNetwork, as_json: bool, options: Options) -> None:
@@ -137,7 +152,6 @@ def _announce(folder: DataFolder, running: RunningNetwork, as_json: bool, option
     body = json.dumps(
         {"model": model, "messages": [{"role": "user", "content": "Reverse: cocoon"}]}
     )
-    data = "" if folder.root.name == ".cocoon" else f" --data {shlex.quote(str(folder.root))}"
     print(
         f"""
 The network is up.
@@ -152,9 +166,9 @@ Try it, from another terminal:
   curl -s {running.sidecar_url}/chat/completions -H 'Content-Type: application/json' \\
     -d {shlex.quote(body)}
 
-  {shlex.quote(sys.executable)} -c {shlex.quote(_python(running.sidecar_url, model))}
+  {shlex.quote(sys.executable)} -c "{_python(running.sidecar_url, model)}"
 
-  ./cocoon status{data}
+  ./cocoon status{_data(folder)}
 
 Ctrl-C stops everything.""",
         flush=True,
@@ -162,11 +176,13 @@ Ctrl-C stops everything.""",
 
 
 def _python(url: str, model: str) -> str:
-    """A streamed answer through the stock client, as one line to paste."""
+    """A streamed answer through the stock client, as one line to paste between double quotes."""
+    # a sign that a shell or Python takes for more than text is written as its number
+    name = re.sub(r"[^\w./:@+-]", lambda sign: f"\\U{ord(sign[0]):08x}", model)
     question = "[dict(role='user', content='Count from 1 to 20')]"
     return (
         f"import openai; c = openai.OpenAI(base_url='{url}', api_key='any'); "
         "[print(e.choices[0].delta.content or '', end='', flush=True) "
-        f"for e in c.chat.completions.create(model='{model}', messages={question}, stream=True)]; "
+        f"for e in c.chat.completions.create(model='{name}', messages={question}, stream=True)]; "
         "print()"
     )

@@ -38,9 +38,9 @@ class NetworkOptions:
     """
 
     gateway_url: str
-    trust: TrustAnchors | Path
+    trust: TrustAnchors | Path | str
     api_key: str | None = field(default=None, repr=False)
-    state_dir: Path | None = None
+    state_dir: Path | str | None = None
     assurances: Collection[Assurance] | None = None
     body_profile: Profile = Profile.P0
     stream_profile: Profile = Profile.P2
@@ -61,8 +61,12 @@ class Network:
         trust = (
             options.trust if isinstance(options.trust, TrustAnchors) else load_trust(options.trust)
         )
-        _check(options)
-        self._http = httpx.AsyncClient(limits=_CONNECTIONS, follow_redirects=False)
+        check_options(options)
+        self._http = httpx.AsyncClient(
+            limits=_CONNECTIONS,
+            follow_redirects=False,
+            trust_env=False,  # no proxy sees the API key, no .netrc replaces it
+        )
         self.gateway = Gateway(options.gateway_url, self._http)
         keeper = TrustKeeper(trust, clock=options.clock, state_dir=options.state_dir)
         self._directory = Directory(
@@ -89,8 +93,12 @@ class Network:
         await self._http.aclose()
 
 
-def _check(options: NetworkOptions) -> None:
-    url = httpx.URL(options.gateway_url)
+def check_options(options: NetworkOptions) -> None:
+    """Raises ConfigurationError for an address or a padding that cannot work."""
+    try:
+        url = httpx.URL(options.gateway_url)
+    except httpx.InvalidURL:
+        url = httpx.URL()
     if url.scheme not in ("http", "https") or not url.host:
         raise ConfigurationError(
             f"{options.gateway_url!r} is not a gateway's address; write it like "

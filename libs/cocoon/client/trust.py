@@ -65,10 +65,12 @@ class _State(Contract):
 class TrustKeeper:
     """Verifies evidence off the loop, at most two at a time, and remembers what it found."""
 
-    def __init__(self, trust: TrustAnchors, *, clock: Clock, state_dir: Path | None = None) -> None:
+    def __init__(
+        self, trust: TrustAnchors, *, clock: Clock, state_dir: Path | str | None = None
+    ) -> None:
         self.trust = trust
         self._clock = clock
-        self._path = None if state_dir is None else state_dir / _STATE_FILE
+        self._path = None if state_dir is None else Path(state_dir) / _STATE_FILE
         self._state = self._load()
         self._verdicts: OrderedDict[bytes, tuple[int, Attested | Refused]] = OrderedDict()
         self._threads = asyncio.Semaphore(_VERIFYING_THREADS)

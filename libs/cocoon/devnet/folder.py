@@ -162,6 +162,14 @@ class DataFolder:
         fresh.write_text(json.dumps(pids, indent=1), encoding="utf-8")
         fresh.replace(self.processes)
 
+    def read_processes(self) -> dict[str, int | None]:
+        """The last record of who runs as which process; empty without one."""
+        try:
+            recorded = json.loads(self.processes.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return dict(recorded) if isinstance(recorded, dict) else {}
+
     def write_running(self, network: RunningNetwork) -> None:
         fresh = self.running.with_suffix(".new")
         fresh.write_text(json.dumps(network.model_dump(mode="json"), indent=1), encoding="utf-8")

@@ -69,9 +69,13 @@ class Options:
     key_epoch_s: float | None = None
 
 
-def _port(asked: int | None, usual: int, what: str, option: str) -> int:
+def _port(asked: int | None, usual: int, what: str, option: str, say: Callable[[str], None]) -> int:
+    if asked is None and is_free(usual):
+        return usual
     if asked is None:
-        return usual if is_free(usual) else free_port()
+        port = free_port()
+        say(f"port {usual} is taken; the {what} listens on {port}")
+        return port
     if asked and not is_free(asked):
         raise ConfigurationError(
             f"port {asked} for the {what} is taken by another program; stop that one, or name "
@@ -90,13 +94,13 @@ class Network:
         self._nats: NatsServer | None = None
         self._restarts: dict[str, deque[float]] = {}
         self._gateway_port = _port(
-            options.gateway_port, DEFAULT_GATEWAY_PORT, "gateway", "--gateway-port"
+            options.gateway_port, DEFAULT_GATEWAY_PORT, "gateway", "--gateway-port", say
         )
         self._sidecar_port = _port(
-            options.sidecar_port, DEFAULT_SIDECAR_PORT, "sidecar", "--sidecar-port"
+            options.sidecar_port, DEFAULT_SIDECAR_PORT, "sidecar", "--sidecar-port", say
         )
         self._providers = provider_names(options.providers)
-        self._account_id = ""
+        self._account_id, self._network_id = "", ""
 
     # ---- start ----
 
@@ -121,7 +125,8 @@ class Network:
         await self._first_account()
         self._say("starting the sidecar")
         await asyncio.gather(self._service("sidecar").start(), self._until_listed())
-        running = self._running(identity.network_id)
+        self._network_id = identity.network_id
+        running = self._running()
         self._folder.write_running(running)
         self._record()
         return running
@@ -261,7 +266,7 @@ class Network:
     def sidecar_url(self) -> str:
         return f"http://127.0.0.1:{self._sidecar_port}/v1"
 
-    def _running(self, network_id: str) -> RunningNetwork:
+    def _running(self) -> RunningNetwork:
         assert self._nats is not None  # noqa: S101 - started first
         observe = {
             name: f"http://127.0.0.1:{child.ready['observe_port']}"
@@ -269,7 +274,7 @@ class Network:
             if child.ready.get("observe_port")
         }
         return RunningNetwork(
-            network_id=network_id,
+            network_id=self._network_id,
             gateway_url=self.gateway_url,
             sidecar_url=self.sidecar_url,
             nats_url=self._nats.url,
@@ -302,6 +307,7 @@ class Network:
                     self._say(f"the {name} has stopped; starting it again (log: {child.log_file})")
                     await child.start()
                     self._record()
+                    self._folder.write_running(self._running())  # it observes elsewhere now
 
     def _count(self, name: str, now_s: float, log: Path) -> None:
         recent = self._restarts.setdefault(name, deque(maxlen=RESTARTS))

@@ -7,12 +7,13 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import psutil
 
 from cocoon.bus.requests import ask
 from cocoon.contracts import subjects
 from cocoon.contracts.messages import DirectoryRequest
 from cocoon.devnet.accounts import balance
-from cocoon.devnet.folder import RunningNetwork
+from cocoon.devnet.folder import DataFolder, RunningNetwork
 from cocoon.kernel.errors import CocoonError
 
 if TYPE_CHECKING:
@@ -21,18 +22,17 @@ if TYPE_CHECKING:
 TIMEOUT_S = 2.0
 
 
-async def collect(nc: Client, running: RunningNetwork) -> dict[str, Any]:
+async def collect(nc: Client, running: RunningNetwork, folder: DataFolder) -> dict[str, Any]:
     """Ask every service, the streams, the directory and the books; what is away is left out."""
     async with httpx.AsyncClient(timeout=TIMEOUT_S, trust_env=False) as http:
-        services = dict(
-            zip(
-                running.observe_urls,
-                await asyncio.gather(
-                    *(_healthy(http, url) for url in running.observe_urls.values())
-                ),
-                strict=True,
-            )
-        )
+        urls = {
+            **running.observe_urls,
+            "sidecar": running.sidecar_url.removesuffix("/v1"),
+            "nats": running.nats_monitor_url,
+        }
+        states = await asyncio.gather(*(_healthy(http, url) for url in urls.values()))
+        services = dict(zip(urls, states, strict=True))
+        services["postgres"] = _lives(folder.read_processes().get("postgres"))
         streams = await _streams(http, running)
     return {
         "network_id": running.network_id,
@@ -52,17 +52,25 @@ async def _healthy(http: httpx.AsyncClient, url: str) -> bool:
         return False
 
 
+def _lives(pid: int | None) -> bool:
+    try:
+        return pid is not None and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
 async def _streams(http: httpx.AsyncClient, running: RunningNetwork) -> dict[str, int]:
     try:
         answer = await http.get(f"{running.nats_monitor_url}/jsz?streams=1")
         details = answer.json()["account_details"][0]["stream_detail"]
     except (httpx.HTTPError, KeyError, IndexError, ValueError):
         return {}
-    return {
-        item["name"].removeprefix("EVENTS_"): item["state"]["last_seq"]
+    heads = {
+        int(item["name"].removeprefix("EVENTS_")): int(item["state"]["last_seq"])
         for item in details
         if item["name"].startswith("EVENTS_")
     }
+    return {str(shard): heads[shard] for shard in sorted(heads)}
 
 
 async def _providers(nc: Client) -> list[dict[str, Any]]:

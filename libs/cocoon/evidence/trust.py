@@ -97,10 +97,10 @@ class _TrustDocument(Contract):
     log_key: Hex32
 
 
-def load_trust(path: Path) -> TrustAnchors:
+def load_trust(path: Path | str) -> TrustAnchors:
     """Read the trust file that `--trust FILE` names. Raises ConfigurationError with a remedy."""
     try:
-        data = path.read_bytes()
+        data = Path(path).read_bytes()
     except OSError as error:
         raise ConfigurationError(
             f"the trust file {path} cannot be read ({error.strerror}); name the network's file"
