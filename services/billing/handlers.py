@@ -208,6 +208,9 @@ class Operator:
             return await self._credit(CreditRequest.model_validate_json(body))
         if verb == "balance":
             return await self._balance(OpenAccountRequest.model_validate_json(body).account_id)
+        if verb == "account":
+            asked = OpenAccountRequest.model_validate_json(body)
+            return _json({"opened": (await self._account(asked.account_id)).opened})
         if verb == "unpark":
             stream = str(canonical.loads_object(body, strict=False).get("stream", ""))
             return _json({"events": await self._ledger.unpark(stream)})

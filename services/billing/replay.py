@@ -2,6 +2,7 @@
 
 One REPEATABLE READ snapshot; density and hash chain row by row; the derived and the live tables
 go through the same function. Exit 0: equal. 1: different. 2: the log is corrupt or unreadable.
+64: wrong usage.
 It never writes.
 """
 
@@ -17,7 +18,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from cocoon.contracts.commands import decode_command
 from cocoon.contracts.envelope import StoredEvent
@@ -25,16 +26,16 @@ from cocoon.domain import decide as domain
 from cocoon.domain.decide import State
 from cocoon.domain.job import JobState
 from cocoon.domain.ledger import postings
-from cocoon.eventlog.connection import connect
+from cocoon.eventlog.connection import connect, tree_errors
 from cocoon.eventlog.read import checkpoint, head, read, read_commands, stream_events
-from cocoon.kernel.errors import CocoonError, LogCorrupt
+from cocoon.kernel.errors import BadRequest, CocoonError, LogCorrupt
 from services.billing.decide import project
 from services.billing.handlers import LEDGER_CONSUMER
 
 if TYPE_CHECKING:
     from cocoon.eventlog.connection import Connection
 
-EQUAL, DIFFERENT, CORRUPT = 0, 1, 2
+EQUAL, DIFFERENT, CORRUPT, WRONG_USAGE = 0, 1, 2, 64
 POSITIONS_SHOWN = 20
 MAX_DIFFERENCES = 20
 BATCH = 1024
@@ -276,16 +277,29 @@ async def _explain(
 async def replay(
     dsn: str, shards: Sequence[int], first: int, last: int | None, *, decisions: bool
 ) -> list[Report]:
-    """Replay each shard in one snapshot. Raises LogCorrupt, or Unavailable without Postgres."""
+    """Replay each shard in one snapshot. Raises LogCorrupt, BadRequest for a shard that
+    is not there, Unavailable without Postgres.
+    """
     conn = await connect(dsn, "cocoon-replay")
     try:
         async with conn.transaction(isolation="repeatable_read", readonly=True):
+            await _check_shards(conn, shards)
             return [
                 await replay_shard(conn, shard, first, last, decisions=decisions)
                 for shard in shards
             ]
     finally:
         await conn.close(timeout=5)
+
+
+async def _check_shards(conn: Connection, shards: Sequence[int]) -> None:
+    with tree_errors():
+        rows = await conn.fetch("SELECT shard FROM log.head ORDER BY shard")
+    known = [int(row["shard"]) for row in rows]
+    unknown = ", ".join(str(shard) for shard in shards if shard not in known)
+    if known and unknown:
+        there = ", ".join(map(str, known))
+        raise BadRequest(f"there is no shard {unknown}; this network has {there}")
 
 
 def _print(reports: Sequence[Report], as_json: bool) -> int:
@@ -312,23 +326,36 @@ def _as_dict(report: Report) -> dict[str, object]:
     return {name: getattr(report, name) for name in Report.__slots__}
 
 
+class _Parser(argparse.ArgumentParser):
+    """Wrong usage ends with its own code: argparse's 2 would read as a corrupt log."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(WRONG_USAGE, f"cannot replay: {message}\n")
+
+
+def _shards(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+_shards.__name__ = "list of shards"  # argparse names it in its sentence
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """`python -m services.billing.replay`: see --help. The DSN comes from the environment."""
-    parser = argparse.ArgumentParser(prog="cocoon replay", description=__doc__)
+    parser = _Parser(prog="cocoon replay", description=__doc__)
     parser.add_argument("--verify", action="store_true", help="compare with the live tables")
     parser.add_argument("--decisions", action="store_true", help="make every decision again")
     parser.add_argument("--from", dest="first", type=int, default=1, metavar="N")
     parser.add_argument("--to", dest="last", type=int, default=None, metavar="M")
-    parser.add_argument("--shards", default="0,1")
+    parser.add_argument("--shards", type=_shards, default=[0, 1], metavar="0,1")
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args(arguments)
     dsn_file = Path(os.environ["COCOON_REPLAY_POSTGRES_DSN_FILE"])
-    shards = [int(text) for text in chosen.shards.split(",")]
     try:
         reports = asyncio.run(
             replay(
                 dsn_file.read_text(encoding="utf-8").strip(),
-                shards,
+                chosen.shards,
                 chosen.first,
                 chosen.last,
                 decisions=chosen.decisions,
@@ -337,6 +364,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LogCorrupt as error:
         print(f"the log is corrupt: {error.message}")  # noqa: T201
         return CORRUPT
+    except BadRequest as error:
+        print(f"cannot replay: {error.message}", file=sys.stderr)  # noqa: T201
+        return WRONG_USAGE
     except CocoonError as error:
         print(f"cannot replay: {error.message}")  # noqa: T201
         return CORRUPT

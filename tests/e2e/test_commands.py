@@ -49,6 +49,10 @@ def test_a_key_is_made_listed_used_and_revoked_at_once(
     told = json.loads(network.cli("keys", "list", "--json").stdout)["keys"]
     assert next(k for k in told if k["api_key_id"] == key_id[0])["revoked_ms"]
     assert get(network, "/v1/balance").status_code == 200
+    assert "fund" not in made.stdout
+    nobody = network.cli("keys", "create", "--account", "acct_nope")
+    assert (nobody.returncode, nobody.stdout) == (1, "")
+    assert nobody.stderr.startswith("cocoon: there is no account acct_nope")
     unknown = network.cli("keys", "revoke", "key_000000000000")
     assert (unknown.returncode, unknown.stdout) == (1, "")
     assert unknown.stderr.startswith("cocoon: ")
@@ -90,7 +94,9 @@ def test_status_says_what_runs_to_people_and_programs(network: LiveNetwork, side
     text = network.cli("status")
     assert text.returncode == 0
     assert "DOWN" not in text.stdout
-    for name in ("attestation", "billing", "matcher", "gateway", "provider"):
+    for name in (
+        "attestation", "billing", "matcher", "gateway", "provider", "sidecar", "nats", "postgres",
+    ):  # fmt: skip
         assert re.search(rf"  {name} +up\n", text.stdout)
     told = json.loads(network.cli("status", "--json").stdout)
     assert set(told["services"].values()) == {True}
@@ -115,6 +121,10 @@ def test_replay_agrees_and_finds_a_forged_balance(network: LiveNetwork, sidecar:
     equal = network.cli("replay", "--verify", "--decisions")
     assert equal.returncode == 0, equal.stdout + equal.stderr
     assert equal.stdout.endswith("equal\n")
+    for shards, said in (("9", "there is no shard 9; this network has 0, 1"), ("x", "--shards")):
+        wrong = network.cli("replay", "--shards", shards)
+        assert (wrong.returncode, wrong.stdout) == (64, "")
+        assert said in wrong.stderr
     account = f"client:{network.running.account_id}"
     row = f"shard = 1 AND account = '{account}'"
     try:

@@ -26,9 +26,7 @@ app.command("connect")(connect.connect)
 app.command("status")(status.status)
 app.command("fund")(fund.fund)
 app.add_typer(keys.app, name="keys")
-app.command("replay", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
-    replay.replay
-)
+app.command("replay")(replay.replay)
 app.command("test", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
     test.test
 )
@@ -41,12 +39,17 @@ def version() -> None:
 
 
 def main() -> None:
-    """Run the command. A refusal is a sentence on stderr and exit code 1; a wrong call is 2."""
+    """Run the command. A refusal is a sentence on stderr and exit code 1; a wrong call is 2.
+
+    A wrong call of `replay` is 64: its 2 says that the log is corrupt.
+    """
     try:
         code = app(prog_name="cocoon", standalone_mode=False)
     except _WRONG_CALL as error:
         error.show()
-        sys.exit(error.exit_code)
+        context = getattr(error, "ctx", None)
+        of_replay = context is not None and context.info_name == "replay"
+        sys.exit(replay.WRONG_USAGE if of_replay else error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
         sys.exit(130)
     except ValueError as error:

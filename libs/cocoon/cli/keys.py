@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cocoon.cli.session import Data, Json, as_operator
+from cocoon.cli.session import Data, Json, as_operator, data_hint, folder_of
+from cocoon.kernel.errors import NotFound
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -32,11 +33,16 @@ def create(
     """Make a key. Its text is shown once and kept nowhere."""
 
     async def work(nc: Client, running: RunningNetwork, _: DataFolder) -> NewKey:
-        from cocoon.devnet.accounts import create_key, new_account_id, open_account
+        from cocoon.devnet.accounts import create_key, is_open, new_account_id, open_account
 
         account_id = account or new_account_id()
         if account is None:
             await open_account(nc, account_id, running.shards[1:])
+        elif not await is_open(nc, account_id, running.shards[1:]):
+            raise NotFound(
+                f"there is no account {account_id}; without --account the key gets a new one",
+                code="account_not_found",
+            )
         return await create_key(nc, account_id, label[:64])
 
     key = as_operator(data, work)
@@ -45,8 +51,11 @@ def create(
         print(json.dumps(value))
         return
     print(f"{key.text}\n\n  id {key.api_key_id}, account {key.account_id}")
+    if account is not None:
+        print("  This is the only time it is shown.")
+        return
     print("  This is the only time it is shown. Add funds with:")
-    print(f"  ./cocoon fund {key.account_id} 1")
+    print(f"  ./cocoon fund {key.account_id} 1{data_hint(folder_of(data))}")
 
 
 @app.command("list")

@@ -6,6 +6,7 @@ Commands import what they need when they run: a command that only prints should 
 from __future__ import annotations
 
 import asyncio
+import shlex
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -29,6 +30,14 @@ def folder_of(data: Path | None) -> DataFolder:
     from cocoon.devnet.folder import DataFolder, default_root
 
     return DataFolder(data or default_root())
+
+
+def data_hint(folder: DataFolder) -> str:
+    """What a command must add to find this folder."""
+    from cocoon.devnet.folder import default_root
+
+    usual = folder.root == default_root().resolve()
+    return "" if usual else f" --data {shlex.quote(str(folder.root))}"
 
 
 def as_operator(

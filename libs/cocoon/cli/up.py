@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cocoon.cli.session import Data, folder_of
+from cocoon.cli.session import Data, data_hint, folder_of
 from cocoon.kernel.errors import CocoonError, ConfigurationError
 
 if TYPE_CHECKING:
@@ -130,16 +130,8 @@ async def _run(folder: DataFolder, options: Options, as_json: bool) -> int:
         stopping.cancel()
         say("stopping")
         await network.stop()
-        again = f"./cocoon up{_data(folder)}"
+        again = f"./cocoon up{data_hint(folder)}"
         say(f"stopped; `{again}` goes on from here, `{again} --fresh` starts anew")
-
-
-def _data(folder: DataFolder) -> str:
-    """What a command must add to find this folder."""
-    from cocoon.devnet.folder import default_root
-
-    usual = folder.root == default_root().resolve()
-    return "" if usual else f" --data {shlex.quote(str(folder.root))}"
 
 
 def _announce(folder: DataFolder, running: RunningNetwork, as_json: bool, options: Options) -> None:
@@ -168,7 +160,7 @@ Try it, from another terminal:
 
   {shlex.quote(sys.executable)} -c "{_python(running.sidecar_url, model)}"
 
-  ./cocoon status{_data(folder)}
+  ./cocoon status{data_hint(folder)}
 
 Ctrl-C stops everything.""",
         flush=True,

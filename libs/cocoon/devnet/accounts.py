@@ -55,6 +55,16 @@ async def open_account(nc: Client, account_id: str, shards: Sequence[int]) -> No
     )
 
 
+async def is_open(nc: Client, account_id: str, shards: Sequence[int]) -> bool:
+    """Whether the account was ever opened."""
+    answer = await ask(
+        nc,
+        subjects.billing(shard_of(account_id, shards), "account"),
+        OpenAccountRequest(account_id=account_id),
+    )
+    return bool(json.loads(answer)["opened"])
+
+
 async def fund(
     nc: Client, account_id: str, amount_nanoton: int, reference: str, shards: Sequence[int]
 ) -> bool:

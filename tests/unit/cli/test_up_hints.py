@@ -11,7 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from cocoon.cli.app import app
-from cocoon.cli.up import _data, _python
+from cocoon.cli.session import data_hint
+from cocoon.cli.up import _python
 from cocoon.devnet.folder import DataFolder
 from cocoon.devnet.network import Network, Options
 from cocoon.kernel.errors import ConfigurationError
@@ -41,9 +42,9 @@ def test_hints_name_the_folder_unless_it_is_the_usual_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COCOON_ROOT", str(tmp_path))
-    assert _data(DataFolder(tmp_path / ".cocoon")) == ""
+    assert data_hint(DataFolder(tmp_path / ".cocoon")) == ""
     other = tmp_path / "a b" / ".cocoon"
-    assert shlex.split(_data(DataFolder(other))) == ["--data", str(other)]
+    assert shlex.split(data_hint(DataFolder(other))) == ["--data", str(other)]
 
 
 def test_a_usual_port_that_is_taken_is_said(
