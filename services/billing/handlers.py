@@ -191,6 +191,8 @@ class Operator:
             failed: CocoonError = BadRequest(f"the request is not of its form: {fields}")
         except CocoonError as error:
             failed = error
+        except ValueError:
+            failed = BadRequest("the request is not JSON of the form that this verb takes")
         return Reply(
             ok=False,
             error=ErrorBody(

@@ -254,7 +254,7 @@ class JobRun:
         try:
             record = await jobs.read_job(self._gateway.pool, self._shard, self._job_id)
             view = jobs.view(record, request.key.account_id, request.req_hash)
-        except CocoonError as error:
+        except Exception as error:
             log.warning("job_lookup_failed", job_id=self._job_id, exc_info=error)
             view = act.LogView(None)
         self._box.put(view)

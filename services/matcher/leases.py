@@ -54,6 +54,7 @@ class Lease:
     traceparent: str
     deadline_s: float  # monotonic, renewed by heartbeats
     matched_at_s: float
+    renewed_at_s: float  # when a heartbeat last named the job
     committed: asyncio.Event = field(default_factory=asyncio.Event)
     began: bool = False
     cancelled_at_s: float | None = None
@@ -91,6 +92,7 @@ class Leases:
             traceparent=traceparent,
             deadline_s=now_s + match.lease_ttl_ms / 1000,
             matched_at_s=now_s,
+            renewed_at_s=now_s,
         )
         self.live[match.job_id] = lease
         self._memory.providers[match.provider_id].live_jobs.add(match.job_id)
@@ -133,7 +135,9 @@ class Leases:
             if lease is None or lease.match.provider_id != beat.provider_id:
                 continue
             if running.get(job_id) == lease.match.epoch:
-                lease.deadline_s = now_s + lease.match.lease_ttl_ms / 1000
+                if now_s - lease.matched_at_s < self._settings.lease_limit_s:
+                    lease.renewed_at_s = now_s
+                    lease.deadline_s = now_s + lease.match.lease_ttl_ms / 1000
             elif restarted:
                 self.end(job_id, lease, "gone", may_rematch=not lease.began)
 
@@ -205,7 +209,11 @@ class Leases:
         grace_s = self._settings.cancel_grace_s
         for job_id, lease in tuple(self.live.items()):
             provider_id = lease.match.provider_id
-            if lease.cancelled_at_s is not None and now_s - lease.cancelled_at_s > grace_s:
+            # While heartbeats name the job, its receipt is to come: what was delivered is paid.
+            if (
+                lease.cancelled_at_s is not None
+                and now_s - max(lease.cancelled_at_s, lease.renewed_at_s) > grace_s
+            ):
                 self.end(job_id, lease, "expired", may_rematch=False)
             elif now_s > lease.deadline_s:
                 self.end(job_id, lease, "expired", may_rematch=not lease.began)

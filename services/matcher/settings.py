@@ -20,6 +20,7 @@ class MatcherSettings(BaseSettings):
     shard: Annotated[int, Field(ge=1, le=1024)] = 1
     fee_bps: Annotated[int, Field(ge=0, le=10_000)] = 500
     lease_ttl_ms: Annotated[int, Field(ge=500, le=600_000)] = 10_000
+    lease_limit_s: Annotated[float, Field(gt=0)] = 3600.0  # no heartbeat renews a lease for longer
     provider_silence_s: Annotated[float, Field(gt=0)] = 3.0
     cancel_grace_s: Annotated[float, Field(gt=0)] = 5.0
     sweep_s: Annotated[float, Field(gt=0)] = 0.1

@@ -71,9 +71,15 @@ class Submitter:
         return item
 
     async def submit(self, head: SpoolHead, response: bytes) -> bool:
-        """One attempt. Returns whether INGRESS has it."""
+        """One attempt. Returns whether INGRESS has it.
+
+        A SEALED that takes nothing costs late readers their copy; it must not cost the payment.
+        """
         try:
             await put_sealed(self._js, self._provider_id, response)
+        except CocoonError as error:
+            _log.warning("response_not_kept", job_id=head.job_id, epoch=head.epoch, code=error.code)
+        try:
             traceparent = inject()  # the job's, on the first attempt
             await publish_durable(
                 self._js, subjects.submit_result(self._provider_id), self._message(head),

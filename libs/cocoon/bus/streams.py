@@ -74,7 +74,7 @@ def sealed_config(replicas: int = 1) -> dict[str, Any]:
         "max_msgs_per_subject": 1,
         "max_bytes": 4 * 1024 * 1024 * 1024,
         "duplicate_window": 120 * _NS,
-        "discard": "new",
+        "discard": "old",
         "allow_direct": True,
     }
 
