@@ -25,6 +25,10 @@ MAX_DRAINED_BYTES: Final = 64 * 1024 * 1024
 DRAIN_S: Final = 5.0
 
 
+class _Ended(TooLarge):
+    """Too large, and read to its end: there is nothing left to drain."""
+
+
 class _Gone(Exception):
     """The caller left before its request was whole."""
 
@@ -68,7 +72,8 @@ class Sidecar:
         except _Gone:
             return
         except CocoonError as error:
-            await _drain(receive)
+            if not isinstance(error, _Ended):
+                await _drain(receive)
             # what is left of the body is not read, so the connection cannot be used again
             await _send(error_answer(error), send, extra=((b"connection", b"close"),))
             return
@@ -139,7 +144,7 @@ async def _read_body(headers: dict[str, str], receive: Receive) -> bytes:
                     raise _Gone
                 body += message.get("body", b"")
                 if len(body) > MAX_BODY_BYTES:
-                    raise too_large
+                    raise too_large if message.get("more_body") else _Ended(too_large.message)
                 if not message.get("more_body"):
                     return bytes(body)
     except TimeoutError:
