@@ -7,15 +7,17 @@ gives none with a stream (llama-cpp-python's) is asked for whole answers instead
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-import httpx
+import aiohttp
 
-from cocoon.chat import Capabilities, ChatRequest, TokenLogprob, TokenUsage
+from cocoon.chat import Capabilities, ChatRequest, to_json
 from cocoon.kernel.errors import (
     BadRequest,
     CocoonError,
@@ -23,14 +25,19 @@ from cocoon.kernel.errors import (
     RateLimited,
     Unavailable,
 )
-from services.provider.backends.base import Ended, Output, Piece, Started, prompt_too_long
+from services.provider.backends.base import Ended, Output, Started, prompt_too_long
+from services.provider.backends.openai_answers import ended, failed, named, piece
 
 MAX_LINE_BYTES: Final = 1024 * 1024
 MAX_ERROR_BYTES: Final = 64 * 1024
 MAX_WHOLE_BYTES: Final = 64 * 1024 * 1024
-_PATH: Final = "/v1/chat/completions"
+CONNECT_TIMEOUT_S: Final = 5.0
+HEALTH_TIMEOUT_S: Final = 5.0
+KEEPALIVE_S: Final = 4.0  # less than uvicorn's 5: a connection must not close as it is used again
 _STREAMED: Final = {"stream": True, "stream_options": {"include_usage": True}}
 _LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
+# TimeoutError: only aiohttp's own, for a deadline of the caller arrives here as a cancellation
+_BROKEN: Final = (aiohttp.ClientError, TimeoutError, OSError)
 _PASSED_ON: Final = (
     "frequency_penalty", "presence_penalty", "logit_bias", "logprobs", "top_logprobs", "seed",
     "stop", "temperature", "top_p",
@@ -64,15 +71,16 @@ class OpenAICompatibleBackend:
         api_key: str | None = None,
     ) -> None:
         base = check_url(url)
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._client = httpx.AsyncClient(
-            base_url=base,
-            headers=headers,
-            timeout=httpx.Timeout(read_timeout_s, connect=5.0),
-            limits=httpx.Limits(max_connections=queue_limit, max_keepalive_connections=queue_limit),
-            trust_env=False,
-            follow_redirects=False,
+        self._chat_url = f"{base}/v1/chat/completions"
+        self._models_url = f"{base}/v1/models"
+        # compressed answers would need a bound of their own; nobody compresses on loopback
+        self._headers = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
+        if api_key:
+            self._headers["Authorization"] = f"Bearer {api_key}"
+        self._timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=read_timeout_s
         )
+        self._session: aiohttp.ClientSession | None = None
         self._model = model
         self._queue_limit = queue_limit
         self._running = 0
@@ -80,6 +88,26 @@ class OpenAICompatibleBackend:
         self.capabilities = capabilities
         self.context_tokens = context_tokens
         self.system_fingerprint = f"fp_{hashlib.sha256(model.encode()).hexdigest()[:12]}"
+
+    @property
+    def _http(self) -> aiohttp.ClientSession:
+        """The connections, made when first asked for: they belong to the running event loop."""
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                # one more than jobs, so that a full engine still answers the health check
+                connector=aiohttp.TCPConnector(
+                    limit=self._queue_limit + 1, keepalive_timeout=KEEPALIVE_S
+                ),
+                headers=self._headers,
+                timeout=self._timeout,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                trust_env=False,
+                auto_decompress=False,
+            )
+        return self._session
+
+    def _post(self, body: dict[str, Any]) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        return self._http.post(self._chat_url, data=to_json(body), allow_redirects=False)
 
     async def start(self) -> None:
         """Check that the model is served, and by one token whether streams come with counts."""
@@ -90,26 +118,31 @@ class OpenAICompatibleBackend:
         message = {"role": "user", "content": "hi"}
         probe = {"model": self._model, "messages": [message], "max_tokens": 1, **_STREAMED}
         try:
-            async with self._client.stream("POST", _PATH, json=probe) as answer:
-                if answer.status_code != 200:
+            async with self._post(probe) as answer:
+                if answer.status != 200:
                     raise await _refusal(answer)
                 items = [item async for item in _lines(answer)]
                 self._streams = any(item.get("usage") for item in items if item is not None)
-        except httpx.HTTPError as error:
+        except _BROKEN as error:
             raise _broke(error) from None
 
     async def healthy(self) -> bool:
         """Whether the server lists the model."""
         try:
-            answer = await self._client.get("/v1/models", timeout=5.0)
-            return answer.status_code == 200 and any(
-                item.get("id") == self._model for item in answer.json()["data"]
+            async with (
+                asyncio.timeout(HEALTH_TIMEOUT_S),
+                self._http.get(self._models_url, allow_redirects=False) as answer,
+            ):
+                raw = await _whole_body(answer)
+            return answer.status == 200 and any(
+                item.get("id") == self._model for item in json.loads(raw)["data"]
             )
-        except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError):
+        except (*_BROKEN, CocoonError, ValueError, KeyError, TypeError, AttributeError):
             return False
 
     async def close(self) -> None:
-        await self._client.aclose()
+        if self._session is not None:
+            await self._session.close()
 
     async def generate(
         self, request: ChatRequest, *, max_input_tokens: int, max_output_tokens: int
@@ -122,52 +155,48 @@ class OpenAICompatibleBackend:
         try:
             async for output in _bounded(outputs, max_input_tokens, max_output_tokens):
                 yield output
-        except httpx.HTTPError as error:
+        except _BROKEN as error:
             raise _broke(error) from None
         finally:
             await outputs.aclose()
             self._running -= 1
 
     async def _stream(self, body: dict[str, Any]) -> AsyncGenerator[Output, None]:
-        async with self._client.stream("POST", _PATH, json={**body, **_STREAMED}) as answer:
-            if answer.status_code != 200:
+        async with self._post({**body, **_STREAMED}) as answer:
+            if answer.status != 200:
                 raise await _refusal(answer)
             yield Started(None)
             reason: Any = None
             usage: Any = None
             async for item in _lines(answer):
                 if item is None:
-                    yield _ended(reason, usage)
+                    yield ended(reason, usage)
                     continue
                 if "error" in item:
-                    raise _failed("The engine's server failed.")
+                    raise failed("The engine's server failed.")
                 usage = item.get("usage") or usage
                 for choice in item.get("choices") or ():
                     reason = choice.get("finish_reason") or reason
-                    piece = _piece(choice, "delta")
-                    if piece is not None:
-                        yield piece
+                    text = piece(choice, "delta")
+                    if text is not None:
+                        yield text
 
     async def _whole(self, body: dict[str, Any]) -> AsyncGenerator[Output, None]:
-        async with self._client.stream("POST", _PATH, json=body) as answer:
-            if answer.status_code != 200:
+        async with self._post(body) as answer:
+            if answer.status != 200:
                 raise await _refusal(answer)
-            raw = b""
-            async for chunk in answer.aiter_bytes():
-                raw += chunk
-                if len(raw) > MAX_WHOLE_BYTES:
-                    raise _failed("The engine's server sent an answer that is too long.")
+            raw = await _whole_body(answer)
         try:
             value = json.loads(raw)
             choice, usage = value["choices"][0], value["usage"]
         except (ValueError, KeyError, IndexError, TypeError):
-            raise _failed("The engine's server sent what is not an answer.") from None
-        ended = _ended(choice.get("finish_reason"), usage)
-        yield Started(ended.usage.prompt)
-        piece = _piece(choice, "message", ended.usage.completion)
-        if piece is not None:
-            yield piece
-        yield ended
+            raise failed("The engine's server sent what is not an answer.") from None
+        end = ended(choice.get("finish_reason"), usage)
+        yield Started(end.usage.prompt)
+        text = piece(choice, "message", end.usage.completion)
+        if text is not None:
+            yield text
+        yield end
 
     def _body(self, request: ChatRequest, max_output_tokens: int) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -184,18 +213,27 @@ class OpenAICompatibleBackend:
         return body
 
 
-async def _lines(answer: httpx.Response) -> AsyncIterator[dict[str, Any] | None]:
+async def _whole_body(answer: aiohttp.ClientResponse) -> bytes:
+    raw = bytearray()
+    async for chunk in answer.content.iter_any():
+        raw += chunk
+        if len(raw) > MAX_WHOLE_BYTES:
+            raise failed("The engine's server sent an answer that is too long.")
+    return bytes(raw)
+
+
+async def _lines(answer: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any] | None]:
     """The stream's JSON objects, None at [DONE], then nothing more than the body's end.
 
     Reading on to the end lets the connection be used again.
     """
     pending = b""
     done = False
-    async for chunk in answer.aiter_bytes():
+    async for chunk in answer.content.iter_any():
         pending += chunk
         *whole, pending = pending.split(b"\n")
         if len(pending) > MAX_LINE_BYTES:
-            raise _failed("The engine's server sent a line that is too long.")
+            raise failed("The engine's server sent a line that is too long.")
         for line in whole:
             name, _, value = line.strip().partition(b":")
             if name != b"data":
@@ -209,11 +247,11 @@ async def _lines(answer: httpx.Response) -> AsyncIterator[dict[str, Any] | None]
             try:
                 item = json.loads(value)
             except ValueError:
-                raise _failed("The engine's server sent what is not JSON.") from None
+                raise failed("The engine's server sent what is not JSON.") from None
             if isinstance(item, dict):
                 yield item
     if not done:
-        raise _failed("The engine's server broke off.")
+        raise failed("The engine's server broke off.")
 
 
 async def _bounded(
@@ -225,86 +263,27 @@ async def _bounded(
             if output.usage.prompt > max_input_tokens:
                 raise prompt_too_long(output.usage.prompt, max_input_tokens)
             if output.usage.completion > max_output_tokens:
-                raise _failed("The engine's server gave more than was asked.")
+                raise failed("The engine's server gave more than was asked.")
         yield output
 
 
-def _ended(reason: Any, usage: Any) -> Ended:
-    if reason not in ("stop", "length") or not isinstance(usage, dict):
-        raise _failed("The engine's server ended without a reason or token counts.")
-    try:
-        return Ended(reason, _usage(usage))
-    except (KeyError, ValueError, TypeError):
-        raise _failed("The engine's server gave token counts that are none.") from None
-
-
-def _piece(choice: dict[str, Any], where: str, tokens: int = 1) -> Piece | None:
-    text = (choice.get(where) or {}).get("content") or ""
-    found = ((choice.get("logprobs") or {}).get("content")) or ()
-    logprobs = tuple(_logprob(entry) for entry in found)
-    if not text and not logprobs:
-        return None
-    return Piece(text, len(logprobs) or tokens, logprobs)
-
-
-def _logprob(entry: dict[str, Any]) -> TokenLogprob:
-    raw = entry.get("bytes")
-    text = str(entry["token"])
-    return TokenLogprob(
-        text,
-        bytes(raw) if raw is not None else text.encode(),
-        float(entry["logprob"]),
-        tuple(_logprob(rival) for rival in entry.get("top_logprobs") or ()),
-    )
-
-
-def _usage(value: dict[str, Any]) -> TokenUsage:
-    prompt_details = value.get("prompt_tokens_details") or {}
-    details = value.get("completion_tokens_details") or {}
-    prompt, completion = int(value["prompt_tokens"]), int(value["completion_tokens"])
-    return TokenUsage(
-        prompt=prompt,
-        completion=completion,
-        cached=min(int(prompt_details.get("cached_tokens") or 0), prompt),
-        reasoning=min(int(details.get("reasoning_tokens") or 0), completion),
-    )
-
-
-async def _refusal(answer: httpx.Response) -> CocoonError:
+async def _refusal(answer: aiohttp.ClientResponse) -> CocoonError:
     """A server's refusal in our own words; its text may quote the prompt and is not passed on."""
     body = b""
-    async for chunk in answer.aiter_bytes():
+    async for chunk in answer.content.iter_any():
         body += chunk
         if len(body) > MAX_ERROR_BYTES:
             break
-    code, param = _named(body)
-    if answer.status_code == 429:
+    code, param = named(body)
+    if answer.status == 429:
         return RateLimited("The engine is answering as many requests as it can.", code="busy")
-    if answer.status_code in (400, 413, 422):
+    if answer.status in (400, 413, 422):
         return BadRequest(
             "The model's engine refuses this request; its parameter or length does not fit.",
             code=code or "engine_refused", param=param,
         )  # fmt: skip
-    return _failed(f"The engine's server answered {answer.status_code}.")
+    return failed(f"The engine's server answered {answer.status}.")
 
 
-def _failed(message: str) -> Unavailable:
-    return Unavailable(message, code="engine_failed")
-
-
-def _broke(error: httpx.HTTPError) -> Unavailable:
-    return _failed(f"The engine's server failed ({type(error).__name__}).")
-
-
-def _named(body: bytes) -> tuple[str | None, str | None]:
-    """The code and param of an OpenAI error, if they look like names."""
-    try:
-        error = json.loads(body)["error"]
-        found = [error.get(name) for name in ("code", "param")]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None, None
-    code, param = (
-        value if isinstance(value, str) and value.isidentifier() and len(value) <= 64 else None
-        for value in found
-    )
-    return code, param
+def _broke(error: Exception) -> Unavailable:
+    return failed(f"The engine's server failed ({type(error).__name__}).")
