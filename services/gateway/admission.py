@@ -1,4 +1,4 @@
-"""Who may come in: bounds on jobs, jobs of a key, unanswered requests and bytes in memory.
+"""Who may come in: bounds on jobs, on reads, each also per key, and on unanswered requests.
 
 Counters only. A refusal says 429 and when to come back; nothing waits here.
 """
@@ -7,28 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 from cocoon.kernel.errors import RateLimited
-from cocoon.telemetry.metrics import IN_FLIGHT
+from cocoon.telemetry.metrics import BUFFERED_BYTES, IN_FLIGHT
+from services.gateway.budget import ByteBudget, Share
 from services.gateway.settings import GatewaySettings
+
+PUBLIC: Final = ""  # in the place of a key's id: reads that need no key
 
 
 class Slot:
-    """One admitted job's part of the bounds."""
+    """One admitted job's part of the bounds: its body and what waits of its answer."""
 
-    __slots__ = ("_admission", "_body_bytes", "_unmatched")
+    __slots__ = ("_admission", "_unmatched", "answer", "body")
 
-    def __init__(self, admission: Admission) -> None:
+    def __init__(self, admission: Admission, api_key_id: str) -> None:
         self._admission = admission
-        self._body_bytes = 0
         self._unmatched = False
-
-    def grow(self, size: int) -> None:
-        """Account for more bytes of the request's body. Raises RateLimited."""
-        if self._admission.body_bytes + size > self._admission.max_body_bytes:
-            raise _full("the gateway holds as many sealed bytes as it may")
-        self._admission.body_bytes += size
-        self._body_bytes += size
+        self.body: Share = admission.budget.share(api_key_id)
+        self.answer: Share = admission.budget.share(api_key_id)
 
     def asking(self) -> None:
         """The matcher is about to be asked. Raises RateLimited when too many wait for it."""
@@ -44,8 +42,39 @@ class Slot:
 
     def leave(self) -> None:
         self.answered()
-        self._admission.body_bytes -= self._body_bytes
-        self._body_bytes = 0
+        self.body.give_back()
+        self.answer.give_back()
+
+
+class _Doorway:
+    """How many are inside, all together and of each key."""
+
+    def __init__(self, limit: int, per_key: int) -> None:
+        self.inside = 0
+        self._limit, self._per_key_limit = limit, per_key
+        self._per_key: dict[str, int] = {}
+
+    def enter(self, api_key_id: str, what: str, code: str) -> None:
+        """Count one more of this key. Raises RateLimited."""
+        here = self._per_key.get(api_key_id, 0)
+        if here >= self._per_key_limit:
+            raise RateLimited(
+                f"this API key has {here} {what} open, which is the limit; finish one first",
+                code=code,
+                retry_after_s=1,
+            )
+        if self.inside >= self._limit:
+            raise _full(f"the gateway has as many {what} open as it may")
+        self.inside += 1
+        self._per_key[api_key_id] = here + 1
+
+    def leave(self, api_key_id: str) -> None:
+        self.inside -= 1
+        left = self._per_key[api_key_id] - 1
+        if left:
+            self._per_key[api_key_id] = left
+        else:
+            del self._per_key[api_key_id]
 
 
 class Admission:
@@ -53,44 +82,44 @@ class Admission:
 
     def __init__(self, settings: GatewaySettings) -> None:
         self.draining = False
-        self.jobs = 0
         self.unmatched = 0
-        self.body_bytes = 0
         self.max_unmatched = settings.max_unmatched_jobs
-        self.max_body_bytes = settings.max_body_mib * 1024 * 1024
-        self._max_jobs = settings.max_jobs
-        self._max_per_key = settings.max_jobs_per_key
-        self._per_key: dict[str, int] = {}
+        self.budget = ByteBudget(settings.buffer_bytes, settings.buffer_per_key_bytes)
+        self._jobs = _Doorway(settings.max_jobs, settings.max_jobs_per_key)
+        self._reads = _Doorway(settings.max_reads, settings.max_reads_per_key)
+        self._public = _Doorway(settings.max_public_reads, settings.max_public_reads)
 
     @contextmanager
     def enter(self, api_key_id: str) -> Iterator[Slot]:
         """Admit a job of this key for the block. Raises RateLimited."""
-        running = self._per_key.get(api_key_id, 0)
-        if self.draining:
-            raise _full("this gateway is shutting down")
-        if running >= self._max_per_key:
-            raise RateLimited(
-                f"this API key has {running} jobs open, which is the limit; finish one first",
-                code="too_many_streams",
-                retry_after_s=1,
-            )
-        if self.jobs >= self._max_jobs:
-            raise _full("the gateway has as many jobs open as it may")
-        self.jobs += 1
-        self._per_key[api_key_id] = running + 1
-        IN_FLIGHT.set(self.jobs)
-        slot = Slot(self)
+        self._refuse_new()
+        self._jobs.enter(api_key_id, "jobs", "too_many_streams")
+        IN_FLIGHT.set(self._jobs.inside)
+        slot = Slot(self, api_key_id)
         try:
             yield slot
         finally:
             slot.leave()
-            self.jobs -= 1
-            IN_FLIGHT.set(self.jobs)
-            left = self._per_key[api_key_id] - 1
-            if left:
-                self._per_key[api_key_id] = left
-            else:
-                del self._per_key[api_key_id]
+            self._jobs.leave(api_key_id)
+            IN_FLIGHT.set(self._jobs.inside)
+            BUFFERED_BYTES.set(self.budget.used_bytes)
+
+    @contextmanager
+    def enter_read(self, api_key_id: str) -> Iterator[Share]:
+        """Admit a read of this key, or a PUBLIC one, for the block. Raises RateLimited."""
+        self._refuse_new()
+        doorway = self._public if api_key_id == PUBLIC else self._reads
+        doorway.enter(api_key_id, "reads", "too_many_reads")
+        share = self.budget.share(api_key_id)
+        try:
+            yield share
+        finally:
+            share.give_back()
+            doorway.leave(api_key_id)
+
+    def _refuse_new(self) -> None:
+        if self.draining:
+            raise _full("this gateway is shutting down")
 
 
 def _full(what: str) -> RateLimited:

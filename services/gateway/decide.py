@@ -112,6 +112,11 @@ class Relay:
         return self._match
 
     @property
+    def held_bytes(self) -> int:
+        """The response's bytes that wait here to be let out."""
+        return self._held_bytes
+
+    @property
     def started(self) -> bool:
         """Whether status 200 has gone out."""
         return self._started

@@ -30,7 +30,7 @@ _PRICES: Final = (
 class Listing(NamedTuple):
     """A directory, as it is sent and parsed."""
 
-    text: str
+    body: bytes
     value: dict[str, Any]
 
 
@@ -110,7 +110,7 @@ class Directory:
             value = {**page, "providers": entries}
             if not after:
                 break
-        return Listing(json.dumps(value, separators=(",", ":")), value)
+        return Listing(json.dumps(value, separators=(",", ":")).encode(), value)
 
     def _done(self, model: str | None, task: asyncio.Task[Listing]) -> None:
         self._fetches.pop(model, None)

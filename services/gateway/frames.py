@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from nats.aio.client import Client
     from nats.aio.msg import Msg
 
+    from services.gateway.budget import Share
+
 log = get_logger("cocoon.gateway.frames")
 HEAD_BYTES: Final = 9  # kind u8, offset u64
 LAST_HEAD_BYTES: Final = 41  # and, on the last one, the SHA-256 of the whole response
@@ -65,15 +67,16 @@ def parse_frame(provider_id: str, epoch: int, body: bytes) -> Frame | None:
 class Mailbox:
     """What waits for one job: updates, bounded frames, timers. One reader."""
 
-    __slots__ = ("_bytes", "_items", "_limit", "_waiter", "gone", "live", "owner")
+    __slots__ = ("_items", "_limit", "_share", "_waiter", "gone", "live", "owner", "waiting_bytes")
 
-    def __init__(self, limit_bytes: int, owner: tuple[str, str]) -> None:
+    def __init__(self, limit_bytes: int, owner: tuple[str, str], share: Share) -> None:
         self.live: tuple[str, str] | None = None  # provider and epoch whose frames are taken
         self.gone = False
         self.owner = owner  # account and req_hash
         self._limit = limit_bytes
+        self._share = share  # of the gateway's memory; the job's run gives back what it has sent
         self._items: deque[Item] = deque()
-        self._bytes = 0
+        self.waiting_bytes = 0
         self._waiter: asyncio.Future[None] | None = None
 
     def put(self, item: Item) -> None:
@@ -84,12 +87,16 @@ class Mailbox:
     def put_frame(self, frame: Frame) -> None:
         """Queue a frame; over the bound a last frame leaves its end and the others nothing."""
         size = len(frame.data)
-        if self._bytes + size > self._limit or len(self._items) >= MAX_ITEMS // 2:
+        if (
+            self.waiting_bytes + size > self._limit
+            or len(self._items) >= MAX_ITEMS // 2
+            or not self._share.take(size)
+        ):
             FRAMES.inc("gap")
             if not frame.last:
                 return
             frame, size = frame._replace(data=b""), 0
-        self._bytes += size
+        self.waiting_bytes += size
         self.put(frame)
 
     def client_gone(self) -> None:
@@ -107,7 +114,7 @@ class Mailbox:
                 self._waiter = None
         items = list(self._items)
         self._items.clear()
-        self._bytes = 0
+        self.waiting_bytes = 0
         return items
 
     def _wake(self) -> None:

@@ -6,12 +6,12 @@ It sees ciphertext, sizes and the public header; it opens nothing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import nats.errors
 
-from cocoon.bus.sealed import get_sealed
+from cocoon.bus.sealed import CHUNK_BYTES, read_sealed
 from cocoon.contracts import messages, subjects
 from cocoon.contracts.messages import CancelJob
 from cocoon.kernel.clock import Clock
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from nats.js import JetStreamContext
 
     from cocoon.eventlog.connection import Pool
+    from services.gateway.budget import Share
 
 
 class RunJob(NamedTuple):
@@ -93,7 +94,7 @@ class Gateway:
             not_after_in_ms = self.timing.first_byte_ms
         else:
             slot.asking()
-        box = Mailbox(self.settings.job_buffer_bytes, owner)
+        box = Mailbox(self.settings.job_buffer_bytes, owner, slot.answer)
         relay = Relay(
             stream=request.header.stream,
             attached=attached,
@@ -128,10 +129,25 @@ class Gateway:
         except nats.errors.Error:
             raise Unavailable("the bus is away; try again", retry_after_s=1) from None
 
-    async def response_blob(self, provider_id: str, digest: str, total: int) -> bytes:
-        """A whole stored response. Raises NotFound (expired or damaged) or Unavailable."""
-        async with self.fetches:
-            blob = await get_sealed(self.nc, provider_id, digest)
-        if len(blob) != total:
-            raise NotFound("the stored response has another size than the log says")
-        return blob
+    async def stored_bytes(
+        self, provider_id: str, digest: str, offset: int, total: int, share: Share
+    ) -> AsyncGenerator[bytes, None]:
+        """A stored response from `offset` on, piece by piece; two pieces count against `share`.
+
+        Raises NotFound (expired or damaged), Unavailable or RateLimited (memory); the whole is
+        checked against its digest before its last piece is given.
+        """
+        window_bytes = min(total, 2 * CHUNK_BYTES)
+        share.need(window_bytes)
+        try:
+            at, stored = 0, read_sealed(self.nc, provider_id, digest, total)
+            while at < total:
+                async with self.fetches:
+                    piece = await anext(stored, b"")
+                if not piece or at + len(piece) > total:
+                    raise NotFound("the stored response has another size than the log says")
+                at += len(piece)
+                if at > offset:
+                    yield piece[max(0, len(piece) - (at - offset)) :]
+        finally:
+            share.keep(share.used_bytes - window_bytes)

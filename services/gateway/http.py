@@ -8,18 +8,19 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from typing import Any, Final, TypeAlias
 
 from cocoon.kernel.errors import BadRequest, CocoonError, DeadlineExceeded, TooLarge
 from cocoon.sealing.envelope import MAGIC, MAX_ENVELOPE_BYTES
-from services.gateway.admission import Slot
+from services.gateway.budget import Share
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Header: TypeAlias = tuple[bytes, bytes]
 
+MAX_WRITE_BYTES: Final = 256 * 1024
 SEALED_TYPE: Final = b"application/vnd.cocoon.cai1"
 ABORT: Final = "cocoon.abort"  # the scope's extension that drops the connection at once
 
@@ -42,15 +43,17 @@ class Request:
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.read_all = self.method in ("GET", "HEAD")
 
-    async def sealed_body(self, slot: Slot, timeout_s: float) -> tuple[bytes, str]:
+    async def sealed_body(self, share: Share, timeout_s: float) -> tuple[bytes, str]:
         """The envelope and its SHA-256, hashed as it comes.
 
         Raises TooLarge while reading, BadRequest for anything but CAI/1, DeadlineExceeded for a
-        body that takes longer than `timeout_s`, RateLimited when memory is full, ClientGone.
+        body that takes longer than `timeout_s`, ClientGone, and RateLimited when it does not fit
+        into memory: before the first byte is read if its size was declared.
         """
         declared = self.headers.get(b"content-length", b"0")
         if not declared.isdigit() or int(declared) > MAX_ENVELOPE_BYTES:
             raise _too_large()
+        share.check(int(declared))
         digest, parts, size = hashlib.sha256(), [], 0
         try:
             async with asyncio.timeout(timeout_s):
@@ -63,7 +66,7 @@ class Request:
                     size += len(chunk)
                     if size > MAX_ENVELOPE_BYTES:
                         raise _too_large()
-                    slot.grow(len(chunk))
+                    share.need(len(chunk))
                     digest.update(chunk)
                     parts.append(chunk)
         except TimeoutError:
@@ -82,6 +85,18 @@ class Request:
         self.read_all = not message.get("more_body", False)
         body: bytes = message.get("body", b"")
         return body
+
+
+def _parts(body: bytes) -> Iterator[tuple[bytes, bool]]:
+    """The body in writes of at most 256 KiB, each with whether it is the last.
+
+    The server copies what the socket does not take, and a write waits only for the one before it.
+    """
+    if len(body) <= MAX_WRITE_BYTES:
+        yield body, True
+        return
+    for at in range(0, len(body), MAX_WRITE_BYTES):
+        yield body[at : at + MAX_WRITE_BYTES], at + MAX_WRITE_BYTES >= len(body)
 
 
 def _too_large() -> TooLarge:
@@ -106,13 +121,15 @@ class StreamedResponse:
 
     async def send_within(self, data: bytes, timeout_s: float, *, last: bool = False) -> bool:
         """Send a part of the body; `last` ends it. A reader that takes longer than `timeout_s`
-        loses its connection. Returns whether it read.
+        for 256 KiB loses its connection. Returns whether it read.
         """
         try:
-            async with asyncio.timeout(timeout_s):
-                await self._send(
-                    {"type": "http.response.body", "body": data, "more_body": not last}
-                )
+            for part, end in _parts(data):
+                more_body = not (last and end)
+                async with asyncio.timeout(timeout_s):
+                    await self._send(
+                        {"type": "http.response.body", "body": part, "more_body": more_body}
+                    )
         except TimeoutError:
             self.abort()
             return False
@@ -136,10 +153,13 @@ class StreamedResponse:
 
 
 async def send_json(
-    send: Send, value: str | dict[str, Any], status: int = 200, headers: tuple[Header, ...] = ()
-) -> None:
-    """Answer with a JSON value, or with a text that is JSON already."""
-    body = (value if isinstance(value, str) else json.dumps(value)).encode()
+    send: Send, value: bytes | str | dict[str, Any], status: int = 200,
+    headers: tuple[Header, ...] = (),
+) -> None:  # fmt: skip
+    """Answer with a JSON value, or with one that was written already, in bounded parts."""
+    if isinstance(value, dict):
+        value = json.dumps(value)
+    body = value.encode() if isinstance(value, str) else value
     told = [
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % len(body)),
@@ -147,7 +167,8 @@ async def send_json(
         *headers,
     ]
     await send({"type": "http.response.start", "status": status, "headers": told})
-    await send({"type": "http.response.body", "body": body, "more_body": False})
+    for part, last in _parts(body):
+        await send({"type": "http.response.body", "body": part, "more_body": not last})
 
 
 async def send_error(send: Send, request: Request, error: CocoonError) -> None:

@@ -5,6 +5,7 @@ A plaintext request is refused by its address and type, before its body is looke
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import Final
 from urllib.parse import parse_qs
@@ -19,6 +20,8 @@ from cocoon.sealing.envelope import parse_header
 from cocoon.telemetry import metrics
 from cocoon.telemetry.logs import get_logger
 from services.gateway import jobs
+from services.gateway.admission import PUBLIC
+from services.gateway.budget import Share
 from services.gateway.directory import Directory
 from services.gateway.handlers import Gateway, RunJob
 from services.gateway.http import (
@@ -33,7 +36,7 @@ from services.gateway.http import (
     send_json,
 )
 from services.gateway.keys import KeyRing
-from services.gateway.run import FETCH_SLICE_BYTES, response_headers
+from services.gateway.run import response_headers
 from services.gateway.store import ApiKey
 
 log = get_logger("cocoon.gateway.http")
@@ -88,22 +91,26 @@ class Routes:
                 raise self._plaintext_refused(request)
             await self._run_job(request, response)
             return "run_job", 200
+        admission = self._gateway.admission
         if method == "GET" and path == "/v1/network":
-            await send_json(send, await self._network())
+            with admission.enter_read(PUBLIC):
+                await send_json(send, await self._network())
             return "network", 200
         if method == "GET" and path == "/v1/directory":
-            listing = await self._directory.listing(_wanted_model(request))
-            await send_json(send, listing.text)
+            with admission.enter_read(PUBLIC):
+                listing = await self._directory.listing(_wanted_model(request))
+                await send_json(send, listing.body)
             return "directory", 200
         key = await self._authenticate(request)
-        if method == "GET" and path == "/v1/models":
-            await send_json(send, await self._directory.models())
-            return "models", 200
-        if method == "GET" and path == "/v1/balance":
-            await send_json(send, await self._balance(key))
-            return "balance", 200
-        if path.startswith("/v1/jobs/"):
-            return await self._job(request, response, send, key)
+        with admission.enter_read(key.api_key_id) as share:
+            if method == "GET" and path == "/v1/models":
+                await send_json(send, await self._directory.models())
+                return "models", 200
+            if method == "GET" and path == "/v1/balance":
+                await send_json(send, await self._balance(key))
+                return "balance", 200
+            if path.startswith("/v1/jobs/"):
+                return await self._job(request, response, send, key, share)
         raise NotFound("there is no such address here; sealed requests go to POST /v1/jobs")
 
     async def _authenticate(self, request: Request) -> ApiKey:
@@ -124,7 +131,7 @@ class Routes:
             traceparent = b""
         with self._gateway.admission.enter(key.api_key_id) as slot:
             timeout_s = self._gateway.settings.body_timeout_s
-            envelope, req_hash = await request.sealed_body(slot, timeout_s)
+            envelope, req_hash = await request.sealed_body(slot.body, timeout_s)
             header, _ = parse_header(envelope)
             job = RunJob(
                 key, header, envelope, req_hash, idempotency_key.decode(), traceparent.decode()
@@ -134,7 +141,7 @@ class Routes:
     # ---- the others ----
 
     async def _job(
-        self, request: Request, response: StreamedResponse, send: Send, key: ApiKey
+        self, request: Request, response: StreamedResponse, send: Send, key: ApiKey, share: Share
     ) -> tuple[str, int]:
         job_id, _, rest = request.path.removeprefix("/v1/jobs/").partition("/")
         if not is_job_id(job_id) or rest not in ("", "response"):
@@ -142,7 +149,7 @@ class Routes:
         shard = self._gateway.settings.shard_of(key.account_id)
         record = await jobs.read_owned_job(self._gateway.pool, shard, job_id, key.account_id)
         if request.method == "GET" and rest:
-            return "job_response", await self._stored_response(request, response, record)
+            return "job_response", await self._stored_response(request, response, record, share)
         if request.method == "GET":
             await send_json(send, jobs.describe(record))
             return "job", 200
@@ -156,7 +163,7 @@ class Routes:
         raise NotFound("a job is read with GET and cancelled with DELETE")
 
     async def _stored_response(
-        self, request: Request, response: StreamedResponse, record: jobs.JobRecord
+        self, request: Request, response: StreamedResponse, record: jobs.JobRecord, share: Share
     ) -> int:
         match, digest, total = jobs.stored_response(record)
         offset, status, headers = 0, 200, response_headers(record.job_id, match)
@@ -170,13 +177,15 @@ class Routes:
                 )
             headers.append((b"content-range", b"bytes %d-%d/%d" % (offset, total - 1, total)))
         headers.append((b"accept-ranges", b"bytes"))
-        blob = await self._gateway.response_blob(match.provider_id, digest, total)
-        await response.start(headers, total - offset, status)
-        for at in range(offset, total, FETCH_SLICE_BYTES):
-            if not await response.send_within(
-                blob[at : at + FETCH_SLICE_BYTES], self._gateway.settings.send_timeout_s
-            ):
-                return status
+        stored = self._gateway.stored_bytes(match.provider_id, digest, offset, total, share)
+        async with contextlib.aclosing(stored) as pieces:
+            async for data in pieces:  # the headers only once there is something to send
+                if not response.started:
+                    await response.start(headers, total - offset, status)
+                if not await response.send_within(data, self._gateway.settings.send_timeout_s):
+                    return status
+        if not response.started:
+            await response.start(headers, 0, status)
         await response.finish()
         return status
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Final, Literal
@@ -20,7 +21,7 @@ from cocoon.contracts.messages import (
     JobRequest,
     MatchUpdate,
 )
-from cocoon.kernel.errors import CocoonError, NotFound, Unavailable
+from cocoon.kernel.errors import CocoonError, NotFound, RateLimited, Unavailable
 from cocoon.kernel.ids import AccountId, named_command_id, request_command_id
 from cocoon.telemetry import metrics
 from cocoon.telemetry.logs import get_logger
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from services.gateway.handlers import Gateway, JobResponse, RunJob
 
 log = get_logger("cocoon.gateway")
-FETCH_SLICE_BYTES: Final = 256 * 1024
 _FIRST_FETCH_PAUSE_S: Final = 0.05
 
 
@@ -70,6 +70,7 @@ class JobRun:
                 for item in await self._box.take():
                     wanted += self._feed(item)
                 await self._perform(wanted)
+                self._slot.answer.keep(self._relay.held_bytes + self._box.waiting_bytes)
         finally:
             watcher.cancel()
             if self._timer is not None:
@@ -264,26 +265,32 @@ class JobRun:
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + self._gateway.settings.sealed_timeout_s
         pause_s = _FIRST_FETCH_PAUSE_S
+        offset = action.offset
         while True:
             if self._box.gone:
                 await self._perform(self._relay.on_disconnect())
                 return
+            stored = self._gateway.stored_bytes(
+                action.match.provider_id, action.blob_hash.hex(), offset, action.total,
+                self._slot.answer,
+            )  # fmt: skip
             try:
-                blob = await self._gateway.response_blob(
-                    action.match.provider_id, action.blob_hash.hex(), action.total
-                )
-                break
-            except (NotFound, Unavailable):
+                async with contextlib.aclosing(stored) as pieces:
+                    async for data in pieces:
+                        if self._box.gone:
+                            break
+                        offset += len(data)
+                        give_up_at = loop.time() + self._gateway.settings.sealed_timeout_s
+                        await self._perform(self._relay.on_filled(data))
+                    else:
+                        return
+                    continue
+            except (NotFound, Unavailable, RateLimited):
                 if loop.time() >= give_up_at:
                     await self._perform(self._relay.on_fill_ended())
                     return
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, 1.0)
-        for at in range(action.offset, action.total, FETCH_SLICE_BYTES):
-            if self._box.gone:
-                await self._perform(self._relay.on_disconnect())
-                return
-            await self._perform(self._relay.on_filled(blob[at : at + FETCH_SLICE_BYTES]))
 
     def _job_request(self) -> JobRequest:
         request, header = self._request, self._request.header

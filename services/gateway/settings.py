@@ -13,6 +13,7 @@ from services.gateway.actions import Timing
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Limit = Annotated[int, Field(ge=1, le=10_000_000)]
+Bytes = Annotated[int, Field(ge=1, le=1 << 40)]
 
 
 class GatewaySettings(BaseSettings):
@@ -36,7 +37,11 @@ class GatewaySettings(BaseSettings):
     max_jobs: Limit = 2_000  # in flight, all keys together
     max_jobs_per_key: Limit = 64
     max_unmatched_jobs: Limit = 512  # asked of the matcher and not answered yet
-    max_body_mib: Limit = 512  # request bodies in memory, all together
+    buffer_bytes: Bytes = 512 * 1024 * 1024  # sealed bytes in memory, all together
+    buffer_per_key_bytes: Bytes = 128 * 1024 * 1024
+    max_reads: Limit = 256  # GET and DELETE being answered to keys
+    max_reads_per_key: Limit = 16
+    max_public_reads: Limit = 256  # of what needs no key: network and directory
     max_connections: Limit = 4_000
     max_header_bytes: Limit = 32 * 1024
     job_buffer_bytes: Limit = 1024 * 1024  # frames that wait for a slow reader; then SEALED

@@ -95,7 +95,7 @@ class Matcher:
     """Shard 1's matcher, as a test scripts it. By default it matches the first provider."""
 
     def __init__(self, nc: Client, appender: LogAppender, providers: tuple[str, ...]) -> None:
-        self._nc, self._appender, self._providers = nc, appender, providers
+        self._nc, self.appender, self._providers = nc, appender, providers
         self.requests: list[JobRequest] = []
         self.reports: list[DispatchReport] = []
         self.cancels: list[CancelJob] = []
@@ -146,7 +146,7 @@ class Matcher:
                 evidence_id=EVIDENCE, signing_key="0" * 64, attested_position=1,
             )
         )  # fmt: skip
-        await append(self._appender, request.job_id, f"match-{epoch}", events)
+        await append(self.appender, request.job_id, f"match-{epoch}", events)
         await self.tell(request, "committed", epoch=epoch, position=1)
 
     async def match_and_commit(self, request: JobRequest) -> None:

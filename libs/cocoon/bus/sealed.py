@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 import nats.errors
@@ -60,12 +61,7 @@ async def get_sealed(nc: Client, provider: str, digest: str) -> bytes:
     Raises NotFound (never stored, expired, or damaged) or Unavailable.
     """
     first = await _get(nc, provider, digest, 0)
-    try:
-        size = int((first.headers or {})[_TOTAL])
-    except (KeyError, ValueError):
-        raise NotFound("the sealed blob has no size") from None
-    if not 0 <= size <= MAX_BLOB_BYTES:
-        raise NotFound("the sealed blob has no valid size")
+    size = _size(first)
     parts = [first.data]
     count = max(1, -(-size // CHUNK_BYTES))
     for start in range(1, count, _IN_FLIGHT):
@@ -76,6 +72,38 @@ async def get_sealed(nc: Client, provider: str, digest: str) -> bytes:
     if hashlib.sha256(blob).hexdigest() != digest:
         raise NotFound("the sealed blob does not match its digest")
     return blob
+
+
+async def read_sealed(nc: Client, provider: str, digest: str, size: int) -> AsyncIterator[bytes]:
+    """The blob of `size` bytes in order, in chunks of at most 512 KiB, two of them in memory.
+
+    The last chunk comes only if the whole has the digest. Raises like `get_sealed`.
+    """
+    first = await _get(nc, provider, digest, 0)
+    if _size(first) != size:
+        raise NotFound("the sealed blob has another size than was told")
+    hashing, waiting = hashlib.sha256(first.data), first.data
+    for index in range(1, max(1, -(-size // CHUNK_BYTES))):
+        if len(waiting) != CHUNK_BYTES:
+            break
+        data = (await _get(nc, provider, digest, index)).data
+        hashing.update(data)
+        yield waiting
+        waiting = data
+    if hashing.hexdigest() != digest:
+        raise NotFound("the sealed blob does not match its digest")
+    yield waiting
+
+
+def _size(first: Msg) -> int:
+    """The whole blob's size, as its first chunk tells. Raises NotFound."""
+    try:
+        size = int((first.headers or {})[_TOTAL])
+    except (KeyError, ValueError):
+        raise NotFound("the sealed blob has no size") from None
+    if not 0 <= size <= MAX_BLOB_BYTES:
+        raise NotFound("the sealed blob has no valid size")
+    return size
 
 
 async def _put(

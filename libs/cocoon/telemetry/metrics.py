@@ -145,6 +145,9 @@ HTTP_REQUESTS = Counter(
 )  # fmt: skip
 REFUSALS = Counter("cocoon_refusals", "Refused requests, by code.", _label("code"))
 IN_FLIGHT = Gauge("cocoon_jobs_in_flight", "Jobs that a process is working on.")
+BUFFERED_BYTES = Gauge(
+    "cocoon_gateway_buffered_bytes", "Sealed bytes that the gateway holds for its requests."
+)
 FIRST_TOKEN_SECONDS = Histogram(
     "cocoon_first_token_seconds", "From the request's arrival to the first byte sent."
 )

@@ -298,7 +298,7 @@ async def test_a_repeat_of_a_failed_job_says_so(world: World) -> None:
     failed = JobFailed(
         job_id=job_id, account_id=ACCOUNT, reason="attempts_exhausted", released_nanoton=5
     )
-    await append(world.billing, job_id, "fail", [failed])
+    await append(world.matcher.appender, job_id, "fail", [failed])
 
     async def existing(request: JobRequest) -> None:
         await world.matcher.tell(request, "existing", req_hash=request.req_hash)
