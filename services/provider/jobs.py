@@ -20,7 +20,7 @@ from cocoon.contracts.messages import DispatchReply
 from cocoon.kernel.clock import Clock
 from cocoon.kernel.errors import BadRequest, CocoonError, SealingError
 from cocoon.kernel.ids import is_job_id
-from cocoon.sealing import Status, outside_code
+from cocoon.sealing import MAX_ENVELOPE_BYTES, Status, outside_code
 from cocoon.telemetry import metrics
 from cocoon.telemetry.logs import get_logger
 from cocoon.telemetry.tracing import span
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from nats.aio.client import Client
 
 _log = get_logger("cocoon.provider.jobs")
-MAX_ENVELOPE_BYTES: Final = 8 * 1024 * 1024
 _WORDS: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
 Prices = tuple[int, int, int]  # input, cached input, output; nanoTON per million tokens
 

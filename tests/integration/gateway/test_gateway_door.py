@@ -24,6 +24,7 @@ from cocoon.contracts.messages import (
     RevokeKeyRequest,
 )  # fmt: skip
 from cocoon.kernel.errors import BadRequest, Conflict, NotFound
+from cocoon.sealing import MAX_ENVELOPE_BYTES
 from tests.support.gateway_world import (
     ACCOUNT,
     Dispatch,
@@ -144,7 +145,7 @@ async def test_what_is_not_a_sealed_request_is_refused(world: World) -> None:
 async def test_an_envelope_over_the_limit_is_refused_before_and_while_reading(
     world: World,
 ) -> None:
-    limit = 8 * 1024 * 1024
+    limit = MAX_ENVELOPE_BYTES
     reader, writer = await asyncio.open_connection("127.0.0.1", world.port)
     head = (
         f"POST /v1/jobs HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {world.key}\r\n"
