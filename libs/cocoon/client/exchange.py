@@ -7,15 +7,13 @@ bounded number of times. Never makes a second job.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, suppress
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import suppress
 from typing import Final
-
-import httpx
 
 from cocoon.client.checks import Match, read_match
 from cocoon.client.choice import Candidate
-from cocoon.client.gateway import Gateway
+from cocoon.client.gateway import Broken, Gateway, Line, LineError, Silent, Unreached, unreachable
 from cocoon.kernel.errors import (
     BadRequest,
     CocoonError,
@@ -80,27 +78,24 @@ class Exchange:
             if attempt:
                 await asyncio.sleep(RESUME_DELAYS_S[attempt - 1])
             resumed = self._received() > 0
+            line: Line | None = None
             try:
-                async with self._connect() as response:
-                    opener = self._opened(response)
-                    skip = self._received() if resumed and response.status_code == 200 else 0
-                    chunks = response.aiter_raw()
-                    async for chunk in chunks:
-                        fresh, skip = chunk[skip:], max(skip - len(chunk), 0)
-                        for event in opener.feed(fresh):
-                            yield event
-                            if isinstance(event, Finished):
-                                await _drain(chunks)
-                                return
-                        # the caller's line writes what this brought before more is read
-                        await asyncio.sleep(0)
-                        await asyncio.sleep(0)
-            except httpx.ReadTimeout:
+                line = await self._connect()
+                opener = self._opened(line)
+                skip = self._received() if resumed and line.status == 200 else 0
+                while chunk := await line.next():
+                    fresh, skip = chunk[skip:], max(skip - len(chunk), 0)
+                    for event in opener.feed(fresh):
+                        yield event
+                        if isinstance(event, Finished):
+                            await _drain(line)
+                            return
+            except Silent:
                 raise await self._silent() from None
-            except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+            except Unreached as error:
                 if not attempt:
-                    raise _unreachable(self._gateway.base_url, error) from None
-            except httpx.TransportError:
+                    raise unreachable(self._gateway.base_url, error) from None
+            except Broken:
                 pass
             except (BadRequest, NotFound, Conflict, Transient) as error:
                 if not resumed:
@@ -109,15 +104,18 @@ class Exchange:
                     break
             except SealingError as error:
                 raise await self._refused(error) from None
+            finally:
+                if line is not None:
+                    line.close()
         raise await self._truncated()
 
-    def _connect(self) -> AbstractAsyncContextManager[httpx.Response]:
+    async def _connect(self) -> Line:
         received = self._received()
         if received:
-            return self._gateway.stored_response(
+            return await self._gateway.stored_response(
                 self.job_id, received, api_key=self._api_key, read_timeout_s=self._timeout_s
             )
-        return self._gateway.post_job(
+        return await self._gateway.post_job(
             self._sealed.envelope, api_key=self._api_key, traceparent=self._traceparent,
             idempotency_key=self._idempotency_key, read_timeout_s=self._timeout_s,
         )  # fmt: skip
@@ -125,10 +123,10 @@ class Exchange:
     def _received(self) -> int:
         return 0 if self._opener is None else self._opener.received_bytes
 
-    def _opened(self, response: httpx.Response) -> ResponseOpener:
+    def _opened(self, line: Line) -> ResponseOpener:
         """The opener that continues, or a new one for the match that this answer names."""
         if self._opener is None or not self._opener.received_bytes:
-            self._match = read_match(response.headers, job_id=self.job_id, model_id=self._model_id)
+            self._match = read_match(line.headers, job_id=self.job_id, model_id=self._model_id)
             self._opener = ResponseOpener(
                 self._sealed.secrets, self._attested, quote_id=self._match.quote_id,
                 epoch=self._match.epoch,
@@ -164,17 +162,9 @@ class Exchange:
         return f"{str(price)[:20]} nanoTON were charged (job {self.job_id} is {status})."
 
 
-def _unreachable(base_url: str, error: Exception) -> Unavailable:
-    return Unavailable(
-        f"The gateway {base_url} cannot be reached ({type(error).__name__}); "
-        "check its address and try again.",
-        code="gateway_unreachable",
-    )
-
-
-async def _drain(chunks: AsyncIterator[bytes]) -> None:
+async def _drain(line: Line) -> None:
     """Let the connection end by itself, so that it can be used again. Content is complete."""
-    with suppress(httpx.HTTPError, TimeoutError):
+    with suppress(LineError, TimeoutError):
         async with asyncio.timeout(DRAIN_S):
-            async for _ in chunks:
+            while await line.next():
                 pass

@@ -1,49 +1,125 @@
 """The client's HTTP to one gateway: every call bounded in size and time, errors as the tree's.
 
-Knows no keys and opens nothing; what it carries is sealed already.
+Knows no keys and opens nothing; what it carries is sealed already. It follows no redirect, takes no
+proxy from the environment and keeps no cookie.
 """
 
 from __future__ import annotations
 
+import asyncio
+import io
 import json
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
+from functools import cache
 from typing import Any, Final
 from urllib.parse import quote
 
+import aiohttp
 import httpx
+from yarl import URL
 
-from cocoon.kernel.errors import CocoonError, Unavailable, error_for_status
+from cocoon.kernel.errors import CocoonError, Unauthenticated, Unavailable, error_for_status
 
 SEALED_TYPE: Final = "application/vnd.cocoon.cai1"
 MAX_JSON_BYTES: Final = 32 * 1024 * 1024  # a model's whole directory, evidence included
 MAX_ERROR_BYTES: Final = 64 * 1024
+MAX_CONNECTIONS: Final = 256
+KEEP_ALIVE_S: Final = 15.0  # shorter than the gateway's, so that an idle line is not found dead
 CONNECT_TIMEOUT_S: Final = 5.0
-JSON_TIMEOUT_S: Final = 15.0
+POOL_TIMEOUT_S: Final = 15.0  # for a free connection, the time to open one included
+JSON_TIMEOUT_S: Final = 15.0  # of silence
+JSON_WHOLE_TIMEOUT_S: Final = 60.0
+WRITE_TIMEOUT_S: Final = 15.0  # more than this and the time for an answer: nobody reads
+_SMALL_BODY_BYTES: Final = 512 * 1024
 _MAX_MESSAGE: Final = 1000
+
+
+class LineError(Exception):
+    """Something between here and the gateway failed. Says nothing about the job."""
+
+
+class Unreached(LineError):
+    """No connection was made: the gateway has not seen the request."""
+
+
+class Silent(LineError):
+    """The gateway holds the line and says nothing."""
+
+
+class Broken(LineError):
+    """The line ended, or spoke no HTTP, before the answer was whole."""
+
+
+def open_http(base_url: str) -> aiohttp.ClientSession:
+    """The HTTP client for a gateway, on the running loop. Its owner closes it."""
+    secure = URL(base_url).scheme == "https"
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(
+            limit=MAX_CONNECTIONS,
+            keepalive_timeout=KEEP_ALIVE_S,
+            # the same roots whatever the environment names
+            ssl=httpx.create_ssl_context(trust_env=False) if secure else True,
+        ),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        headers={"user-agent": "cocoon", "accept-encoding": "identity"},
+        auto_decompress=False,
+        trust_env=False,  # no proxy sees the API key, no .netrc replaces it
+    )
+
+
+class Line:
+    """A successful answer whose body is still to come. Close it: that is how one leaves early."""
+
+    __slots__ = ("_response",)
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._response = response
+
+    @property
+    def status(self) -> int:
+        return self._response.status
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """By name in any case."""
+        return self._response.headers
+
+    async def next(self) -> bytes:
+        """The bytes that have come, b"" at the body's end. Raises Silent or Broken."""
+        try:
+            return await self._response.content.readany()
+        except (aiohttp.ClientError, OSError) as error:  # a TimeoutError is an OSError
+            raise _line_error(error) from None
+
+    def close(self) -> None:
+        """Give the connection back if the body was read whole; else close it."""
+        self._response.close()
 
 
 class Gateway:
     """Calls to one gateway. `http` stays its owner's to close."""
 
-    def __init__(self, base_url: str, http: httpx.AsyncClient) -> None:
+    def __init__(self, base_url: str, http: aiohttp.ClientSession) -> None:
         self.base_url = base_url.rstrip("/").removesuffix("/v1")
+        self._jobs_url = URL(f"{self.base_url}/v1/jobs")
         self._http = http
 
     async def json(
         self, path: str, api_key: str, *, params: Mapping[str, str] | None = None
     ) -> dict[str, Any]:
         """GET a JSON object. Raises the tree's error for the status, Unavailable for the rest."""
-        timeout = httpx.Timeout(JSON_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
+        url = URL(self.base_url + path, encoded=True)
         try:
-            async with self._http.stream(
-                "GET", self.base_url + path, params=params, headers=_auth(api_key), timeout=timeout
-            ) as response:
-                if response.status_code != 200:
-                    raise await _error(response)
-                value = json.loads(await _read(response, MAX_JSON_BYTES))
-        except httpx.HTTPError as error:
-            raise _unreachable(self.base_url, error) from None
+            async with asyncio.timeout(JSON_WHOLE_TIMEOUT_S):
+                line = await self._open("GET", url, _auth(api_key), None, JSON_TIMEOUT_S, params)
+                try:
+                    if line.status != 200:
+                        raise await _error(line)
+                    value = json.loads(await _read(line, MAX_JSON_BYTES))
+                finally:
+                    line.close()
+        except (LineError, TimeoutError) as error:
+            raise unreachable(self.base_url, error) from None
         except (ValueError, RecursionError):
             raise Unavailable(
                 f"The gateway {self.base_url} answered {path} with something that is not JSON; "
@@ -57,14 +133,13 @@ class Gateway:
         """The gateway's account of a job, from the log."""
         return await self.json(f"/v1/jobs/{quote(job_id)}", api_key)
 
-    @asynccontextmanager
     async def post_job(
         self, envelope: bytes, *, api_key: str, idempotency_key: str, traceparent: str,
         read_timeout_s: float,
-    ) -> AsyncIterator[httpx.Response]:  # fmt: skip
-        """POST a sealed request; yields the 200 response with its body unread.
+    ) -> Line:  # fmt: skip
+        """POST a sealed request; returns the 200 answer with its body unread.
 
-        Raises the tree's error for any other status, httpx.TransportError when the line breaks.
+        Raises the tree's error for any other status, LineError when there is none.
         """
         headers = {
             **_auth(api_key),
@@ -73,68 +148,100 @@ class Gateway:
             "idempotency-key": idempotency_key,
             "traceparent": traceparent,
         }
-        async with self._http.stream(
-            "POST", f"{self.base_url}/v1/jobs", content=envelope, headers=headers,
-            timeout=_patient(read_timeout_s),
-        ) as response:  # fmt: skip
-            if response.status_code != 200:
-                raise await _error(response)
-            yield response
+        line = await self._open("POST", self._jobs_url, headers, envelope, read_timeout_s)
+        return await _successful(line, (200,))
 
-    @asynccontextmanager
     async def stored_response(
         self, job_id: str, offset: int, *, api_key: str, read_timeout_s: float
-    ) -> AsyncIterator[httpx.Response]:
+    ) -> Line:
         """GET the sealed response from a byte offset on (206, or 200 with all of it)."""
         headers = {**_auth(api_key), "accept": SEALED_TYPE, "range": f"bytes={offset}-"}
-        async with self._http.stream(
-            "GET", f"{self.base_url}/v1/jobs/{quote(job_id)}/response", headers=headers,
-            timeout=_patient(read_timeout_s),
-        ) as response:  # fmt: skip
-            if response.status_code not in (200, 206):
-                raise await _error(response)
-            yield response
+        url = self._jobs_url / job_id / "response"
+        line = await self._open("GET", url, headers, None, read_timeout_s)
+        return await _successful(line, (200, 206))
+
+    async def _open(
+        self, method: str, url: URL, headers: Mapping[str, str], body: bytes | None,
+        read_timeout_s: float, params: Mapping[str, str] | None = None,
+    ) -> Line:  # fmt: skip
+        """Send, and return any answer once its head is there. Raises LineError."""
+        # large bytes are written piece by piece: one write of them would hold up the loop
+        large = body is not None and len(body) > _SMALL_BODY_BYTES
+        try:
+            async with asyncio.timeout(POOL_TIMEOUT_S + WRITE_TIMEOUT_S + read_timeout_s):
+                response = await self._http.request(
+                    method, url, params=params, headers=headers, allow_redirects=False,
+                    data=io.BytesIO(body) if large and body else body,
+                    timeout=_patience(read_timeout_s),
+                )  # fmt: skip
+        except (aiohttp.ClientError, OSError) as error:
+            raise _line_error(error) from None
+        return Line(response)
+
+
+@cache
+def _patience(read_timeout_s: float) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(
+        total=None, connect=POOL_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S,
+        sock_read=read_timeout_s,
+    )  # fmt: skip
+
+
+def _line_error(error: Exception) -> LineError:
+    name = type(error).__name__
+    if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
+        return Unreached(name)
+    return Silent(name) if isinstance(error, TimeoutError) else Broken(name)
 
 
 def _auth(api_key: str) -> dict[str, str]:
-    return {"authorization": f"Bearer {api_key}"} if api_key else {}
+    if not api_key:
+        return {}
+    if not api_key.isascii() or not api_key.isprintable():
+        raise Unauthenticated("The API key holds characters that no key has; check it.")
+    return {"authorization": f"Bearer {api_key}"}
 
 
-def _patient(read_timeout_s: float) -> httpx.Timeout:
-    return httpx.Timeout(JSON_TIMEOUT_S, connect=CONNECT_TIMEOUT_S, read=read_timeout_s)
-
-
-def _unreachable(base_url: str, error: Exception) -> Unavailable:
+def unreachable(base_url: str, error: Exception) -> Unavailable:
     return Unavailable(
-        f"The gateway {base_url} cannot be reached ({type(error).__name__}); "
+        f"The gateway {base_url} cannot be reached ({error or type(error).__name__}); "
         "check its address and try again.",
         code="gateway_unreachable",
     )
 
 
-async def _read(response: httpx.Response, limit: int) -> bytes:
+async def _successful(line: Line, statuses: tuple[int, ...]) -> Line:
+    if line.status in statuses:
+        return line
+    try:
+        raise await _error(line)
+    finally:
+        line.close()
+
+
+async def _read(line: Line, limit: int) -> bytes:
     body = bytearray()
-    async for chunk in response.aiter_bytes():
+    while chunk := await line.next():
         body += chunk
         if len(body) > limit:
             raise Unavailable(f"The gateway's answer is larger than {limit} bytes; it was dropped.")
     return bytes(body)
 
 
-async def _error(response: httpx.Response) -> CocoonError:
+async def _error(line: Line) -> CocoonError:
     """The tree's error for an answer that is not a success."""
-    status = response.status_code
+    status = line.status
     message, code, param = f"The gateway answered {status}.", None, None
     try:
-        told = json.loads(await _read(response, MAX_ERROR_BYTES))["error"]
+        told = json.loads(await _read(line, MAX_ERROR_BYTES))["error"]
         message = str(told["message"])[:_MAX_MESSAGE] or message
         code = _text(told.get("code"))
         param = _text(told.get("param"))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, httpx.HTTPError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, LineError):
         pass  # not OpenAI's error object: the status speaks for itself
     return error_for_status(
         status, message, code=code, param=param,
-        retry_after_s=_seconds(response.headers.get("retry-after")),
+        retry_after_s=_seconds(line.headers.get("retry-after")),
     )  # fmt: skip
 
 

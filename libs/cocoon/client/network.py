@@ -9,11 +9,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx
+from yarl import URL
 
 from cocoon.client.directory import Directory
 from cocoon.client.door import Door
-from cocoon.client.gateway import Gateway
+from cocoon.client.gateway import Gateway, open_http
 from cocoon.client.session import Preferences, SealedSession
 from cocoon.client.trust import TrustKeeper
 from cocoon.evidence.trust import TrustAnchors, load_trust
@@ -22,7 +22,6 @@ from cocoon.kernel.clock import Clock, Randomness, SystemClock, SystemRandomness
 from cocoon.kernel.errors import ConfigurationError
 from cocoon.sealing import Profile
 
-_CONNECTIONS = httpx.Limits(max_connections=256, max_keepalive_connections=32)
 _BODY_PROFILES = (Profile.P0, Profile.P3)
 _STREAM_PROFILES = (Profile.P1, Profile.P2, Profile.P3)
 
@@ -62,13 +61,9 @@ class Network:
             options.trust if isinstance(options.trust, TrustAnchors) else load_trust(options.trust)
         )
         check_options(options)
-        self._http = httpx.AsyncClient(
-            limits=_CONNECTIONS,
-            follow_redirects=False,
-            trust_env=False,  # no proxy sees the API key, no .netrc replaces it
-        )
-        self.gateway = Gateway(options.gateway_url, self._http)
         keeper = TrustKeeper(trust, clock=options.clock, state_dir=options.state_dir)
+        self._http = open_http(options.gateway_url)  # last of what can fail: it must be closed
+        self.gateway = Gateway(options.gateway_url, self._http)
         self._directory = Directory(
             self.gateway, keeper, clock=options.clock, model_pins=options.model_pins
         )
@@ -90,15 +85,15 @@ class Network:
         """Cancel running jobs, end refreshes, close the lines."""
         await self.door.aclose()
         await self._directory.aclose()
-        await self._http.aclose()
+        await self._http.close()
 
 
 def check_options(options: NetworkOptions) -> None:
     """Raises ConfigurationError for an address or a padding that cannot work."""
     try:
-        url = httpx.URL(options.gateway_url)
-    except httpx.InvalidURL:
-        url = httpx.URL()
+        url = URL(options.gateway_url)
+    except ValueError:
+        url = URL()
     if url.scheme not in ("http", "https") or not url.host:
         raise ConfigurationError(
             f"{options.gateway_url!r} is not a gateway's address; write it like "

@@ -270,10 +270,15 @@ async def test_a_stream_that_the_client_closes_under_its_reader_ends_with_an_err
 def test_an_error_in_a_stream_is_replayed_as_it_was(
     network: TestNetwork, sidecar: str, http: httpx.Client
 ) -> None:
-    network.faults = Faults(forged_receipt=True)
+    network.faults = Faults(forged_receipt=True, slow_after=4)
     headers = {"idempotency-key": "k"}
     ask = {**ASK, "stream": True}
-    bodies = [http.post(sidecar, json=ask, headers=headers).content for _ in range(2)]
+    first = b""
+    with http.stream("POST", sidecar, json=ask, headers=headers) as response:
+        for part in response.iter_raw():
+            first += part
+            network.gate.set()  # what came before the forged receipt was shown
+    bodies = [first, http.post(sidecar, json=ask, headers=headers).content]
     assert bodies[0] == bodies[1]
     last = bodies[0].split(b"\n\n")[-2].removeprefix(b"data: ")
     assert json.loads(last)["error"]["code"] == "receipt_sig"
