@@ -29,7 +29,7 @@ from services.attestation.rpc import wire
 from services.attestation.settings import AttestationSettings
 
 if TYPE_CHECKING:
-    from nats.aio.client import Client
+    from cocoon.bus.client import BusClient
 
 log = get_logger("services.attestation")
 ROLE = "attestation"
@@ -99,7 +99,7 @@ async def _lead(stack: contextlib.AsyncExitStack, dsn: str, stop: Stop) -> bool:
 
 async def _follow(
     dsn: str,
-    nc: Client,
+    nc: BusClient,
     service: Attestation,
     goal: int,
     stop: Stop,
@@ -117,7 +117,7 @@ async def _follow(
 
 
 async def _tail(
-    dsn: str, nc: Client, service: Attestation, goal: int, caught_up: asyncio.Event
+    dsn: str, nc: BusClient, service: Attestation, goal: int, caught_up: asyncio.Event
 ) -> None:
     if goal == 0:
         caught_up.set()

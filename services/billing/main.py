@@ -21,14 +21,15 @@ from cocoon.eventlog.tail import Tail
 from cocoon.kernel.errors import Transient
 from cocoon.telemetry.observe import serve_observe
 from services.billing.gauges import keep_gauges
-from services.billing.handlers import LEDGER_CONSUMER, ROLE, Ingress, Ledger, Operator
+from services.billing.handlers import Ingress, Operator
+from services.billing.ledger import LEDGER_CONSUMER, ROLE, Ledger
 from services.billing.results import LiveJobs, Results
 from services.billing.settings import BillingSettings
 
 if TYPE_CHECKING:
     from faststream.nats import NatsBroker, NatsMessage
-    from nats.aio.client import Client
 
+    from cocoon.bus.client import BusClient
     from cocoon.eventlog.connection import Pool
 
 LEADER_SHARD = 0
@@ -85,7 +86,7 @@ async def serve(settings: BillingSettings, stop: Stop) -> None:
 
 async def _follow(
     dsn: str,
-    nc: Client,
+    nc: BusClient,
     pool: Pool,
     results: Results,
     ledgers: dict[int, Ledger],

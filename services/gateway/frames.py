@@ -17,9 +17,9 @@ from cocoon.telemetry.metrics import FRAMES
 from services.gateway.actions import Frame, LogView
 
 if TYPE_CHECKING:
-    from nats.aio.client import Client
     from nats.aio.msg import Msg
 
+    from cocoon.bus.client import BusClient
     from services.gateway.budget import Share
 
 log = get_logger("cocoon.gateway.frames")
@@ -27,8 +27,6 @@ HEAD_BYTES: Final = 9  # kind u8, offset u64
 LAST_HEAD_BYTES: Final = 41  # and, on the last one, the SHA-256 of the whole response
 MAX_FRAME_BYTES: Final = 256 * 1024
 MAX_ITEMS: Final = 8192
-_PENDING_MESSAGES: Final = 65_536
-_PENDING_BYTES: Final = 128 * 1024 * 1024
 
 
 class Tick(NamedTuple):
@@ -129,13 +127,10 @@ class Switchboard:
         self._gateway_id = gateway_id
         self._boxes: dict[str, tuple[Mailbox, ...]] = {}
 
-    async def listen(self, nc: Client) -> None:
+    async def listen(self, nc: BusClient) -> None:
         """Open the two subscriptions that serve every job."""
-        await nc.subscribe(
-            f"tok.{self._gateway_id}.>", cb=self.on_frame,
-            pending_msgs_limit=_PENDING_MESSAGES, pending_bytes_limit=_PENDING_BYTES,
-        )  # fmt: skip
-        await nc.subscribe(f"mat.{self._gateway_id}.*", cb=self.on_update)
+        await nc.subscribe_direct(f"tok.{self._gateway_id}.>", self.on_frame)
+        await nc.subscribe_direct(f"mat.{self._gateway_id}.*", self.on_update)
         await nc.flush()
 
     def owner_of(self, job_id: str) -> tuple[str, str] | None:
@@ -153,7 +148,7 @@ class Switchboard:
         else:
             self._boxes.pop(job_id, None)
 
-    async def on_frame(self, message: Msg) -> None:
+    def on_frame(self, message: Msg) -> None:
         """`tok.<gateway>.<provider>.<job>.<epoch>`; the server vouches for the provider's name."""
         words = message.subject.split(".")
         boxes = self._boxes.get(words[3]) if len(words) == 5 else None
@@ -172,7 +167,7 @@ class Switchboard:
                 return
             box.put_frame(frame)
 
-    async def on_update(self, message: Msg) -> None:
+    def on_update(self, message: Msg) -> None:
         """`mat.<gateway>.<job>`."""
         boxes = self._boxes.get(message.subject.rpartition(".")[2])
         if boxes is None:

@@ -27,9 +27,9 @@ from services.gateway.settings import GatewaySettings
 from services.gateway.store import ApiKey
 
 if TYPE_CHECKING:
-    from nats.aio.client import Client
     from nats.js import JetStreamContext
 
+    from cocoon.bus.client import BusClient
     from cocoon.eventlog.connection import Pool
     from services.gateway.budget import Share
 
@@ -61,7 +61,7 @@ class Gateway:
         self,
         settings: GatewaySettings,
         gateway_id: str,
-        nc: Client,
+        nc: BusClient,
         js: JetStreamContext,
         pool: Pool,
         clock: Clock,

@@ -33,8 +33,9 @@ from services.matcher.settings import MatcherSettings
 
 if TYPE_CHECKING:
     from faststream.nats import NatsBroker, NatsMessage
-    from nats.aio.client import Client
     from nats.aio.msg import Msg
+
+    from cocoon.bus.client import BusClient
 
 log = get_logger(__name__)
 MAX_REQUESTS_IN_FLIGHT = 8192
@@ -65,7 +66,7 @@ async def serve(settings: MatcherSettings, stop: Stop) -> None:
         listening = _broker(settings, matcher, leases, prefix, stop)
         await listening.start()
         stack.push_async_callback(listening.stop)
-        await _answer(settings, nc, matcher, stack)
+        await _answer(settings, nc, matcher, leases, stack)
         sweeping = _sweep(settings, matcher, lambda: nc.is_connected and is_connected(listening))
         tasks.append(stop.watch(asyncio.create_task(sweeping, name="sweep")))
         port, closer = await serve_observe(
@@ -78,7 +79,7 @@ async def serve(settings: MatcherSettings, stop: Stop) -> None:
         await stop.wait()
 
 
-def _news(nc: Client) -> News:
+def _news(nc: BusClient) -> News:
     async def publish(gateway_id: str, job_id: str, update: MatchUpdate, traceparent: str) -> None:
         metrics.MATCHES.inc(update.kind)
         headers = {messages.H_TRACEPARENT: traceparent} if traceparent else None
@@ -93,7 +94,7 @@ def _news(nc: Client) -> News:
 async def _follow(
     settings: MatcherSettings,
     dsn: str,
-    nc: Client,
+    nc: BusClient,
     matcher: Matcher,
     stop: Stop,
     stack: contextlib.AsyncExitStack,
@@ -123,7 +124,7 @@ async def _follow(
 
 async def _tail(
     dsn: str,
-    nc: Client,
+    nc: BusClient,
     shard: int,
     goal: int,
     caught_up: asyncio.Event,
@@ -148,7 +149,7 @@ async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
 def _broker(
     settings: MatcherSettings, matcher: Matcher, leases: Leases, prefix: str, stop: Stop
 ) -> NatsBroker:
-    """What is not on the way to the first token: heartbeats, reports, cancellations."""
+    """What comes seldom: heartbeats and cancellations."""
     listening = broker(settings.nats_url, settings.nats_seed_file, "matcher", prefix, stop)
 
     @listening.subscriber(subjects.HEARTBEATS, no_reply=True)
@@ -156,10 +157,6 @@ def _broker(
         beat = Heartbeat.model_validate_json(message.raw_message.data)
         if message.raw_message.subject == subjects.heartbeat(beat.provider_id):
             leases.on_heartbeat(beat)
-
-    @listening.subscriber(subjects.report_dispatch(settings.shard), no_reply=True)
-    async def on_report_dispatch(message: NatsMessage) -> None:
-        leases.on_report(DispatchReport.model_validate_json(message.raw_message.data))
 
     @listening.subscriber(subjects.cancel_at_matcher(settings.shard), no_reply=True)
     async def on_cancel_job(message: NatsMessage) -> None:
@@ -169,9 +166,10 @@ def _broker(
 
 
 async def _answer(
-    settings: MatcherSettings, nc: Client, matcher: Matcher, stack: contextlib.AsyncExitStack
-) -> None:
-    """The hot route: raw nats-py, one task a request, bounded."""
+    settings: MatcherSettings, nc: BusClient, matcher: Matcher, leases: Leases,
+    stack: contextlib.AsyncExitStack,
+) -> None:  # fmt: skip
+    """The hot routes: raw nats-py, one task a request, bounded; reports at once."""
     running: set[asyncio.Task[None]] = set()
 
     async def handle(message: Msg) -> None:
@@ -186,15 +184,22 @@ async def _answer(
             await matcher.on_job_request(request, inject() or parent)
         metrics.MATCH_SECONDS.observe(time.perf_counter() - began_s)
 
-    async def on_message(message: Msg) -> None:
+    def on_request(message: Msg) -> None:
         if len(running) >= MAX_REQUESTS_IN_FLIGHT:
             return  # the gateway's wait for an answer ends in a 503
         task = asyncio.create_task(handle(message))
         running.add(task)
         task.add_done_callback(running.discard)
 
-    subscription = await nc.subscribe(subjects.request_job(settings.shard), cb=on_message)
-    stack.push_async_callback(subscription.unsubscribe)
+    def on_report(message: Msg) -> None:
+        leases.on_report(DispatchReport.model_validate_json(message.data))
+
+    for subject, handler in (
+        (subjects.request_job(settings.shard), on_request),
+        (subjects.report_dispatch(settings.shard), on_report),
+    ):
+        subscription = await nc.subscribe_direct(subject, handler)
+        stack.push_async_callback(subscription.unsubscribe)
 
 
 async def _sweep(settings: MatcherSettings, matcher: Matcher, hears: Callable[[], bool]) -> None:

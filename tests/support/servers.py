@@ -14,9 +14,9 @@ from pathlib import Path
 
 import asyncpg
 import pytest
-from nats.aio.client import Client
 
 from cocoon.bus import connection, keys, permissions, streams
+from cocoon.bus.client import BusClient
 from cocoon.devnet.nats_server import NatsServer, nats_users_for_devnet
 from cocoon.devnet.postgres import PostgresServer
 from cocoon.eventlog.migrate import apply_schema, set_role_passwords
@@ -54,12 +54,12 @@ class Bus:
     server: NatsServer
     folder: Path
     providers: tuple[str, ...]
-    opened: list[Client] = field(default_factory=list)
+    opened: list[BusClient] = field(default_factory=list)
 
     def seed_file(self, name: str) -> Path:
         return self.folder / f"{name}.seed"
 
-    async def connect(self, name: str) -> Client:
+    async def connect(self, name: str) -> BusClient:
         """Connect as a role ("billing") or as a provider (one of `providers`)."""
         client = await connection.connect(
             self.server.url, self.seed_file(name), name, permissions.inbox_prefix(name)

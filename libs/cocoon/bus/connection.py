@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import nats.errors
-from nats.aio.client import Client
 
+from cocoon.bus.client import BusClient
 from cocoon.bus.keys import read_seed_file
 from cocoon.kernel.errors import ConfigurationError, Unavailable
 
@@ -27,33 +27,6 @@ _RECONNECT_WAIT_S = 0.25
 _PING_INTERVAL_S = 5
 _DRAIN_S = 5.0
 _PENDING_BYTES = 16 * 1024 * 1024
-_FETCHED = b"Nats-Stream"  # the server puts this header on every message that it fetches
-
-
-class _Client(Client):
-    """nats-py's client with a guard, and without its slow look at every character of a header."""
-
-    async def _process_msg(
-        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes
-    ) -> None:
-        """Drop what JetStream was asked to send to a subject that is not an inbox of ours.
-
-        Whoever may fetch a stored message names any reply subject, and the server does not ask
-        whether he may publish there: a provider's own bytes would come as an operator's request.
-        """
-        if headers and _FETCHED in headers and not subject.startswith(self._inbox_prefix):
-            _log.warning("bus message refused", extra={"kind": "ForgedReply"})
-            return
-        await super()._process_msg(sid, subject, reply, data, headers)
-
-    @staticmethod
-    def _parse_header_lines(raw: bytes) -> dict[str, str]:
-        found = {}
-        for line in raw.decode("utf-8", "replace").split("\r\n"):
-            name, colon, value = line.partition(":")
-            if colon and name.isascii() and " " not in name and "\t" not in name:
-                found[name] = value.strip()
-        return found
 
 
 def _options(name: str, inbox: str, on_closed: Callable[[], None] | None) -> dict[str, Any]:
@@ -98,7 +71,7 @@ async def connect(
     inbox_prefix: str,
     on_closed: Callable[[], None] | None = None,
     timeout_s: float = 10.0,
-) -> Client:
+) -> BusClient:
     """Open a raw connection as the user of `seed_file` (None: a server without users).
 
     `on_closed` runs when the connection is closed for good, also by ourselves: let it stop the
@@ -117,7 +90,7 @@ async def connect(
         await log_error(error)
 
     options["error_cb"] = error_cb
-    client = _Client()
+    client = BusClient()
     # nats-py would try the first connection for ever too: it is given up after a while.
     connecting = asyncio.create_task(client.connect(url, **options))
     refusal = asyncio.create_task(refused.wait())
@@ -161,8 +134,8 @@ def broker(
     class Guarded(NatsBroker):
         """FastStream's broker over our client."""
 
-        async def _connect(self) -> Client:
-            connection = _Client()
+        async def _connect(self) -> BusClient:
+            connection = BusClient()
             await connection.connect(**self._connection_kwargs)
             self.config.connect(connection)
             return connection
@@ -183,7 +156,7 @@ async def _undecoded(message: NatsMessage) -> NatsMessage:
     return message  # handlers get the exact bytes that were signed, and their headers
 
 
-async def close(nc: Client) -> None:
+async def close(nc: BusClient) -> None:
     """Flush and close, without raising if the server is away."""
     with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
         await nc.flush(timeout=1)

@@ -28,14 +28,16 @@ from cocoon.kernel.clock import Clock, SystemClock
 from cocoon.kernel.errors import Fatal, LogCorrupt, NotFound, Transient
 
 if TYPE_CHECKING:
-    from nats.aio.client import Client
     from nats.aio.msg import Msg
+
+    from cocoon.bus.client import BusClient
 
 _log = logging.getLogger("cocoon.relay")
 _POLL_S = 0.25  # how long a lost LISTEN can delay an event
 _ACK_TIMEOUT_S = 2.0
 _FIRST_RETRY_S, _LONGEST_RETRY_S = 0.02, 1.0
 _BATCH = 512
+_GATHER_S = 0.005  # a commit seldom comes alone, and nobody waits for the copy
 _HASH = "ce-hash: "
 
 
@@ -45,7 +47,7 @@ class Relay:
     def __init__(
         self,
         dsn: str,
-        nc: Client,
+        nc: BusClient,
         shards: Sequence[int],
         *,
         window: int = 1024,
@@ -83,7 +85,7 @@ async def _cancel_all(tasks: Sequence[asyncio.Task[None]]) -> None:
 
 class _ShardRelay:
     def __init__(
-        self, dsn: str, nc: Client, shard: int, window: int, replicas: int, clock: Clock
+        self, dsn: str, nc: BusClient, shard: int, window: int, replicas: int, clock: Clock
     ) -> None:
         self.shard = shard
         self.acked = 0
@@ -99,7 +101,7 @@ class _ShardRelay:
     async def run(self) -> None:
         delay_s = _FIRST_RETRY_S
         inbox = self._nc.new_inbox()
-        subscription = await self._nc.subscribe(f"{inbox}.*.*", cb=self._on_ack)
+        subscription = await self._nc.subscribe_direct(f"{inbox}.*.*", self._on_ack)
         try:
             while True:
                 before = self.acked
@@ -140,6 +142,8 @@ class _ShardRelay:
                         self._more = self._more or len(events) == room
                         continue
                 await self._wait(waits_for_ack=sent > self.acked)
+                if self._more:
+                    await asyncio.sleep(_GATHER_S)
                 if self._refused_at:
                     raise Transient("the broker refused a position")
         finally:
@@ -210,7 +214,7 @@ class _ShardRelay:
             headers=headers,
         )
 
-    async def _on_ack(self, message: Msg) -> None:
+    def _on_ack(self, message: Msg) -> None:
         _, generation, position_text = message.subject.rsplit(".", 2)
         if generation != self._generation:
             return

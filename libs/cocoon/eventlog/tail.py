@@ -26,9 +26,10 @@ from cocoon.eventlog.read import checkpoint, hash_at, head, read_batch
 from cocoon.kernel.errors import CocoonError, Transient
 
 if TYPE_CHECKING:
-    from nats.aio.client import Client
     from nats.aio.msg import Msg
     from nats.aio.subscription import Subscription
+
+    from cocoon.bus.client import BusClient
 
 _NS = 1_000_000_000
 _SILENCE_S = 0.5  # after this long without a message the head of the log is looked at
@@ -41,7 +42,7 @@ _BUFFER = 65_536
 class _Live:
     """A push consumer that delivers EVENTS_<shard> from one position on into a bounded buffer."""
 
-    def __init__(self, nc: Client, shard: int) -> None:
+    def __init__(self, nc: BusClient, shard: int) -> None:
         self._nc, self._stream = nc, subjects.events_stream(shard)
         self._name = f"tail_{secrets.token_hex(8)}"
         self._buffer: deque[Msg] = deque()
@@ -54,7 +55,7 @@ class _Live:
         """Start delivery at a position. Raises Transient, NotFound or Fatal."""
         inbox = self._nc.new_inbox()
         try:
-            self._subscription = await self._nc.subscribe(inbox, cb=self._on_message)
+            self._subscription = await self._nc.subscribe_direct(inbox, self._on_message)
         except nats.errors.Error:
             raise Transient("the bus is not connected") from None
         config = {
@@ -105,7 +106,7 @@ class _Live:
             with contextlib.suppress(CocoonError):
                 await api(self._nc, f"CONSUMER.DELETE.{self._stream}.{self._name}")
 
-    async def _on_message(self, message: Msg) -> None:
+    def _on_message(self, message: Msg) -> None:
         self._heard_s = asyncio.get_running_loop().time()
         if len(self._buffer) >= _BUFFER:
             self.overflowed = True
@@ -133,7 +134,7 @@ class Tail:
     def __init__(
         self,
         dsn: str,
-        nc: Client | None,
+        nc: BusClient | None,
         shard: int,
         *,
         consumer: str | None = None,

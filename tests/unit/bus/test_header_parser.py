@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nats.aio.client import Client
 
-from cocoon.bus.connection import _Client
+from cocoon.bus.client import BusClient
 
 _NAMES = st.text(st.characters(codec="ascii", categories=("L", "N", "P")), min_size=1, max_size=12)
 _VALUES = st.text(st.characters(codec="utf-8", exclude_characters="\r\n"), max_size=20)
@@ -17,11 +17,11 @@ _VALUES = st.text(st.characters(codec="utf-8", exclude_characters="\r\n"), max_s
 def test_headers_are_parsed_as_nats_py_parses_them(headers: list[tuple[str, str]]) -> None:
     raw = "".join(f"{name}: {value}\r\n" for name, value in headers).encode() + b"\r\n"
     expected = {key: value.strip() for key, value in Client._parse_header_lines(raw).items()}
-    assert _Client._parse_header_lines(raw) == expected
+    assert BusClient._parse_header_lines(raw) == expected
 
 
 @settings(max_examples=300)
 @given(st.binary(max_size=60))
 def test_any_bytes_are_parsed_without_an_error(raw: bytes) -> None:
-    found = _Client._parse_header_lines(raw)
+    found = BusClient._parse_header_lines(raw)
     assert all(name.isascii() and ":" not in name for name in found)
