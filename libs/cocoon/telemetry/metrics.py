@@ -222,6 +222,9 @@ TOKENS = Counter(
     _label("kind", "input", "cached_input", "output", "reasoning"),
 )  # fmt: skip
 ENGINE_STEP_SECONDS = Histogram("cocoon_engine_step_seconds", "One step of the model's engine.")
+ENGINE_ELSEWHERE = Gauge(
+    "cocoon_engine_elsewhere", "Requests that the engine's server has from others than this agent."
+)
 SPOOL_ITEMS = Gauge("cocoon_spool_items", "Sealed results that wait for their acknowledgement.")
 
 # ---- attestation ----
