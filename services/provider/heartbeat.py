@@ -24,7 +24,7 @@ class Heart:
     def __init__(
         self, nc: Client, provider_id: str, boot_id: str,
         pairs: Callable[[], list[tuple[str, int]]], draining: Callable[[], bool],
-        *, concurrency: int, interval_s: float,
+        *, concurrency: Callable[[], int], interval_s: float,
     ) -> None:  # fmt: skip
         self._nc = nc
         self._provider_id = provider_id
@@ -39,7 +39,7 @@ class Heart:
         """Send one heartbeat; a lost one is the next one's business."""
         message = Heartbeat(
             provider_id=self._provider_id, boot_id=self._boot_id, sequence=self._sequence,
-            running=tuple(self._pairs()[:MAX_PAIRS]), concurrency=self._concurrency,
+            running=tuple(self._pairs()[:MAX_PAIRS]), concurrency=self._concurrency(),
             draining=self._draining(),
         )  # fmt: skip
         self._sequence += 1

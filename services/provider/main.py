@@ -7,6 +7,7 @@ import contextlib
 import resource
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from nacl.signing import SigningKey
 
@@ -24,7 +25,7 @@ from cocoon.telemetry.logs import get_logger
 from cocoon.telemetry.observe import serve_observe
 from services.provider import manifest as manifests
 from services.provider.announcing import LONGEST_BACKOFF_S, Announced, Announcer
-from services.provider.backends.base import Backend
+from services.provider.backends.base import Backend, EngineLoad
 from services.provider.backends.onnx import OnnxBackend
 from services.provider.backends.openai_compatible import OpenAICompatibleBackend
 from services.provider.enclave import Enclave
@@ -64,7 +65,8 @@ async def serve(settings: ProviderSettings, stop: Stop) -> None:
     policies = _policies(settings, clock)
     tee = _tee(settings, clock)
     async with contextlib.AsyncExitStack() as stack:
-        manifest, backend = _model(settings, randomness)
+        load = EngineLoad()
+        manifest, backend = _model(settings, randomness, load)
         stack.push_async_callback(backend.close)
         await backend.start()
         offer = _offer(settings, manifest, backend)
@@ -94,7 +96,9 @@ async def serve(settings: ProviderSettings, stop: Stop) -> None:
             nc, name, randomness.token(16).hex(),
             lambda: [*jobs.running_pairs(), *submitter.unsettled(settings.lease_hold_s)],
             lambda: not jobs.taking_jobs,
-            concurrency=settings.concurrency, interval_s=settings.heartbeat_s,
+            # what others have of the engine is not offered
+            concurrency=lambda: max(1, settings.concurrency - load.elsewhere),
+            interval_s=settings.heartbeat_s,
         )  # fmt: skip
         _spawn(stack, stop, submitter.run(), "submitter")
         _spawn(stack, stop, heart.run(), "heart")
@@ -148,11 +152,11 @@ def _tee(settings: ProviderSettings, clock: Clock) -> QuoteSource:
 
 
 def _model(
-    settings: ProviderSettings, randomness: SystemRandomness
+    settings: ProviderSettings, randomness: SystemRandomness, load: EngineLoad
 ) -> tuple[ModelManifest, Backend]:
     """The manifest, its files checked, and the engine that serves them."""
     if settings.backend_url is not None:
-        return _server_model(settings, settings.backend_url)
+        return _server_model(settings, settings.backend_url, randomness, load)
     manifest = manifests.describe_onnx(settings.model_dir, settings.model_name)
     if settings.model_manifest_file is not None:
         manifest = manifests.load(settings.model_manifest_file)
@@ -163,7 +167,9 @@ def _model(
     return manifest, backend
 
 
-def _server_model(settings: ProviderSettings, url: str) -> tuple[ModelManifest, Backend]:
+def _server_model(
+    settings: ProviderSettings, url: str, randomness: SystemRandomness, load: EngineLoad
+) -> tuple[ModelManifest, Backend]:
     model = settings.backend_model or settings.model_name
     arguments = {
         "model": model,
@@ -175,16 +181,27 @@ def _server_model(settings: ProviderSettings, url: str) -> tuple[ModelManifest, 
         api_key = key_file.read_text(encoding="utf-8").strip() if key_file else None
     except OSError:
         raise ConfigurationError(f"the engine's key file {key_file} cannot be read") from None
-    backend = OpenAICompatibleBackend(
-        url,
-        model,
-        context_tokens=settings.backend_context_tokens,
-        capabilities=Capabilities(**dict.fromkeys(settings.backend_capabilities, True)),
-        queue_limit=settings.concurrency,
-        read_timeout_s=settings.backend_read_timeout_s,
-        api_key=api_key,
-    )
-    return manifests.describe_server(settings.model_name, arguments), backend
+    shared: dict[str, Any] = {
+        "context_tokens": settings.backend_context_tokens,
+        "capabilities": Capabilities(**dict.fromkeys(settings.backend_capabilities, True)),
+        "queue_limit": settings.concurrency,
+        "read_timeout_s": settings.backend_read_timeout_s,
+        "api_key": api_key,
+    }
+    if urlsplit(url).scheme not in ("grpc", "grpcs"):
+        return (
+            manifests.describe_server(settings.model_name, arguments),
+            OpenAICompatibleBackend(url, model, **shared),
+        )
+    # gRPC costs a third of a second to load: only those who use it pay
+    from services.provider.backends.triton import TritonBackend
+
+    backend = TritonBackend(
+        url, model, **shared, randomness=randomness, load=load,
+        metrics_url=settings.backend_metrics_url, deadline_s=settings.job_timeout_s,
+        ca_file=settings.backend_ca_file,
+    )  # fmt: skip
+    return manifests.describe_server(settings.model_name, arguments, "triton"), backend
 
 
 def _offer(settings: ProviderSettings, manifest: ModelManifest, backend: Backend) -> OfferedModel:

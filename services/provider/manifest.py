@@ -74,14 +74,16 @@ def describe_onnx(folder: Path, name: str) -> ModelManifest:
     )
 
 
-def describe_server(name: str, arguments: dict[str, str]) -> ModelManifest:
+def describe_server(
+    name: str, arguments: dict[str, str], engine: str = "openai-compatible"
+) -> ModelManifest:
     """The manifest of a model behind another server: what its operator states about it.
 
     No file is hashed, because the agent cannot see them; the id binds the statement only.
     """
     return ModelManifest(
         name=name,
-        engine="openai-compatible",
+        engine=engine,
         quantisation=arguments.get("quantisation", "as-served"),
         arguments=arguments,
     )

@@ -29,13 +29,16 @@ class ProviderSettings(BaseSettings):
     dev_authority_file: Path | None = None  # DEV ONLY: simulate the TEE
     dev_platform_file: Path | None = None
 
-    # the model: the embedded engine on `model_dir`, or a server at `backend_url`
+    # the model: the embedded engine on `model_dir`, or a server at `backend_url` (https:// or on
+    # loopback http:// for OpenAI-compatible ones, grpcs:// or grpc:// for Triton)
     model_name: Annotated[str, Field(min_length=1, max_length=128)] = "skills-1"
     model_dir: Path = SHIPPED_MODEL
     model_manifest_file: Path | None = None  # None: described from the files themselves
     backend_url: str | None = None
     backend_model: str | None = None  # the server's own name of the model; None: model_name
     backend_api_key_file: Path | None = None
+    backend_ca_file: Path | None = None  # Triton: what its certificate is checked against
+    backend_metrics_url: str | None = None  # Triton: where it tells its load
     backend_context_tokens: Annotated[int, Field(ge=16, le=10_000_000)] = 4096
     backend_quantisation: str = "as-served"
     backend_capabilities: frozenset[

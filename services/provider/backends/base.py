@@ -8,6 +8,7 @@ from typing import Protocol
 
 from cocoon.chat import Capabilities, ChatRequest, FinishReason, TokenLogprob, TokenUsage
 from cocoon.kernel.errors import BadRequest
+from cocoon.telemetry.metrics import ENGINE_ELSEWHERE
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,18 @@ class Ended:
 
 
 Output = Started | Piece | Ended
+
+
+@dataclass(slots=True)
+class EngineLoad:
+    """What an engine does for others than this agent, as its server last said: `elsewhere`."""
+
+    elsewhere: int = 0
+
+    def told(self, total: int, *, own: int) -> None:
+        """The server has `total` requests, of which `own` are this agent's."""
+        self.elsewhere = max(0, total - own)
+        ENGINE_ELSEWHERE.set(self.elsewhere)
 
 
 class Backend(Protocol):

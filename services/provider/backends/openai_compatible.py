@@ -35,7 +35,7 @@ CONNECT_TIMEOUT_S: Final = 5.0
 HEALTH_TIMEOUT_S: Final = 5.0
 KEEPALIVE_S: Final = 4.0  # less than uvicorn's 5: a connection must not close as it is used again
 _STREAMED: Final = {"stream": True, "stream_options": {"include_usage": True}}
-_LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
+LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 # TimeoutError: only aiohttp's own, for a deadline of the caller arrives here as a cancellation
 _BROKEN: Final = (aiohttp.ClientError, TimeoutError, OSError)
 _PASSED_ON: Final = (
@@ -47,7 +47,7 @@ _PASSED_ON: Final = (
 def check_url(url: str) -> str:
     """Return the server's base address without a slash. Raises ConfigurationError."""
     parts = urlsplit(url)
-    near = parts.scheme == "http" and parts.hostname in _LOOPBACK
+    near = parts.scheme == "http" and parts.hostname in LOOPBACK
     if not (near or parts.scheme == "https") or not parts.hostname or parts.username:
         raise ConfigurationError(
             "an engine's address is http:// on loopback or https://: prompts travel there in the "
