@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NoReturn
 
 from pydantic import ValidationError
@@ -40,7 +41,7 @@ def read_match(headers: Mapping[str, str], *, job_id: str, model_id: str) -> Mat
     the quote is not the one that its id names.
     """
     try:
-        quote = Quote.model_validate_json(headers["x-cocoon-quote"])
+        quote, quote_id = _quote(headers["x-cocoon-quote"])
         match = Match(
             job_id=headers["x-cocoon-job-id"],
             provider_id=headers["x-cocoon-provider"],
@@ -53,9 +54,16 @@ def read_match(headers: Mapping[str, str], *, job_id: str, model_id: str) -> Mat
         refuse_answer("bad_match", "the gateway does not say who answers, or at what price")
     if match.job_id != job_id or quote.model_id != model_id:
         refuse_answer("bad_match", "the gateway names another job or model")
-    if match.quote_id.hex() != pricing.quote_id(quote):
+    if match.quote_id.hex() != quote_id:
         refuse_answer("bad_quote", "the quote is not the one that its id names")
     return match
+
+
+@lru_cache(maxsize=256)
+def _quote(text: str) -> tuple[Quote, str]:
+    """A quote and its id. A provider's quote comes with every answer, and seldom changes."""
+    quote = Quote.model_validate_json(text)
+    return quote, pricing.quote_id(quote)
 
 
 def check_answer(

@@ -37,7 +37,7 @@ class Recording:
         self._parts: list[bytes] = []
         self._dropped = 0
         self._readers: list[_Reader] = []
-        self._changed = asyncio.Event()
+        self._waiting: list[asyncio.Future[None]] = []
         self.kept_bytes = 0
         self.ended = False
         self.failed = False  # it ended with an error before any content
@@ -67,7 +67,7 @@ class Recording:
             self._drop_read()
             if self.kept_bytes <= KEEP_BYTES + WINDOW_BYTES:
                 break
-            await self._changed.wait()
+            await self._change()
 
     def put(self, part: bytes) -> None:
         """Append without waiting: for an answer's last words."""
@@ -100,26 +100,34 @@ class Recording:
         self._dropped += dropped
 
     def _tell(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
+        waiting, self._waiting = self._waiting, []
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
+
+    async def _change(self) -> None:
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.append(future)
+        await future
 
     async def _next(self, reader: _Reader) -> bytes | None:
+        """All that this reader has not had yet, as one piece; None at the end."""
         while True:
-            at = reader.position - self._dropped
-            if at < len(self._parts):
-                reader.position += 1
+            parts = self._parts[reader.position - self._dropped :]
+            if parts:
+                reader.position += len(parts)
                 if self.kept_bytes > KEEP_BYTES:
                     self._tell()
-                return self._parts[at]
+                return parts[0] if len(parts) == 1 else b"".join(parts)
             if self.ended:
                 return None
-            await self._changed.wait()
+            await self._change()
 
     async def _wait_head(self) -> Head:
         while self._head is None:
             if self.ended:  # its task was ended from outside: the client is closing
                 raise Unavailable("The client is closing; try again.", retry_after_s=1)
-            await self._changed.wait()
+            await self._change()
         return self._head
 
 

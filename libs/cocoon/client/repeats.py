@@ -58,7 +58,8 @@ class Entry:
         self.recording = Recording()
         self.cancelled = False
         self.delivered = False
-        self.ended_s: float | None = None
+        self.ended_s = 0.0
+        self.kept_bytes = 0  # as counted when it ended
         self.task: asyncio.Task[None] | None = None
         self.grace: asyncio.TimerHandle | None = None
 
@@ -88,9 +89,14 @@ class Repeats:
     def __init__(self, work: Callable[[Entry], Coroutine[Any, Any, None]], *, clock: Clock) -> None:
         self._work = work
         self._clock = clock
-        self._entries: OrderedDict[int, Entry] = OrderedDict()
+        self._entries: dict[int, Entry] = {}
         self._by_key: dict[tuple[str, str], Entry] = {}
         self._by_fingerprint: dict[bytes, list[Entry]] = {}
+        self._live = 0
+        # those that ended, the oldest end first: what has a key is remembered for longer
+        self._keyed: OrderedDict[int, Entry] = OrderedDict()
+        self._plain: OrderedDict[int, Entry] = OrderedDict()
+        self._kept_bytes = 0  # of those that ended
 
     def open(self, asked: Asked) -> tuple[Entry, Reading]:
         """Attach to the request that this one repeats, or begin a new one.
@@ -142,9 +148,8 @@ class Repeats:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._entries.clear()
-        self._by_key.clear()
-        self._by_fingerprint.clear()
+        for entry in list(self._entries.values()):
+            self._drop(entry)
 
     def _find(self, asked: Asked) -> Entry | None:
         if asked.key is not None:
@@ -156,16 +161,17 @@ class Repeats:
                     code="idempotency_mismatch",
                 )
             return entry
-        retry = asked.retry or 0
+        if not asked.retry:
+            return None  # a first attempt repeats nothing
         earlier = [
             entry
             for entry in self._by_fingerprint.get(asked.fingerprint, ())
-            if entry.asked.key is None and entry.attempt < retry
+            if entry.asked.key is None and entry.attempt < asked.retry
         ]
         return min(earlier, key=Entry.rank, default=None)
 
     def _begin(self, asked: Asked) -> Entry:
-        if sum(entry.live for entry in self._entries.values()) >= MAX_LIVE:
+        if self._live >= MAX_LIVE:
             raise Unavailable(
                 f"{MAX_LIVE} requests are running already; try again shortly.",
                 code="too_many_requests",
@@ -180,15 +186,28 @@ class Repeats:
         return entry
 
     def _start(self, entry: Entry) -> None:
-        entry.ended_s = None
+        self._remember(entry, -1)
+        self._live += 1
         entry.task = asyncio.create_task(self._work(entry))
         entry.task.add_done_callback(lambda _: self._ended(entry))
 
     def _ended(self, entry: Entry) -> None:
+        self._live -= 1
         entry.ended_s = self._clock.monotonic_s()
+        entry.kept_bytes = entry.held_bytes
+        self._remember(entry, 1)
         if entry.grace is not None:
             entry.grace.cancel()
             entry.grace = None
+
+    def _remember(self, entry: Entry, sign: int) -> None:
+        """Put an ended entry (1) into its queue, or take it (-1) out again if it is there."""
+        queue = self._plain if entry.asked.key is None else self._keyed
+        if sign > 0:
+            queue[id(entry)] = entry
+        elif queue.pop(id(entry), None) is None:
+            return
+        self._kept_bytes += sign * entry.kept_bytes
 
     def _abandon(self, entry: Entry) -> None:
         if entry.live and entry.task is not None and not entry.recording.readers:
@@ -198,20 +217,17 @@ class Repeats:
     def _forget_old(self) -> None:
         """Drop what has timed out, then the oldest that ended while there is too much."""
         now_s = self._clock.monotonic_s()
-        kept = sum(entry.held_bytes for entry in self._entries.values())
-        for entry in list(self._entries.values()):
-            if entry.live or entry.ended_s is None:
-                continue
-            memory_s = RETRY_MEMORY_S if entry.asked.key is None else KEYED_MEMORY_S
-            if (
-                now_s - entry.ended_s > memory_s
-                or len(self._entries) >= MAX_ENTRIES
-                or kept > MAX_BYTES
-            ):
-                kept -= entry.held_bytes
-                self._drop(entry)
+        for queue, memory_s in ((self._keyed, KEYED_MEMORY_S), (self._plain, RETRY_MEMORY_S)):
+            while queue and now_s - (oldest := next(iter(queue.values()))).ended_s > memory_s:
+                self._drop(oldest)
+        while len(self._entries) >= MAX_ENTRIES or self._kept_bytes > MAX_BYTES:
+            ended = [next(iter(queue.values())) for queue in (self._keyed, self._plain) if queue]
+            if not ended:
+                return
+            self._drop(min(ended, key=lambda entry: entry.ended_s))
 
     def _drop(self, entry: Entry) -> None:
+        self._remember(entry, -1)
         del self._entries[id(entry)]
         asked = entry.asked
         if asked.key is not None:

@@ -7,8 +7,8 @@ of another origin; there is no CORS.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -78,17 +78,8 @@ class Sidecar:
             await _send(error_answer(error), send, extra=((b"connection", b"close"),))
             return
         request = LocalRequest(scope["method"], scope["path"], headers, body)
-        work = asyncio.create_task(self._answer(request, send))
-        gone = asyncio.create_task(_disconnected(receive))
-        try:
-            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in (work, gone):
-                if not task.done():
-                    task.cancel()
-            results = await asyncio.gather(work, gone, return_exceptions=True)
-        if isinstance(results[0], Exception):
-            raise results[0]
+        async with _while_there(receive):
+            await self._answer(request, send)
 
     async def _answer(self, request: LocalRequest, send: Send) -> None:
         assert self._network is not None  # noqa: S101 - lifespan ran first
@@ -108,6 +99,28 @@ async def _send(
         await send({"type": "http.response.body", "body": b"", "more_body": False})
     finally:
         answer.close()
+
+
+@asynccontextmanager
+async def _while_there(receive: Receive) -> AsyncIterator[None]:
+    """End the block, quietly, the moment the caller leaves."""
+    working, left = asyncio.current_task(), False
+    assert working is not None  # noqa: S101 - an application runs in a task
+
+    def leave(_: object) -> None:
+        nonlocal left
+        left = working.cancel()
+
+    gone = asyncio.create_task(_disconnected(receive))
+    gone.add_done_callback(leave)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not left or working.uncancel():
+            raise
+    finally:
+        gone.remove_done_callback(leave)
+        gone.cancel()
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -228,3 +228,30 @@ async def test_the_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         repeats.open(asked(b"one more"))
     await repeats.aclose()
     assert not repeats._entries
+
+
+async def test_too_many_bytes_drop_what_ended_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "MAX_BYTES", 100)
+    clock, works = Hand(), Works()
+    works.go.set()
+    repeats = Repeats(works, clock=clock)
+    first, reading = repeats.open(asked(b"x" * 40, key="first"))  # 80 bytes and its answer
+    await read(reading)
+    clock.now_s = 1
+    second, reading = repeats.open(asked(b"y" * 40, retry=0))
+    await read(reading)
+    assert repeats.open(asked(b"x" * 40, key="first"))[0] is not first
+    assert repeats.open(asked(b"y" * 40, retry=1))[0] is second
+    await repeats.aclose()
+    assert repeats._kept_bytes == repeats._live == 0
+    assert not repeats._keyed
+    assert not repeats._plain
+
+
+async def test_a_late_reader_gets_what_is_there_in_one_piece() -> None:
+    recording = Recording()
+    recording.begin(HEAD)
+    for part in (b"a", b"b", b"c"):
+        await recording.write(part)
+    recording.end()
+    assert [part async for part in recording.attach()] == [b"abc"]
