@@ -359,6 +359,9 @@ class Relay:
         if complete:
             return [*actions, *self._finish()]
         self._fetching = True
+        if not self._started:  # the stored bytes serve for all: hold none meanwhile
+            self._held.clear()
+            self._held_bytes = self._received = 0
         return [*actions, Fetch(match, last[0], self._received, last[1])]
 
     def _open(self, length: int | None) -> list[Action]:

@@ -102,6 +102,12 @@ class Mailbox:
         self._items.append(Gone())
         self._wake()
 
+    def drop_frames(self) -> None:
+        """Take no more frames, and let those go that wait."""
+        self.live = None
+        self._items = deque(item for item in self._items if not isinstance(item, Frame))
+        self.waiting_bytes = 0
+
     async def take(self) -> list[Item]:
         """Everything that waits, at least one item."""
         if not self._items:

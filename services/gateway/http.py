@@ -23,6 +23,7 @@ Header: TypeAlias = tuple[bytes, bytes]
 MAX_WRITE_BYTES: Final = 256 * 1024
 SEALED_TYPE: Final = b"application/vnd.cocoon.cai1"
 ABORT: Final = "cocoon.abort"  # the scope's extension that drops the connection at once
+CUT: Final = "cocoon.cut"  # and the one that closes it behind what was written
 
 
 class ClientGone(Exception):
@@ -104,13 +105,13 @@ def _too_large() -> TooLarge:
 
 
 class StreamedResponse:
-    """The answer to a job. Ending without `finish` closes the connection mid-body: truncated."""
+    """The answer to a job. Ended without its last part, the body is cut short: truncated."""
 
-    __slots__ = ("_request", "_send", "started")
+    __slots__ = ("_request", "_send", "finished", "started")
 
     def __init__(self, request: Request, send: Send) -> None:
         self._request, self._send = request, send
-        self.started = False
+        self.started = self.finished = False
 
     async def start(self, headers: list[Header], length: int | None, status: int = 200) -> None:
         self.started = True
@@ -133,16 +134,21 @@ class StreamedResponse:
         except TimeoutError:
             self.abort()
             return False
+        self.finished = last
         return True
 
     async def finish(self) -> None:
+        self.finished = True
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def abort(self) -> None:
         """Drop the connection and what is still to be written to it."""
-        drop = self._request.scope.get(ABORT)
-        if drop is not None:
-            drop()
+        self._request.scope[ABORT]()
+
+    def end(self) -> None:
+        """Close the connection behind a body that was not finished."""
+        if self.started and not self.finished:
+            self._request.scope[CUT]()
 
     def watch(self, on_gone: Callable[[], None]) -> asyncio.Task[None]:
         async def wait() -> None:

@@ -6,12 +6,13 @@ about the text. Operators' requests (create, list, revoke) are answered here too
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import re
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from pydantic import ValidationError
 
@@ -27,33 +28,42 @@ if TYPE_CHECKING:
 
 log = get_logger("cocoon.gateway.keys")
 MAX_CACHED: Final = 20_000
+MAX_UNKNOWN: Final = 4_096  # apart, so that guesses push no live key out
 MAX_LOOKUPS: Final = 64
 UNKNOWN_TTL_S: Final = 2.0
+_T = TypeVar("_T")
 _BEARER: Final = re.compile(rb"[Bb]earer (ck_[A-Za-z0-9_-]{43})\Z")
 
 
 class KeyRing:
-    """Authenticates requests. Its cache is used only while changes are heard."""
+    """Authenticates requests. Its caches are used only while changes are heard.
 
-    def __init__(self, pool: Pool, clock: Clock, ttl_s: float) -> None:
-        self._pool, self._clock, self._ttl_s = pool, clock, ttl_s
-        self._cache: OrderedDict[bytes, tuple[float, ApiKey | None]] = OrderedDict()
+    A revoked key is refused as soon as the database tells (at once), within ten seconds if the
+    connection that hears it died silently, and after `ttl_s` whatever happens.
+    """
+
+    def __init__(self, pool: Pool, lookup_pool: Pool, clock: Clock, ttl_s: float) -> None:
+        self._pool, self._lookup_pool = pool, lookup_pool
+        self._clock, self._ttl_s = clock, ttl_s
+        self._live: OrderedDict[bytes, tuple[float, ApiKey]] = OrderedDict()
+        self._unknown: OrderedDict[bytes, float] = OrderedDict()
+        self._lookups: dict[bytes, asyncio.Task[ApiKey | None]] = {}
+        self._running: set[asyncio.Task[ApiKey | None]] = set()
         self._hearing = False
-        self._changes = 0  # a look-up that began before a change is not cached
-        self._lookups = 0
 
     @property
     def hearing(self) -> bool:
         return self._hearing
 
     def on_change(self, secret_hash: bytes) -> None:
-        self._changes += 1
-        self._cache.pop(secret_hash, None)
+        self._live.pop(secret_hash, None)
+        self._unknown.pop(secret_hash, None)
+        self._lookups.pop(secret_hash, None)  # it began before the change, so nobody else joins it
 
     def on_state(self, hearing: bool) -> None:
         self._hearing = hearing
-        self._changes += 1
-        self._cache.clear()
+        for known in (self._live, self._unknown, self._lookups):
+            known.clear()
 
     async def authenticate(self, authorization: bytes | None) -> ApiKey:
         """The live key of an Authorization header. Raises Unauthenticated or Unavailable."""
@@ -69,10 +79,12 @@ class KeyRing:
                 "this is not an API key of Cocoon; a key is ck_ and 43 letters, digits, - or _"
             )
         secret_hash = hashlib.sha256(found[1]).digest()
-        cached = self._cache.get(secret_hash)
-        if cached is not None and cached[0] > self._clock.monotonic_s():
-            key = cached[1]
-        else:
+        now_s = self._clock.monotonic_s()
+        cached = self._live.get(secret_hash)
+        if cached is not None and cached[0] > now_s:
+            return cached[1]
+        key = None
+        if self._unknown.get(secret_hash, now_s) <= now_s:
             key = await self._look_up(secret_hash)
         if key is None:
             raise Unauthenticated(
@@ -82,21 +94,37 @@ class KeyRing:
         return key
 
     async def _look_up(self, secret_hash: bytes) -> ApiKey | None:
-        if self._lookups >= MAX_LOOKUPS:
-            raise Unavailable("too many API keys are being checked; try again", retry_after_s=1)
-        changes = self._changes
-        self._lookups += 1
-        try:
-            key = await store.find_key(self._pool, secret_hash)
-        finally:
-            self._lookups -= 1
-        if self._hearing and changes == self._changes:
-            ttl_s = self._ttl_s if key is not None else min(self._ttl_s, UNKNOWN_TTL_S)
-            self._cache[secret_hash] = (self._clock.monotonic_s() + ttl_s, key)
-            self._cache.move_to_end(secret_hash)
-            if len(self._cache) > MAX_CACHED:
-                self._cache.popitem(last=False)
-        return key
+        """Ask the database, once for all that ask for the same key meanwhile."""
+        task = self._lookups.get(secret_hash)
+        if task is None:
+            if len(self._running) >= MAX_LOOKUPS:
+                raise Unavailable("too many API keys are being checked; try again", retry_after_s=1)
+            task = asyncio.create_task(store.find_key(self._lookup_pool, secret_hash))
+            self._lookups[secret_hash] = task
+            self._running.add(task)
+            task.add_done_callback(lambda done: self._looked_up(secret_hash, done))
+        return await asyncio.shield(task)
+
+    def _looked_up(self, secret_hash: bytes, task: asyncio.Task[ApiKey | None]) -> None:
+        self._running.discard(task)
+        current = self._lookups.get(secret_hash) is task  # else the key has changed since
+        if current:
+            del self._lookups[secret_hash]
+        if task.cancelled() or task.exception() is not None or not (current and self._hearing):
+            return
+        key, now_s = task.result(), self._clock.monotonic_s()
+        if key is None:
+            _remember(
+                self._unknown, secret_hash, now_s + min(self._ttl_s, UNKNOWN_TTL_S), MAX_UNKNOWN
+            )
+        else:
+            _remember(self._live, secret_hash, (now_s + self._ttl_s, key), MAX_CACHED)
+
+    async def close(self) -> None:
+        running = list(self._running)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
 
     # ---- operators ----
 
@@ -116,6 +144,13 @@ class KeyRing:
         request = RevokeKeyRequest.model_validate_json(body)
         self.on_change(await store.revoke_key(self._pool, request.api_key_id))
         return json.dumps({"api_key_id": request.api_key_id, "revoked": True})
+
+
+def _remember(known: OrderedDict[bytes, _T], secret_hash: bytes, value: _T, limit: int) -> None:
+    known[secret_hash] = value
+    known.move_to_end(secret_hash)
+    if len(known) > limit:
+        known.popitem(last=False)
 
 
 async def answer(do: Callable[[bytes], Awaitable[str]], body: bytes) -> Reply:

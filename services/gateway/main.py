@@ -46,7 +46,11 @@ async def serve(settings: GatewaySettings, stop: Stop) -> None:
         stack.push_async_callback(pool.close)
         gateway = Gateway(settings, gateway_id, nc, nc.jetstream(), pool, clock)
         await gateway.switchboard.listen(nc)
-        keys = KeyRing(pool, clock, settings.key_ttl_s)
+        # Its own connections: neither busy reads nor a flood of unknown keys waits for the other.
+        key_pool = await create_pool(dsn, "cocoon-gateway-lookups", size=settings.key_connections)
+        stack.push_async_callback(key_pool.close)
+        keys = KeyRing(pool, key_pool, clock, settings.key_ttl_s)
+        stack.push_async_callback(keys.close)
         changes = stop.watch(
             asyncio.create_task(follow_changes(dsn, keys.on_change, keys.on_state), name="keys")
         )

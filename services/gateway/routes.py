@@ -72,6 +72,8 @@ class Routes:
             status = 500
             failed = CocoonError("the gateway failed; send the request again")
             await self._refuse(request, response, send, failed)
+        finally:
+            response.end()
         metrics.HTTP_REQUESTS.inc(route, f"{status // 100}xx")
 
     async def _refuse(

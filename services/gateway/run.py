@@ -266,6 +266,8 @@ class JobRun:
         give_up_at = loop.time() + self._gateway.settings.sealed_timeout_s
         pause_s = _FIRST_FETCH_PAUSE_S
         offset = action.offset
+        self._box.drop_frames()
+        self._slot.answer.keep(self._relay.held_bytes)
         while True:
             if self._box.gone:
                 await self._perform(self._relay.on_disconnect())

@@ -1,4 +1,4 @@
-"""uvicorn with the bounds that it lacks: header size and time, connections, an abort.
+"""uvicorn with the bounds that it lacks: heads, connections, queued requests, slow readers.
 
 It changes nothing of HTTP itself.
 """
@@ -12,9 +12,9 @@ from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from services.gateway.http import ABORT
+from services.gateway.http import ABORT, CUT
 from services.gateway.settings import GatewaySettings
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _BACKLOG = 1024
 _LINGER_BYTES = 16 * 1024 * 1024  # of a body whose request was answered already
 _LINGER_S = 5.0
+_MAX_PIPELINED = 16  # requests of one connection that wait for the answer before theirs
 _TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
     b"content-length: 0\r\nconnection: close\r\n\r\n"
@@ -33,12 +34,17 @@ def _bounded(settings: GatewaySettings) -> type[HttpToolsProtocol]:
     """A protocol class that keeps to these settings."""
 
     class Bounded(HttpToolsProtocol):
-        """One connection. A head that is too large or too slow ends it."""
+        """One connection. A head that is too large or too slow ends it, and so does a reader that
+        leaves what was written for longer than `send_timeout_s`, whatever the answer is.
+        """
 
         _head_bytes = 0
         _head_timer: asyncio.TimerHandle | None = None
         _lingered_bytes = 0
         _linger_timer: asyncio.TimerHandle | None = None
+        _write_timer: asyncio.TimerHandle | None = None
+        _close_timer: asyncio.TimerHandle | None = None
+        _running: RequestResponseCycle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -50,13 +56,50 @@ def _bounded(settings: GatewaySettings) -> type[HttpToolsProtocol]:
         def connection_lost(self, exc: Exception | None) -> None:
             self._head_ended()
             self._linger_ended()
+            for timer in (self._write_timer, self._close_timer):
+                if timer is not None:
+                    timer.cancel()
             super().connection_lost(exc)
+            if self._running is not None:  # uvicorn tells only the newest of queued requests
+                self._running.disconnected = not self._running.response_complete
+                self._running.message_event.set()
+
+        def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+            self._running = cycle
+            super()._start_asgi_task(cycle, app)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._write_timer = self.loop.call_later(settings.send_timeout_s, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            if self._write_timer is not None:
+                self._write_timer.cancel()
+                self._write_timer = None
+            super().resume_writing()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            if self.transport.is_closing():
+                self._close()
+
+        def timeout_keep_alive_handler(self) -> None:
+            self._close()
+
+        def _close(self) -> None:
+            """Close once everything is read, or when that takes too long."""
+            self.transport.close()
+            if self._close_timer is None:
+                self._close_timer = self.loop.call_later(
+                    settings.send_timeout_s, self.transport.abort
+                )
 
         def on_message_begin(self) -> None:
             super().on_message_begin()
             self._head_bytes = 0
             self._expect_head()
             self.scope[ABORT] = self.transport.abort  # type: ignore[typeddict-unknown-key]
+            self.scope[CUT] = self._close  # type: ignore[typeddict-unknown-key]
 
         def on_url(self, url: bytes) -> None:
             if self._fits(len(url)):
@@ -70,6 +113,8 @@ def _bounded(settings: GatewaySettings) -> type[HttpToolsProtocol]:
             self._head_ended()
             if self._head_bytes <= settings.max_header_bytes:
                 super().on_headers_complete()
+                if len(self.pipeline) > _MAX_PIPELINED:
+                    self.transport.abort()
 
         def on_body(self, body: bytes) -> None:
             if self._head_bytes > settings.max_header_bytes:
@@ -102,14 +147,12 @@ def _bounded(settings: GatewaySettings) -> type[HttpToolsProtocol]:
                 return True
             if fitted and not self.transport.is_closing():
                 self.transport.write(_TOO_LARGE)
-                self.transport.close()
+                self._close()
             return False
 
         def _expect_head(self) -> None:
             if self._head_timer is None:
-                self._head_timer = self.loop.call_later(
-                    settings.header_timeout_s, self.transport.close
-                )
+                self._head_timer = self.loop.call_later(settings.header_timeout_s, self._close)
 
         def _head_ended(self) -> None:
             if self._head_timer is not None:

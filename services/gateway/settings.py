@@ -46,7 +46,8 @@ class GatewaySettings(BaseSettings):
     max_header_bytes: Limit = 32 * 1024
     job_buffer_bytes: Limit = 1024 * 1024  # frames that wait for a slow reader; then SEALED
     whole_body_bytes: Limit = 8 * 1024 * 1024  # of a response that does not stream; then SEALED
-    max_fetches: Limit = 8  # blobs of SEALED fetched at once
+    max_fetches: Limit = 8  # chunks of SEALED fetched at once
+    key_connections: Limit = 2  # to Postgres, for looking up API keys only
 
     # Times.
     body_timeout_s: Seconds = 30.0

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cocoon.eventlog.connection import connect, tree_errors
-from cocoon.kernel.errors import CocoonError, Conflict, NotFound
+from cocoon.kernel.errors import CocoonError, Conflict, NotFound, Unavailable
 from cocoon.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 log = get_logger("cocoon.gateway.store")
 CHANNEL = "gateway_api_keys"
 MAX_LISTED = 1000
+LOOKUP_S = 1.0
 _CHECK_S = 5.0
 _RECONNECT_S = 0.5
 
@@ -29,13 +30,20 @@ class ApiKey(NamedTuple):
 
 
 async def find_key(pool: Pool, secret_hash: bytes) -> ApiKey | None:
-    """The live key with this hash, or None. Raises Unavailable."""
+    """The live key with this hash, or None. Raises Unavailable, within two seconds at most."""
     with tree_errors():
-        row = await pool.fetchrow(
-            "SELECT api_key_id, account_id FROM gateway.api_keys"
-            " WHERE secret_hash = $1 AND revoked_at IS NULL",
-            secret_hash,
-        )
+        try:
+            async with pool.acquire(timeout=LOOKUP_S) as connection:
+                row = await connection.fetchrow(
+                    "SELECT api_key_id, account_id FROM gateway.api_keys"
+                    " WHERE secret_hash = $1 AND revoked_at IS NULL",
+                    secret_hash,
+                    timeout=LOOKUP_S,
+                )
+        except TimeoutError:
+            raise Unavailable(
+                "API keys cannot be checked just now; try again", retry_after_s=1
+            ) from None
     return None if row is None else ApiKey(row["api_key_id"], row["account_id"])
 
 

@@ -116,8 +116,10 @@ def test_bytes_beyond_the_buffer_come_from_sealed() -> None:
     matched_and_committed(machine)
     machine.on_frame(frame(0, 90), 1)
     machine.on_frame(frame(90, 300), 2)
-    assert machine.on_frame(last(300), 3) == [Fetch(match(), BLOB, 90, len(RESPONSE))]
-    actions = machine.on_filled(RESPONSE[90:])
+    assert machine.held_bytes == 90
+    assert machine.on_frame(last(300), 3) == [Fetch(match(), BLOB, 0, len(RESPONSE))]
+    assert machine.held_bytes == 0  # all of it comes again, so none of it need wait
+    actions = machine.on_filled(RESPONSE)
     assert actions[0] == Start(match(), len(RESPONSE))
     assert sent(actions) == RESPONSE
 
