@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from cocoon.contracts import events as e
@@ -46,8 +46,27 @@ class ClientCall:
 
 
 @dataclass(frozen=True)
+class Before:
+    """What stands before the rows of a suffix of one shard's log, where all was checked already.
+
+    `log` and `stream` give the whole log and a whole stream, the suffix included.
+    """
+
+    position: int
+    hash: bytes
+    recorded_at_us: int
+    versions: Mapping[str, int]
+    balances: Mapping[str, int]
+    log: Sequence[StoredEvent]
+    stream: Callable[[str], Sequence[StoredEvent]]
+
+
+@dataclass(frozen=True)
 class Evidence:
-    """What was collected. `quiet`: faults have stopped and everything had the time to end."""
+    """What was collected. `quiet`: faults have stopped and everything had the time to end.
+
+    With `before`, every part is what came since the last look (a simulator looks after each step).
+    """
 
     logs: Mapping[int, Sequence[StoredEvent]]
     quiet: bool = False
@@ -57,6 +76,7 @@ class Evidence:
     calls: Sequence[ClientCall] | None = None
     canaries_found: Sequence[str] | None = None  # places, see find_canaries
     chain_payouts: Mapping[str, int] | None = None  # payout -> nanoTON seen on chain
+    before: Mapping[int, Before] = field(default_factory=dict)
 
     @cached_property
     def decoded(self) -> dict[int, list[tuple[StoredEvent, e.EventData]]]:
@@ -65,14 +85,34 @@ class Evidence:
 
     @cached_property
     def jobs(self) -> dict[str, list[tuple[StoredEvent, e.EventData]]]:
-        """The streams of jobs, by job id, over all account shards."""
+        """The streams of jobs, by job id, over all account shards; of a suffix those it touches."""
         found: dict[str, list[tuple[StoredEvent, e.EventData]]] = defaultdict(list)
-        for rows in self.decoded.values():
+        for shard, rows in self.decoded.items():
+            before = self.before.get(shard)
             for stored, event in rows:
                 aggregate, _, job_id = stored.stream.partition("/")
-                if aggregate == "job":
+                if aggregate == "job" and before is None:
                     found[job_id].append((stored, event))
+                elif aggregate == "job" and job_id not in found:
+                    found[job_id] = list(_decodable(before.stream(stored.stream)))
         return dict(found)
+
+    def job(self, job_id: str) -> list[tuple[StoredEvent, e.EventData]]:
+        """One job's stream, also when the suffix does not touch it."""
+        if job_id in self.jobs or not self.before:
+            return self.jobs.get(job_id, [])
+        found: list[tuple[StoredEvent, e.EventData]] = []
+        for before in self.before.values():
+            found += _decodable(before.stream(f"job/{job_id}"))
+        return found
+
+    def whole_log(self, shard: int) -> Sequence[StoredEvent]:
+        before = self.before.get(shard)
+        return self.logs.get(shard, ()) if before is None else before.log
+
+    def whole_decoded(self, shard: int) -> list[tuple[StoredEvent, e.EventData]]:
+        before = self.before.get(shard)
+        return self.decoded[shard] if before is None else list(_decodable(before.log))
 
 
 def _decodable(rows: Iterable[StoredEvent]) -> Iterable[tuple[StoredEvent, e.EventData]]:

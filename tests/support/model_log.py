@@ -28,6 +28,7 @@ class ModelLog:
     commands: dict[str, StoredCommand] = field(default_factory=dict)
     versions: dict[str, int] = field(default_factory=dict)
     terms: dict[str, int] = field(default_factory=dict)
+    _streams: dict[str, list[StoredEvent]] = field(default_factory=dict)
 
     @property
     def head_hash(self) -> bytes:
@@ -38,7 +39,7 @@ class ModelLog:
         return self.terms[role]
 
     def stream(self, name: str) -> list[StoredEvent]:
-        return [event for event in self.events if event.stream == name]
+        return self._streams.get(name, [])
 
     def append(self, item: AppendItem, role: str = "", term: int = 0) -> Appended | Conflict:
         """Append one item whole, or say what it conflicts with. Raises StaleTerm for an old term.
@@ -75,7 +76,9 @@ class ModelLog:
                 "traceparent": item.traceparent,
             }  # fmt: skip
             draft = StoredEvent(**fields, hash=b"")  # type: ignore[arg-type]
-            self.events.append(StoredEvent(**fields, hash=draft.compute_hash()))  # type: ignore[arg-type]
+            stored = StoredEvent(**fields, hash=draft.compute_hash())  # type: ignore[arg-type]
+            self.events.append(stored)
+            self._streams.setdefault(new.stream, []).append(stored)
         self.commands[item.command_id] = StoredCommand(
             item.command_id, first, len(self.events), item.command
         )

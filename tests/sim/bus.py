@@ -1,0 +1,419 @@
+"""A model of NATS: core messages that may be lost, doubled, late or out of order; INGRESS, SEALED
+and the EVENTS streams with the broker's fence. It stands behind the services' own clients' calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
+
+import nats.errors
+
+from cocoon.bus import ingress
+from cocoon.contracts import subjects
+from cocoon.kernel.errors import NotFound, Transient, Unavailable
+from tests.sim.faults import Faults
+from tests.sim.loop import Process, SimLoop, current_process
+from tests.support.collected import StreamMessage
+
+Callback = Callable[[Any], Any]  # a coroutine function, or a direct handler
+ACK_WAIT_S = 30.0
+
+
+@dataclass
+class Message:
+    subject: str
+    data: bytes
+    headers: Mapping[str, str] | None = None
+    reply: Callable[[bytes], None] | None = None
+
+    async def respond(self, data: bytes) -> None:
+        if self.reply is not None:
+            self.reply(data)
+
+
+@dataclass(eq=False)
+class Subscription:
+    bus: Bus
+    process: Process
+    pattern: str
+    callback: Callback
+
+    async def unsubscribe(self) -> None:
+        self.bus.forget(self)
+
+
+@dataclass
+class Submitted:
+    """A message of INGRESS until it is acknowledged."""
+
+    subject: str
+    body: bytes
+    headers: Mapping[str, str]
+    stored_s: float
+    deliveries: int = 0
+    delivery: int = 0  # the latest: only its settlement counts
+    done: bool = False
+
+
+@dataclass
+class Bus:
+    """One NATS server."""
+
+    loop: SimLoop
+    faults: Faults
+    down: bool = False
+    generation: int = 0  # rises at every wipe
+    streams: dict[int, list[StreamMessage]] = field(default_factory=lambda: {0: [], 1: []})
+    first_sequence: dict[int, int] = field(default_factory=lambda: {0: 1, 1: 1})
+    sealed: dict[tuple[str, str], bytes] = field(default_factory=dict)
+    submitted: list[Submitted] = field(default_factory=list)
+    tails: list[Live] = field(default_factory=list)
+    worker: tuple[Process, Callback] | None = None  # billing's, of INGRESS
+    cut_off: set[Process] = field(default_factory=set)
+    messages: int = 0
+    _exact: dict[str, list[Subscription]] = field(default_factory=dict)
+    _prefix: dict[str, list[Subscription]] = field(default_factory=dict)
+
+    # ---- core ----
+
+    def subscribe(self, subscription: Subscription) -> None:
+        table, key = self._place(subscription.pattern)
+        table.setdefault(key, []).append(subscription)
+
+    def forget(self, subscription: Subscription) -> None:
+        table, key = self._place(subscription.pattern)
+        if subscription in table.get(key, ()):
+            table[key].remove(subscription)
+
+    def _place(self, pattern: str) -> tuple[dict[str, list[Subscription]], str]:
+        if pattern.endswith((".*", ".>")):
+            return self._prefix, ".".join(pattern.split(".")[:2])
+        return self._exact, pattern
+
+    def hearers(self, subject: str) -> list[Subscription]:
+        prefix = ".".join(subject.split(".", 2)[:2])
+        found = [*self._exact.get(subject, ()), *self._prefix.get(prefix, ())]
+        return [s for s in found if s.process.alive]
+
+    def reachable(self, process: Process) -> bool:
+        return not self.down and process not in self.cut_off
+
+    def send(self, sender: Process, subject: str, message: Message) -> None:
+        """Deliver to every hearer, or not, or twice, sooner or later."""
+        if not self.reachable(sender):
+            return
+        for subscription in self.hearers(subject):
+            self.carry(subscription.process, f"deliver {subject}", self._hand, subscription,
+                       message)  # fmt: skip
+
+    def carry(self, to: Process, label: str, call: Callable[..., None], *args: Any) -> None:
+        """Bring one message to a process through the network's faults."""
+        if self.faults.happens("drop"):
+            return
+        self.messages += 1
+        for _ in range(2 if self.faults.happens("duplicate") else 1):
+            self.loop.at(self.travel_s(), label, self._arrive, to, call, args, process=to)
+
+    def _arrive(self, to: Process, call: Callable[..., None], args: tuple[Any, ...]) -> None:
+        if self.reachable(to):
+            call(*args)
+
+    def travel_s(self) -> float:
+        source = self.faults.random
+        if self.faults.happens("reorder"):
+            return source.uniform(0.001, 0.2)
+        if self.faults.happens("delay"):
+            return source.uniform(0.2, 8.0)
+        return source.uniform(0.0002, 0.003)
+
+    def _hand(self, subscription: Subscription, message: Message) -> None:
+        work = subscription.callback(message)
+        if work is not None:
+            asyncio.create_task(work)  # noqa: RUF006 - the loop holds it
+
+    # ---- INGRESS ----
+
+    def submit(self, subject: str, body: bytes, headers: Mapping[str, str]) -> int:
+        item = Submitted(subject, body, headers, self.loop.now_s)
+        self.submitted.append(item)
+        self._offer_later(item, self.faults.random.uniform(0.0005, 0.003))
+        return len(self.submitted)
+
+    def _offer_later(self, item: Submitted, delay_s: float) -> None:
+        self.loop.at(delay_s, "ingress", self._offer, item)
+
+    def _offer(self, item: Submitted) -> None:
+        if item.done or item not in self.submitted:
+            return
+        item.deliveries += 1
+        item.delivery += 1
+        self._offer_later(item, ACK_WAIT_S)  # unless it is settled until then
+        if self.worker is None or not self.worker[0].alive or not self.reachable(self.worker[0]):
+            item.deliveries -= 1
+            self._offer_later(item, 0.5)
+            return
+        process, handler = self.worker
+        self.loop.run_as(process, self._work, item, handler, item.delivery)
+
+    def _work(self, item: Submitted, handler: Callback, delivery: int) -> None:
+        raw = SimpleNamespace(
+            subject=item.subject, headers=item.headers, data=item.body,
+            metadata=SimpleNamespace(
+                num_delivered=item.deliveries,
+                timestamp=datetime.fromtimestamp(item.stored_s, tz=UTC),
+            ),
+        )  # fmt: skip
+        task = ingress._settle(_Settling(self, item, raw, delivery), handler)  # type: ignore[arg-type]
+        asyncio.create_task(task)  # noqa: RUF006
+
+    def settle(self, item: Submitted, process: Process) -> None:
+        """An acknowledgement on its way: it may be lost, and the message comes again."""
+        if self.reachable(process) and not self.faults.happens("drop"):
+            item.done = True
+            if item in self.submitted:
+                self.submitted.remove(item)
+
+    # ---- EVENTS ----
+
+    def publish_event(self, subject: str, body: bytes, headers: Mapping[str, str],
+                      answer: Callable[[bytes], None]) -> None:  # fmt: skip
+        """A relay's message reaches the broker, which takes it only at its expected place."""
+        shard = int(subject.split(".")[1])
+        stream = self.streams[shard]
+        last = self.first_sequence[shard] + len(stream) - 1
+        if int(headers["Nats-Expected-Last-Sequence"]) != last:
+            answer(json.dumps({"error": {"code": 400}}).encode())
+            return
+        own = {k: v for k, v in headers.items() if not k.startswith("Nats-")}
+        message = StreamMessage(last + 1, subject, own, body)
+        stream.append(message)
+        answer(json.dumps({"seq": last + 1}).encode())
+        for tail in self.tails:
+            if tail.shard == shard:
+                tail.push(message)
+
+    def wipe(self) -> None:
+        """Every stream is lost, as with its disk."""
+        self.generation += 1
+        self.submitted.clear()
+        self.sealed.clear()
+        for shard in self.streams:
+            self.streams[shard], self.first_sequence[shard] = [], 1
+        self.tails.clear()
+
+
+@dataclass
+class _Settling:
+    """What FastStream gives a handler of a work queue."""
+
+    bus: Bus
+    item: Submitted
+    raw_message: Any
+    delivery: int
+
+    async def ack(self) -> None:
+        self.bus.settle(self.item, current_process())
+
+    reject = ack
+
+    async def nack(self, delay: float) -> None:
+        if self.delivery == self.item.delivery and self.bus.reachable(current_process()):
+            self.bus._offer_later(self.item, delay)
+
+
+class Live:
+    """The tail's push consumer (cocoon.eventlog.tail._Live) over the model's stream."""
+
+    def __init__(self, nc: Nats, shard: int) -> None:
+        self.bus, self.shard, self.process = nc.bus, shard, current_process()
+        self.buffer: deque[StreamMessage] = deque()
+        self.arrived = asyncio.Event()
+        self.heard_s = self.bus.loop.now_s
+        self.generation = self.bus.generation
+        self.overflowed = False
+
+    async def open(self, first: int) -> None:
+        await asyncio.sleep(self.bus.travel_s())
+        if not self.bus.reachable(self.process):
+            raise Transient("the bus is not connected")
+        self.generation = self.bus.generation
+        self.bus.tails.append(self)
+        for message in self.bus.streams[self.shard]:
+            if message.sequence >= first:
+                self.push(message)
+
+    def push(self, message: StreamMessage) -> None:
+        self.bus.carry(self.process, "deliver event", self._take_in, message)
+
+    def _take_in(self, message: StreamMessage) -> None:
+        self.buffer.append(message)
+        self.heard_s = self.bus.loop.now_s
+        self.arrived.set()
+
+    async def take(self, limit: int, timeout_s: float) -> list[Any]:
+        if not self.buffer:
+            self.arrived.clear()
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self.arrived.wait()
+            except TimeoutError:
+                return []
+        count = min(limit, len(self.buffer))
+        taken = [self.buffer.popleft() for _ in range(count)]
+        return [SimpleNamespace(headers=m.headers, data=m.body) for m in taken]
+
+    def silent_for_s(self) -> float:
+        """Heartbeats come as long as the consumer is there."""
+        there = self.generation == self.bus.generation and self.bus.reachable(self.process)
+        if there:
+            self.heard_s = self.bus.loop.now_s
+        return self.bus.loop.now_s - self.heard_s
+
+    async def close(self) -> None:
+        if self in self.bus.tails:
+            self.bus.tails.remove(self)
+
+
+class Nats:
+    """A process's connection: what the services call of nats-py, and of JetStream beside it."""
+
+    def __init__(self, bus: Bus, process: Process) -> None:
+        self.bus, self.process = bus, process
+        self._inboxes = 0
+
+    @property
+    def is_connected(self) -> bool:
+        return self.bus.reachable(self.process)
+
+    def jetstream(self) -> Nats:
+        return self
+
+    def new_inbox(self) -> str:
+        self._inboxes += 1
+        return f"_INBOX_{self.process.name}_{self._inboxes}.x"
+
+    async def flush(self) -> None:
+        """Nothing waits in a buffer here."""
+
+    async def subscribe(self, subject: str, cb: Callback, **_: object) -> Subscription:
+        pattern = subject.removesuffix(".*.*") + ".>" if subject.endswith(".*.*") else subject
+        subscription = Subscription(self.bus, self.process, pattern, cb)
+        self.bus.subscribe(subscription)
+        return subscription
+
+    async def subscribe_direct(self, subject: str, handler: Callback) -> Subscription:
+        return await self.subscribe(subject, cb=handler)
+
+    async def publish(
+        self, subject: str, payload: bytes = b"", reply: str = "",
+        headers: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        if subject.startswith("evt."):
+            self._publish_event(subject, payload, reply, headers or {})
+            return
+        self.bus.send(self.process, subject, Message(subject, payload, headers))
+
+    def _publish_event(
+        self, subject: str, body: bytes, reply: str, headers: Mapping[str, str]
+    ) -> None:
+        bus, process = self.bus, self.process
+
+        def answer(data: bytes) -> None:
+            for hearer in bus.hearers(reply):
+                bus.carry(hearer.process, "ack", bus._hand, hearer, Message(reply, data))
+
+        def arrive() -> None:
+            if bus.reachable(process):
+                bus.publish_event(subject, body, headers, answer)
+
+        if not bus.faults.happens("drop"):
+            for _ in range(2 if bus.faults.happens("duplicate") else 1):
+                bus.loop.at(bus.travel_s(), "relay", arrive)
+
+    async def request(
+        self, subject: str, payload: bytes, timeout: float,  # noqa: ASYNC109 - nats-py's own
+        headers: Mapping[str, str] | None = None,
+    ) -> Message:  # fmt: skip
+        if not self.is_connected:
+            raise nats.errors.ConnectionClosedError
+        future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+
+        def answered(data: bytes) -> None:
+            if not future.done():
+                future.set_result(Message(subject, data))
+
+        def reply(data: bytes) -> None:
+            self.bus.carry(self.process, "reply", answered, data)
+
+        self.bus.send(self.process, subject, Message(subject, payload, headers, reply))
+        async with asyncio.timeout(timeout):
+            return await future
+
+
+async def publish_durable(
+    js: Nats, subject: str, body: bytes, headers: Mapping[str, str] | None = None,
+    timeout_s: float = 5.0, *, stream: str, message_id: str | None = None,
+) -> int:  # fmt: skip
+    """cocoon.bus.publish.publish_durable over the model: stored or not, acknowledged or not."""
+    bus = js.bus
+    await asyncio.sleep(bus.travel_s())
+    if not bus.reachable(js.process) or bus.faults.happens("drop"):
+        await asyncio.sleep(timeout_s)
+        raise Unavailable(f"{stream} did not acknowledge (TimeoutError)")
+    sequence = bus.submit(subject, body, headers or {})
+    if bus.faults.happens("drop"):
+        await asyncio.sleep(timeout_s)
+        raise Unavailable(f"{stream} did not acknowledge (TimeoutError)")
+    return sequence
+
+
+async def put_sealed(js: Nats, provider: str, blob: bytes, timeout_s: float = 10.0) -> str:
+    """cocoon.bus.sealed.put_sealed over the model."""
+    await asyncio.sleep(js.bus.travel_s())
+    if not js.bus.reachable(js.process) or js.bus.faults.happens("sealed_full"):
+        raise Unavailable(f"{subjects.SEALED_STREAM} took no message")
+    digest = hashlib.sha256(blob).hexdigest()
+    js.bus.sealed[provider, digest] = blob
+    return digest
+
+
+async def get_sealed(nc: Nats, provider: str, digest: str) -> bytes:
+    """cocoon.bus.sealed.get_sealed over the model."""
+    await asyncio.sleep(nc.bus.travel_s())
+    if not nc.bus.reachable(nc.process):
+        raise Unavailable("SEALED does not answer")
+    found = nc.bus.sealed.get((provider, digest))
+    if found is None:
+        raise NotFound("there is no such blob")
+    return found
+
+
+async def api(nc: Nats, verb: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """cocoon.bus.streams.api: the calls of JetStream's API that the relay makes."""
+    bus = nc.bus
+    await asyncio.sleep(bus.travel_s())
+    if not bus.reachable(nc.process):
+        raise Transient("JetStream does not answer")
+    kind, _, name = verb.rpartition(".")
+    shard = int(name.rpartition("_")[2])
+    stream, first = bus.streams[shard], bus.first_sequence[shard]
+    if kind == "STREAM.INFO":
+        return {"state": {"last_seq": first + len(stream) - 1, "messages": len(stream)}}
+    if kind == "STREAM.MSG.GET":
+        return {"message": {"hdrs": _as_hdrs(stream[int((body or {})["seq"]) - first])}}
+    raise NotFound(f"the model's JetStream has no {kind}")
+
+
+def _as_hdrs(message: StreamMessage) -> str:
+    import base64
+
+    lines = "".join(f"{name}: {value}\r\n" for name, value in message.headers.items())
+    return base64.b64encode(f"NATS/1.0\r\n{lines}\r\n".encode()).decode()
