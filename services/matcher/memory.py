@@ -40,6 +40,7 @@ class ProviderView:
     boot_id: str = ""
     last_seen_s: float = float("-inf")  # monotonic
     reported_running: int = 0
+    reported_concurrency: int | None = None
     draining: bool = False
     live_jobs: set[str] = field(default_factory=set)  # of this shard
     first_token_us: int = 0
@@ -182,6 +183,7 @@ class Memory:
         view.boot_id = beat.boot_id
         view.last_seen_s = now_s
         view.reported_running = len(beat.running)
+        view.reported_concurrency = beat.concurrency
         view.draining = beat.draining
         return restarted
 
@@ -234,7 +236,7 @@ class Memory:
             valid_until_ms=min(attested.valid_until_ms, bundle.not_after_ms),
             context_tokens=model.context_tokens,
             running=max(view.reported_running, len(view.live_jobs)),
-            concurrency=offer.concurrency,
+            concurrency=_at_once(offer.concurrency, view.reported_concurrency),
             first_token_us=view.first_token_us,
             alive=self.is_alive(provider_id, now_s) and not view.draining,
         )
@@ -248,3 +250,8 @@ class Memory:
             output_nanoton_per_mtok=model.output_nanoton_per_mtok,
             fee_bps=self.fee_bps,
         )
+
+
+def _at_once(offered: int, reported: int | None) -> int:
+    """An engine that works for others too has less room than was offered, never more."""
+    return offered if reported is None else min(offered, reported)

@@ -11,6 +11,7 @@ import nats.errors
 
 from cocoon.contracts import subjects
 from cocoon.contracts.messages import Heartbeat
+from services.provider.backends.base import EngineLoad
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -24,7 +25,7 @@ class Heart:
     def __init__(
         self, nc: Client, provider_id: str, boot_id: str,
         pairs: Callable[[], list[tuple[str, int]]], draining: Callable[[], bool],
-        *, concurrency: Callable[[], int], interval_s: float,
+        *, concurrency: int, interval_s: float, load: EngineLoad | None = None,
     ) -> None:  # fmt: skip
         self._nc = nc
         self._provider_id = provider_id
@@ -33,13 +34,15 @@ class Heart:
         self._draining = draining
         self._concurrency = concurrency
         self._interval_s = interval_s
+        self._load = load or EngineLoad()  # what others have of the engine is not offered
         self._sequence = 0
 
     async def beat(self) -> None:
         """Send one heartbeat; a lost one is the next one's business."""
         message = Heartbeat(
             provider_id=self._provider_id, boot_id=self._boot_id, sequence=self._sequence,
-            running=tuple(self._pairs()[:MAX_PAIRS]), concurrency=self._concurrency(),
+            running=tuple(self._pairs()[:MAX_PAIRS]),
+            concurrency=max(1, self._concurrency - self._load.elsewhere),
             draining=self._draining(),
         )  # fmt: skip
         self._sequence += 1

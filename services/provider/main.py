@@ -96,9 +96,7 @@ async def serve(settings: ProviderSettings, stop: Stop) -> None:
             nc, name, randomness.token(16).hex(),
             lambda: [*jobs.running_pairs(), *submitter.unsettled(settings.lease_hold_s)],
             lambda: not jobs.taking_jobs,
-            # what others have of the engine is not offered
-            concurrency=lambda: max(1, settings.concurrency - load.elsewhere),
-            interval_s=settings.heartbeat_s,
+            concurrency=settings.concurrency, interval_s=settings.heartbeat_s, load=load,
         )  # fmt: skip
         _spawn(stack, stop, submitter.run(), "submitter")
         _spawn(stack, stop, heart.run(), "heart")

@@ -9,6 +9,7 @@ import shlex
 import signal
 import sys
 import time
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,10 +18,17 @@ from cocoon.cli.session import Data, data_hint, folder_of
 from cocoon.kernel.errors import CocoonError, ConfigurationError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cocoon.devnet.folder import DataFolder, RunningNetwork
     from cocoon.devnet.network import Options
 
 MODEL = "skills-1"
+
+
+class Engine(StrEnum):
+    EMBEDDED = "embedded"
+    TRITON = "triton"
 
 
 def up(
@@ -48,6 +56,13 @@ def up(
     model: Annotated[
         str | None, typer.Option(help="The backend's model to offer (default: its first).")
     ] = None,
+    engine: Annotated[
+        Engine,
+        typer.Option(
+            help="What runs the built-in model: `embedded`, in the provider's own process, or "
+            "`triton`, a Triton Inference Server (Linux on x86-64; installed at first use)."
+        ),
+    ] = Engine.EMBEDDED,
     providers: Annotated[int, typer.Option(min=1, max=8, help="How many providers to run.")] = 1,
     key_epoch: Annotated[
         float | None,
@@ -68,12 +83,18 @@ def up(
     from cocoon.devnet.network import Options, check_backend
     from cocoon.telemetry.logs import configure_logs
 
+    say = _Progress(as_json)
+    triton = engine is Engine.TRITON
     if backend is not None:
         check_backend(backend)
+        if triton:
+            raise ConfigurationError("give --engine triton or --backend URL, not both")
     elif model is not None:
         raise ConfigurationError(
             "--model chooses among a backend's models; name the backend too, with --backend URL"
         )
+    if triton:
+        _install_triton(say)
     folder = folder_of(data)
     configure_logs("cocoon", "error")
     with folder.lock():
@@ -87,9 +108,23 @@ def up(
         if fresh:
             folder.clear()
         folder.prepare()
-        options = Options(gateway_port, sidecar_port, backend, model, otlp, providers, key_epoch)
-        code = asyncio.run(_run(folder, options, as_json))
+        options = Options(
+            gateway_port, sidecar_port, backend, model, otlp, providers, key_epoch, triton
+        )
+        code = asyncio.run(_run(folder, options, as_json, say))
     raise typer.Exit(code)
+
+
+def _install_triton(say: Callable[[str], None]) -> None:
+    from cocoon.devnet.triton_server import install
+
+    try:
+        install(say)
+    except ConfigurationError as error:
+        raise ConfigurationError(
+            f"there is no Triton server here: {error.message}. Drop --engine triton: the embedded "
+            "engine runs the same model instead"
+        ) from None
 
 
 class _Progress:
@@ -103,10 +138,11 @@ class _Progress:
             print(f"[{time.monotonic() - self._began_s:5.1f} s] {text}", file=sys.stderr)
 
 
-async def _run(folder: DataFolder, options: Options, as_json: bool) -> int:
+async def _run(
+    folder: DataFolder, options: Options, as_json: bool, say: Callable[[str], None]
+) -> int:
     from cocoon.devnet.network import Network
 
-    say = _Progress(as_json)
     stop = asyncio.Event()
     for name in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(name, stop.set)

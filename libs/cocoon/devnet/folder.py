@@ -31,6 +31,7 @@ class RunningNetwork(Contract):
     nats_monitor_url: str
     observe_urls: dict[str, str]
     account_id: str
+    engine_metrics_url: str | None = None
     shards: tuple[int, ...]
 
 

@@ -16,7 +16,7 @@ import psutil
 
 from cocoon.devnet.folder import DataFolder
 
-SERVERS = ("nats", "postgres")  # after the services, which use them
+SERVERS = ("triton", "nats", "postgres")  # after the services, which use them
 ASK_S, KILL_S = 10.0, 5.0
 
 

@@ -1,4 +1,4 @@
-"""The whole network on one machine: two servers and six processes, started, watched, stopped.
+"""The whole network on one machine: its servers and six processes, started, watched, stopped.
 
 Everything listens on loopback. A child that dies is started again a few times; whatever cannot be
 started is reported in a sentence with the place of its log.
@@ -37,6 +37,7 @@ from cocoon.devnet.nats_server import NatsServer
 from cocoon.devnet.ports import free_port, is_free
 from cocoon.devnet.postgres import PostgresServer
 from cocoon.devnet.private_file import write_private
+from cocoon.devnet.triton_server import CAPABILITIES, CONTEXT_TOKENS, TritonServer
 from cocoon.eventlog.migrate import apply_schema, set_role_passwords
 from cocoon.kernel.clock import SystemClock
 from cocoon.kernel.errors import ConfigurationError, Transient, Unavailable
@@ -67,6 +68,7 @@ class Options:
     otlp_endpoint: str | None = None
     providers: int = 1
     key_epoch_s: float | None = None
+    triton: bool = False
 
 
 def _port(asked: int | None, usual: int, what: str, option: str, say: Callable[[str], None]) -> int:
@@ -92,6 +94,7 @@ class Network:
         self._children: dict[str, Child] = {}
         self._postgres = PostgresServer(folder.postgres)
         self._nats: NatsServer | None = None
+        self._triton = TritonServer(folder.logs / "triton.log") if options.triton else None
         self._restarts: dict[str, deque[float]] = {}
         self._gateway_port = _port(
             options.gateway_port, DEFAULT_GATEWAY_PORT, "gateway", "--gateway-port", say
@@ -110,10 +113,11 @@ class Network:
             make_identity, self._folder, SHARDS, SystemClock(), self._providers
         )
         self._nats = NatsServer(self._folder.nats, users=identity.nats_users)
-        self._say("starting Postgres and NATS")
-        await asyncio.gather(
-            asyncio.to_thread(self._postgres.start), asyncio.to_thread(self._nats.start)
-        )
+        starts = [self._postgres.start, self._nats.start]
+        if self._triton is not None:
+            starts.append(self._triton.start)
+        self._say(f"starting Postgres{', Triton' if self._triton else ''} and NATS")
+        await asyncio.gather(*(asyncio.to_thread(start) for start in starts))
         self._record()  # from here on a killed start leaves something that must be found again
         await asyncio.gather(self._prepare_database(), self._prepare_bus())
         # All at once: each waits for what it needs, and two cores spend the time on imports.
@@ -135,6 +139,8 @@ class Network:
         pids = {name: child.pid for name, child in self._children.items()}
         pids["postgres"] = self._postgres.pid
         pids["nats"] = self._nats.pid if self._nats else None
+        if self._triton is not None:
+            pids["triton"] = self._triton.pid
         self._folder.write_processes(pids)
 
     async def _prepare_database(self) -> None:
@@ -251,6 +257,11 @@ class Network:
         }
         if options.backend_url:
             values["BACKEND_URL"] = options.backend_url
+        if self._triton is not None:
+            values["BACKEND_URL"] = self._triton.url
+            values["BACKEND_METRICS_URL"] = self._triton.metrics_url
+            values["BACKEND_CONTEXT_TOKENS"] = CONTEXT_TOKENS
+            values["BACKEND_CAPABILITIES"] = json.dumps(CAPABILITIES)
         if options.model_name:
             values["MODEL_NAME"] = options.model_name
         if options.key_epoch_s:
@@ -281,6 +292,7 @@ class Network:
             nats_monitor_url=self._nats.monitor_url,
             observe_urls=observe,
             account_id=self._account_id,
+            engine_metrics_url=self._triton.metrics_url if self._triton else None,
             shards=SHARDS,
         )
 
@@ -293,9 +305,13 @@ class Network:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), WATCH_S)
                 return
-            for name, server in (("Postgres", self._postgres), ("NATS", self._nats)):
+            for name, server, told_in in (
+                ("Postgres", self._postgres, self._folder.postgres),
+                ("NATS", self._nats, self._folder.nats),
+                ("Triton", self._triton, self._folder.logs),
+            ):
                 if server is not None and server.pid is None:
-                    self._count(name, loop.time(), self._folder.root / name.lower())
+                    self._count(name, loop.time(), told_in)
                     self._say(f"{name} has stopped; starting it again")
                     await asyncio.to_thread(server.start)
                     if server is self._nats:
@@ -329,8 +345,9 @@ class Network:
         ):
             children = [self._children[name] for name in group if name in self._children]
             await asyncio.gather(*(child.stop() for child in children))
-        if self._nats is not None:
-            await asyncio.to_thread(self._nats.stop)
+        for server in (self._triton, self._nats):
+            if server is not None:
+                await asyncio.to_thread(server.stop)
         await asyncio.to_thread(self._postgres.stop)
         self._folder.running.unlink(missing_ok=True)
         self._folder.processes.unlink(missing_ok=True)

@@ -113,6 +113,17 @@ def test_the_load_is_the_larger_of_what_is_reported_and_what_is_leased() -> None
     assert memory.candidates([ALICE.key_id], MODEL, 100.0)[0].running == 2
 
 
+@pytest.mark.parametrize(("reported", "room"), [(1, 1), (0, 0), (10_000, None)])
+def test_an_agent_whose_engine_has_other_work_gets_fewer_jobs_and_never_more_than_offered(
+    reported: int, room: int | None
+) -> None:
+    memory = known_provider()
+    (before,) = memory.candidates([ALICE.key_id], MODEL, 100.0)
+    memory.heartbeat(ALICE.beat().model_copy(update={"concurrency": reported}), 100.0)
+    (after,) = memory.candidates([ALICE.key_id], MODEL, 100.0)
+    assert after.concurrency == (before.concurrency if room is None else room)
+
+
 def test_an_offer_without_the_model_is_still_a_candidate_so_that_the_filter_says_why() -> None:
     (candidate,) = known_provider().candidates([ALICE.key_id], hex32("other"), 100.0)
     assert candidate.quote.model_id == OFFERED.model_id
