@@ -15,7 +15,7 @@ from cocoon.contracts.envelope import AppendItem, NewEvent, StoredEvent
 from cocoon.contracts.events import EventData, PaymentSettled, ResultRejected, ResultSealed
 from cocoon.contracts.messages import ResultAck, SubmitResult
 from cocoon.domain.job import JobState
-from cocoon.domain.ledger import postings
+from cocoon.domain.ledger import Entry, postings
 from cocoon.kernel.ids import named_command_id
 
 ACTOR = "billing"
@@ -38,21 +38,23 @@ class Projection:
     changes: dict[str, int] = field(default_factory=dict)  # account -> sum of changes
     settlements: list[Settlement] = field(default_factory=list)
 
+    def add(self, stored: StoredEvent, event: EventData, entries: Iterable[Entry]) -> None:
+        """Take one event with its entries."""
+        for line, entry in enumerate(entries):
+            self.entries.append(
+                (stored.shard, stored.position, line, entry.account, entry.amount_nanoton)
+            )
+            self.changes[entry.account] = self.changes.get(entry.account, 0) + entry.amount_nanoton
+        if isinstance(event, PaymentSettled):
+            self.settlements.append(Settlement(stored.shard, stored.position, event))
+
 
 def project(events: Iterable[StoredEvent]) -> Projection:
     """Fold a batch of one shard's events: entries are (shard, position, line, account, amount)."""
     projection = Projection()
     for stored in events:
         event = stored.decode()
-        for line, entry in enumerate(postings(event)):
-            projection.entries.append(
-                (stored.shard, stored.position, line, entry.account, entry.amount_nanoton)
-            )
-            projection.changes[entry.account] = (
-                projection.changes.get(entry.account, 0) + entry.amount_nanoton
-            )
-        if isinstance(event, PaymentSettled):
-            projection.settlements.append(Settlement(stored.shard, stored.position, event))
+        projection.add(stored, event, postings(event))
     return projection
 
 

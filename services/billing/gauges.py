@@ -1,4 +1,4 @@
-"""Billing's gauges: how far the stream and the ledger are behind the log, and the books' sum."""
+"""Billing's gauges: how far stream and ledger lag, the books' sum, what stands aside."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ async def keep_gauges(
                 async with pool.acquire() as conn:
                     heads = await store.heads(conn, consumer)
                     sums = await store.sums(conn)
+                    parked = await store.parked_counts(conn, consumer)
         except CocoonError as error:
             log.warning("gauges_not_set", code=error.code)
         else:
@@ -44,4 +45,5 @@ async def keep_gauges(
                 head, applied = heads[shard]
                 metrics.TAIL_LAG.set(max(0, head - applied), shard, consumer)
                 metrics.LEDGER_IMBALANCE.set(sums.get(shard, 0), shard)
+                metrics.PARKED_EVENTS.set(parked.get(shard, 0), shard, consumer)
         await asyncio.sleep(EVERY_S)

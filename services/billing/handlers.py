@@ -1,14 +1,8 @@
-"""Billing's shell: events into the ledger, results into payments, operators' requests.
-
-The ledger's rows and its checkpoint are one transaction. An event that cannot be posted parks its
-own stream (one job or account) and nothing else; nothing is ever skipped.
-"""
+"""Billing's shell: results into payments, operators' requests into events and answers."""
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
@@ -28,10 +22,9 @@ from cocoon.contracts.messages import (
 )
 from cocoon.domain import account as accounts
 from cocoon.domain.account import AccountState
-from cocoon.eventlog.append import Appended, LogAppender, transaction
+from cocoon.eventlog.append import Appended, LogAppender
 from cocoon.eventlog.connection import acquired
-from cocoon.eventlog.parking import park, parked_streams, unpark
-from cocoon.eventlog.read import read_batch, stream_events
+from cocoon.eventlog.read import stream_events
 from cocoon.kernel import canonical
 from cocoon.kernel.errors import (
     BadRequest,
@@ -43,96 +36,17 @@ from cocoon.kernel.errors import (
 )
 from cocoon.kernel.ids import named_command_id
 from cocoon.telemetry import metrics
-from cocoon.telemetry.logs import get_logger
 from cocoon.telemetry.tracing import inject, span
 from services.billing import decide, store
-from services.billing.results import JOB_NOT_COMMITTED, LiveJobs, Results
+from services.billing.ledger import Ledger
+from services.billing.results import JOB_NOT_COMMITTED, Results
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
 
-    from cocoon.eventlog.connection import Connection, Pool
+    from cocoon.eventlog.connection import Pool
 
-log = get_logger(__name__)
-LEDGER_CONSUMER = "ledger"
-ROLE = "billing"
 MAX_CONFLICTS = 8
-
-
-class Ledger:
-    """One account shard's projection."""
-
-    def __init__(self, pool: Pool, shard: int, term: int, live: LiveJobs) -> None:
-        self._pool, self._shard, self._term, self._live = pool, shard, term, live
-        self._parked: set[str] = set()
-
-    async def load(self) -> None:
-        async with acquired(self._pool) as conn:
-            self._parked = await parked_streams(conn, self._shard, LEDGER_CONSUMER)
-
-    def hear(self, batch: Sequence[StoredEvent]) -> None:
-        """Let results find their jobs; the events are posted later, many at once."""
-        for stored in batch:
-            try:
-                self._live.apply(stored)
-            except (ValueError, KeyError):
-                continue  # posting parks it
-
-    async def on_events(self, batch: Sequence[StoredEvent]) -> None:
-        """Post a batch. Raises StaleTerm when another billing has taken over."""
-        projection, bad = self._project(batch)
-        async with transaction(self._pool, self._shard, ROLE, self._term) as tx:
-            await store.write(tx.conn, self._shard, projection)
-            for stored, error_class in bad:
-                await park(
-                    tx.conn, self._shard, LEDGER_CONSUMER, stored.position, stored.stream,
-                    error_class,
-                )  # fmt: skip
-            await tx.checkpoint(LEDGER_CONSUMER, batch[-1].position)
-
-    def _project(
-        self, batch: Sequence[StoredEvent]
-    ) -> tuple[decide.Projection, list[tuple[StoredEvent, str]]]:
-        """What is posted, and what is parked with the reason's class."""
-        if not self._parked:
-            with contextlib.suppress(ValueError, KeyError):
-                return decide.project(batch), []
-        good, bad = self._sort(batch)
-        return decide.project(good), bad
-
-    def _sort(
-        self, batch: Sequence[StoredEvent]
-    ) -> tuple[list[StoredEvent], list[tuple[StoredEvent, str]]]:
-        """Try them one by one."""
-        good: list[StoredEvent] = []
-        bad: list[tuple[StoredEvent, str]] = []
-        for stored in batch:
-            if stored.stream in self._parked:
-                bad.append((stored, "behind_parked"))
-                continue
-            try:
-                decide.project([stored])
-            except (ValueError, KeyError) as error:
-                self._parked.add(stored.stream)
-                bad.append((stored, type(error).__name__))
-                metrics.PARKED.inc(LEDGER_CONSUMER)
-                log.exception("event_parked", position=stored.position, exc_info=error)
-            else:
-                good.append(stored)
-        return good, bad
-
-    async def unpark(self, stream: str) -> int:
-        """Post a parked stream's events in order; returns how many. Raises what still fails."""
-        async with transaction(self._pool, self._shard, ROLE, self._term) as tx:
-            positions = await unpark(tx.conn, self._shard, LEDGER_CONSUMER, stream)
-            events = [await _event_at(tx.conn, self._shard, position) for position in positions]
-            await store.write(tx.conn, self._shard, decide.project(events))
-        self._parked.discard(stream)
-        return len(positions)
-
-
-async def _event_at(conn: Connection, shard: int, position: int) -> StoredEvent:
-    return (await read_batch(conn, shard, position, 1))[0]
 
 
 class Ingress:
@@ -213,6 +127,8 @@ class Operator:
         if verb == "account":
             asked = OpenAccountRequest.model_validate_json(body)
             return _json({"opened": (await self._account(asked.account_id)).opened})
+        if verb == "parked":
+            return _json({"streams": await self._ledger.parked()})
         if verb == "unpark":
             stream = str(canonical.loads_object(body, strict=False).get("stream", ""))
             return _json({"events": await self._ledger.unpark(stream)})

@@ -30,7 +30,7 @@ from cocoon.eventlog.connection import connect, tree_errors
 from cocoon.eventlog.read import checkpoint, head, read, read_commands, stream_events
 from cocoon.kernel.errors import BadRequest, CocoonError, LogCorrupt
 from services.billing.decide import project
-from services.billing.handlers import LEDGER_CONSUMER
+from services.billing.ledger import LEDGER_CONSUMER
 
 if TYPE_CHECKING:
     from cocoon.eventlog.connection import Connection

@@ -60,18 +60,21 @@ EXAMPLES: tuple[e.EventData, ...] = (
 )  # fmt: skip
 
 
+def as_item(command_id: str, stream: str, *events: e.EventData) -> AppendItem:
+    """Events of one stream as one command that expects nothing."""
+    return AppendItem(
+        command_id=command_id,
+        command=b"{}",
+        actor="test",
+        correlation_id=stream.partition("/")[2],
+        expects=(),
+        events=tuple(NewEvent(stream, event) for event in events),
+    )
+
+
 def put(log: ModelLog, stream: str, events: Iterable[e.EventData], command_id: str = "") -> None:
     """Append events to one stream of a model log, as one command."""
-    log.append(
-        AppendItem(
-            command_id=command_id or f"put-{len(log.events)}",
-            command=b"{}",
-            actor="test",
-            correlation_id=stream.partition("/")[2],
-            expects=(),
-            events=tuple(NewEvent(stream, event) for event in events),
-        )
-    )
+    log.append(as_item(command_id or f"put-{len(log.events)}", stream, *events))
 
 
 def stored(shard: int, stream: str, events: Iterable[e.EventData]) -> list[StoredEvent]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncpg
 
 from cocoon.contracts.envelope import GENESIS_HASH, AppendItem, NewEvent, StoredEvent
-from cocoon.contracts.events import DepositCredited, FundsHeld
+from cocoon.contracts.events import DepositCredited, EventData, FundsHeld, ResultRejected
 from cocoon.eventlog.read import read
 from cocoon.kernel import ids
 
@@ -31,15 +31,18 @@ def job_item(
         actor=actor,
         correlation_id=job(number),
         expects=() if expects is None else ((stream, expects),),
-        events=tuple(
-            NewEvent(
-                stream,
-                FundsHeld(job_id=job(number), account_id="acct_1", amount_nanoton=number),
-            )
-            for _ in range(events)
-        ),
+        events=tuple(NewEvent(stream, _event(number, actor)) for _ in range(events)),
         traceparent="00-" + "1" * 32 + "-" + "2" * 16 + "-01",
     )
+
+
+def _event(number: int, actor: str) -> EventData:
+    """One that the role of this name may append."""
+    if actor == "billing":
+        return ResultRejected(
+            job_id=job(number), provider_id="prov_1", epoch=1, reason="late", receipt_hash="0" * 64
+        )
+    return FundsHeld(job_id=job(number), account_id="acct_1", amount_nanoton=number)
 
 
 def deposit(account: str, reference: str, amount_nanoton: int = 1) -> AppendItem:

@@ -1,6 +1,7 @@
 """Who appends each event and when; who may publish and hear each subject: data for the documents.
 
-Tests hold this table against the bus's permissions and against the models.
+The database refuses an append that EVENTS does not give to the role, and a checkpoint that
+CONSUMERS does not; tests hold the rest against the bus's permissions and against the models.
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ EVENTS: dict[str, tuple[str, str, str]] = {
     "PolicyPublished": ("policy", "attestation", "the network's signed policy changed"),
 }
 
+# consumer -> whose it is: the one role that may move its checkpoint and park behind it
+CONSUMERS: dict[str, str] = {"ledger": "billing"}
+
 
 @dataclass(frozen=True, slots=True)
 class Channel:
@@ -78,6 +82,8 @@ def _verbs() -> tuple[Channel, ...]:
         ("open_account", ("operator",), m.OpenAccountRequest, "open an account"),
         ("credit_deposit", ("operator",), m.CreditRequest, "credit a deposit"),
         ("balance", ("gateway", "operator"), m.OpenAccountRequest, "what is free and what is held"),
+        ("parked", ("operator",), "an empty object", "the streams that the ledger has put aside"),
+        ("unpark", ("operator",), '{"stream": "job/<id>"}', "post such a stream's events in order"),
     )
     keys = (
         ("create", m.CreateKeyRequest, "make an API key known by its hash"),
@@ -114,7 +120,7 @@ _JOB, _PROVIDER, _GATEWAY = "{job_id}", "{provider_id}", "{gateway_id}"
 CHANNELS: tuple[Channel, ...] = (
     Channel(
         "events", "evt.{shard}.{aggregate}.{id}.{event_name}", ("billing",),
-        ("gateway", "matcher", "billing", "attestation"),
+        ("matcher", "billing", "attestation"),
         "an event's data exactly as the log holds it, CloudEvents headers beside it",
         "the log, position for position: the relay beside billing publishes, nobody else may",
         stream="EVENTS_{shard}",

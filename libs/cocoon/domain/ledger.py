@@ -17,9 +17,19 @@ from cocoon.contracts.events import (
     JobFailed,
     PaymentSettled,
 )
+from cocoon.kernel.money import MAX_NANOTON
 
 FEES = "platform:fees"
 FAUCET = "faucet"
+
+
+class OutOfBounds(ValueError):
+    """A balance that no account may have. `reason`: negative_balance or balance_overflow."""
+
+    def __init__(self, account: str, reason: str) -> None:
+        beyond = "fall below zero" if reason == "negative_balance" else "pass 2**63-1 nanoTON"
+        super().__init__(f"{account} would {beyond}")
+        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +97,8 @@ def postings(event: EventData) -> list[Entry]:
 def apply(balances: Mapping[str, int], entries: Iterable[Entry]) -> dict[str, int]:
     """Return the changed balances only: account -> new balance, in nanoTON.
 
-    Raises ValueError if a client's or a hold's balance would fall below zero.
+    Raises OutOfBounds if a client's, hold's, provider's or the fees' balance would fall below
+    zero, or any account's magnitude would pass 2**63-1.
     """
     changed: dict[str, int] = {}
     for entry in entries:
@@ -95,5 +106,7 @@ def apply(balances: Mapping[str, int], entries: Iterable[Entry]) -> dict[str, in
         changed[entry.account] = before + entry.amount_nanoton
     for account, amount in changed.items():
         if amount < 0 and account.startswith(("client:", "hold:", "provider:", FEES)):
-            raise ValueError(f"{account} would fall below zero")
+            raise OutOfBounds(account, "negative_balance")
+        if abs(amount) > MAX_NANOTON:
+            raise OutOfBounds(account, "balance_overflow")
     return changed

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 COMMAND_TIMEOUT_S = 15.0
 CONNECT_TIMEOUT_S = 5.0
 POOL_WAIT_S = 5.0
-_STALE_TERM = "CO001"
+_STALE_TERM, _NOT_GRANTED = "CO001", "CO004"
 # Connection lost, serialization or deadlock, out of resources, the operator intervened.
 _PASSING_CLASSES = ("08", "40", "53", "57", "58")
 
@@ -33,15 +33,26 @@ class StaleTerm(Fatal):
     default_code = "stale_term"
 
 
+class NotGranted(Fatal):
+    """The role may not append this type of event, or follow the log under this name."""
+
+    default_code = "not_granted"
+
+
 @contextlib.contextmanager
 def tree_errors() -> Iterator[None]:
-    """Turn asyncpg's errors into StaleTerm, Unavailable (its outcome is unknown) or Fatal."""
+    """Turn asyncpg's errors into StaleTerm, NotGranted, Unavailable (outcome unknown) or Fatal."""
     try:
         yield
     except asyncpg.PostgresError as error:
         state = error.sqlstate or ""
         if state == _STALE_TERM:
             raise StaleTerm("another process owns this shard now; this one must stop") from None
+        if state == _NOT_GRANTED:
+            # log.append's own sentence: a role, a type or consumer, a kind of stream
+            raise NotGranted(
+                f"the log refuses this: {error.args[0]} (see cocoon.contracts.catalogue)"
+            ) from None
         if state[:2] in _PASSING_CLASSES:
             raise Unavailable(f"Postgres is not available (SQLSTATE {state})") from None
         raise Fatal(

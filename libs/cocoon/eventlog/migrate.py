@@ -1,6 +1,7 @@
 """Bring a database up to date: the log's schema, then every service's migrations, each once.
 
-It runs as the schema's owner, never as a service.
+What each role may append and follow is written anew each time, from the contracts' catalogue. It
+runs as the schema's owner, never as a service.
 """
 
 from __future__ import annotations
@@ -15,16 +16,35 @@ from pathlib import Path
 
 import asyncpg
 
+from cocoon.contracts import catalogue
 from cocoon.kernel.errors import ConfigurationError
 
 SCHEMA_FILE = Path(__file__).with_name("schema.sql")
+MIGRATIONS = SCHEMA_FILE.with_name("migrations")
 _LOCK = 0x636F636F6F6E01  # any constant: two migrators of one database wait for each other
 _SCRAM_ROUNDS = 4096
+_FORGET_APPEND = (
+    "DELETE FROM log.may_append WHERE (role, type, aggregate)"
+    " NOT IN (SELECT * FROM unnest($1::text[], $2::text[], $3::text[]))"
+)
+_ALLOW_APPEND = (
+    "INSERT INTO log.may_append (role, type, aggregate)"
+    " SELECT * FROM unnest($1::text[], $2::text[], $3::text[]) ON CONFLICT DO NOTHING"
+)
+_FORGET_FOLLOW = (
+    "DELETE FROM log.may_follow WHERE (role, consumer)"
+    " NOT IN (SELECT * FROM unnest($1::text[], $2::text[]))"
+)
+_ALLOW_FOLLOW = (
+    "INSERT INTO log.may_follow (role, consumer)"
+    " SELECT * FROM unnest($1::text[], $2::text[]) ON CONFLICT DO NOTHING"
+)
 
 
 def migration_files() -> list[tuple[str, Path]]:
     """(name, file) of every migration, in the order to run: the log first, then by service."""
     found = [("eventlog/schema.sql", SCHEMA_FILE)]
+    found += [(f"eventlog/{file.name}", file) for file in sorted(MIGRATIONS.glob("*.sql"))]
     spec = importlib.util.find_spec("services")
     for root in (spec.submodule_search_locations or []) if spec else []:
         for file in sorted(Path(root).glob("*/migrations/*.sql")):
@@ -66,11 +86,22 @@ async def apply_schema(dsn: str, shards: Sequence[int] = (0, 1)) -> list[str]:
                     digest,
                 )
                 ran.append(name)
+            await _grant_rows(connection)
             for shard in shards:
                 await connection.execute("SELECT log.ensure_shard($1)", shard)
     finally:
         await connection.close(timeout=5)
     return ran
+
+
+async def _grant_rows(connection: asyncpg.Connection[asyncpg.Record]) -> None:
+    """Make log.may_append and log.may_follow equal to the catalogue; unchanged rows stay."""
+    events = [(who, name, kind) for name, (kind, who, _) in catalogue.EVENTS.items()]
+    followers = [(who, consumer) for consumer, who in catalogue.CONSUMERS.items()]
+    await connection.execute(_FORGET_APPEND, *map(list, zip(*events, strict=True)))
+    await connection.execute(_ALLOW_APPEND, *map(list, zip(*events, strict=True)))
+    await connection.execute(_FORGET_FOLLOW, *map(list, zip(*followers, strict=True)))
+    await connection.execute(_ALLOW_FOLLOW, *map(list, zip(*followers, strict=True)))
 
 
 async def set_role_passwords(dsn: str, passwords: Mapping[str, str]) -> None:

@@ -1,17 +1,20 @@
 """Parking: a poisoned event stops its own stream (one job), never the consumer.
 
 Once a stream is parked, its later events are parked behind the first, so that unparking replays
-them in order. Call these in the transaction of the checkpoint.
+them in order. Only the role that owns the consumer may park; call it with the checkpoint.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cocoon.contracts.envelope import StoredEvent
 from cocoon.eventlog.connection import tree_errors
 
 if TYPE_CHECKING:
+    from cocoon.eventlog.append import LogTransaction
     from cocoon.eventlog.connection import Connection
 
 
@@ -28,22 +31,21 @@ class Parked:
 
 
 async def park(
-    conn: Connection,
-    shard: int,
-    consumer: str,
-    position: int,
-    stream: str,
-    error_class: str,
-    attempts: int = 1,
+    tx: LogTransaction, consumer: str, events: Sequence[tuple[StoredEvent, str]]
 ) -> None:
-    """Park an event; again with the same position: one more attempt."""
+    """Park events, each with its error's class; again with the same position: one more attempt.
+
+    Raises StaleTerm, or NotGranted for another role's consumer.
+    """
+    if not events:
+        return
     with tree_errors():
-        await conn.execute(
-            "INSERT INTO log.parked AS p"
-            " (shard, consumer, position, stream, error_class, attempts)"
-            " VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (shard, consumer, position) DO UPDATE"
-            " SET error_class = excluded.error_class, attempts = p.attempts + excluded.attempts",
-            shard, consumer, position, stream, error_class, attempts,
+        await tx.conn.execute(
+            "SELECT log.park($1, $2, $3, $4, $5, $6, $7)",
+            tx.shard, tx.role, tx.term, consumer,
+            [stored.position for stored, _ in events],
+            [stored.stream for stored, _ in events],
+            [error_class for _, error_class in events],
         )  # fmt: skip
 
 
@@ -65,17 +67,14 @@ async def parked_streams(conn: Connection, shard: int, consumer: str) -> set[str
     return {entry.stream for entry in await parked(conn, shard, consumer)}
 
 
-async def unpark(conn: Connection, shard: int, consumer: str, stream: str) -> list[int]:
+async def unpark(tx: LogTransaction, consumer: str, stream: str) -> list[int]:
     """Remove a stream from the parking and return its positions, in the order to replay them.
 
-    Handle those events in the same transaction: a rollback parks them again.
+    Handle those events in the same transaction: a rollback parks them again. Raises as `park`.
     """
     with tree_errors():
-        rows = await conn.fetch(
-            "DELETE FROM log.parked WHERE shard = $1 AND consumer = $2 AND stream = $3"
-            " RETURNING position",
-            shard,
-            consumer,
-            stream,
-        )
-    return sorted(row["position"] for row in rows)
+        positions = await tx.conn.fetchval(
+            "SELECT log.unpark($1, $2, $3, $4, $5)",
+            tx.shard, tx.role, tx.term, consumer, stream,
+        )  # fmt: skip
+    return list(positions)

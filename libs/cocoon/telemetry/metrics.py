@@ -196,7 +196,10 @@ TAIL_LAG = Gauge(
 TAIL_RESUBSCRIPTIONS = Counter(
     "cocoon_tail_resubscriptions", "Gaps, errors and stalls of a tail.", _SHARD, _label("consumer")
 )
-PARKED = Counter("cocoon_parked", "Events put aside after a fatal error.", _label("consumer"))
+PARKED = Counter("cocoon_parked", "Streams put aside after a fatal error.", _label("consumer"))
+PARKED_EVENTS = Gauge(
+    "cocoon_parked_events", "Events that stand aside now; page above 0.", _SHARD, _label("consumer")
+)
 
 # ---- bus ----
 REDELIVERIES = Counter(

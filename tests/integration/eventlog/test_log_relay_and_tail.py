@@ -13,7 +13,7 @@ from nats.aio.msg import Msg
 
 from cocoon.bus import streams
 from cocoon.contracts.envelope import StoredEvent
-from cocoon.eventlog.append import LogAppender, transaction
+from cocoon.eventlog.append import LogAppender, acquire_term, transaction
 from cocoon.eventlog.connection import connect
 from cocoon.eventlog.relay import Relay
 from cocoon.eventlog.tail import Tail
@@ -275,11 +275,12 @@ async def test_tail_starts_after_its_checkpoint(
     appender: LogAppender, database: Database, bus: Bus
 ) -> None:
     await append_many(appender, 0, 10)
-    conn = await connect(database.dsn("cocoon_matcher"), "test")
-    async with transaction(conn, 1, "matcher", appender.term) as tx:
-        await tx.checkpoint("memory", 12)
+    conn = await connect(database.dsn("cocoon_billing"), "test")
+    term = await acquire_term(conn, 1, "billing")
+    async with transaction(conn, 1, "billing", term) as tx:
+        await tx.checkpoint("ledger", 12)
     await conn.close()
-    async with Tail(database.dsn("cocoon_matcher"), None, 1, consumer="memory") as tail:
+    async with Tail(database.dsn("cocoon_billing"), None, 1, consumer="ledger") as tail:
         batch = await anext(tail)
         assert [event.position for event in batch] == list(range(13, 31))
     async with Tail(database.dsn("cocoon_matcher"), None, 1, from_position=30) as tail:
