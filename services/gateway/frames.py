@@ -144,6 +144,10 @@ class Switchboard:
         boxes = self._boxes.get(job_id)
         return boxes[0].owner if boxes else None
 
+    def waiting_for(self, job_id: str) -> int:
+        """How many requests at this gateway are about this job."""
+        return len(self._boxes.get(job_id, ()))
+
     def add(self, job_id: str, box: Mailbox) -> None:
         self._boxes[job_id] = (*self._boxes.get(job_id, ()), box)
 

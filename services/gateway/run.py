@@ -54,6 +54,7 @@ class JobRun:
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at_ms = 0
+        self._grace: asyncio.TimerHandle | None = None
         self._began_s = time.perf_counter()
         self._first_frame_s = 0.0
         self._failure: CocoonError | None = None
@@ -61,7 +62,7 @@ class JobRun:
         self._looking = False
 
     async def run(self) -> None:
-        watcher = self._response.watch(self._box.client_gone)
+        watcher = self._response.watch(self._client_left)
         try:
             await self._perform(self._relay.begin())
             while not self._relay.done:
@@ -73,8 +74,9 @@ class JobRun:
                 self._slot.answer.keep(self._relay.held_bytes + self._box.waiting_bytes)
         finally:
             watcher.cancel()
-            if self._timer is not None:
-                self._timer.cancel()
+            for timer in (self._timer, self._grace):
+                if timer is not None:
+                    timer.cancel()
             for task in self._tasks:
                 task.cancel()
             metrics.JOB_SECONDS.observe(time.perf_counter() - self._began_s)
@@ -88,6 +90,24 @@ class JobRun:
             )
         if self._failure is not None:
             raise self._failure
+
+    def _client_left(self) -> None:
+        """One that has had nothing yet may come back for its job: a line broke, or it restarts."""
+        if self._relay.started:
+            self._box.client_gone()
+        else:
+            self._grant_grace()
+
+    def _grant_grace(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._grace = loop.call_later(self._gateway.settings.return_grace_s, self._end_grace)
+
+    def _end_grace(self) -> None:
+        """Nobody came: stop the job. While a repeat waits for it, it goes on."""
+        if self._gateway.switchboard.waiting_for(self._job_id) > 1:
+            self._grant_grace()
+        else:
+            self._box.client_gone()
 
     # ---- in ----
 

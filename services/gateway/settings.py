@@ -56,6 +56,7 @@ class GatewaySettings(BaseSettings):
     send_timeout_s: Seconds = 30.0
     match_timeout_s: Seconds = 2.0
     first_byte_timeout_s: Seconds = 120.0
+    return_grace_s: Seconds = 3.0  # for a client that left before its first byte to come back
     stall_s: Seconds = 2.0
     job_timeout_s: Seconds = 1_800.0
     dispatch_timeout_s: Seconds = 0.25

@@ -424,3 +424,49 @@ async def test_a_lost_last_frame_is_found_through_the_log(bus: Bus, database: Da
         world.provider.run = no_end
         _, sealed = envelope()
         assert (await world.post(sealed)).content == world.provider.response
+
+
+async def test_a_client_that_comes_back_before_its_first_byte_gets_its_job(
+    bus: Bus, database: Database
+) -> None:
+    async with gateway_world(bus, database, return_grace_s=0.4) as world:
+
+        async def only_accept(_job: Dispatch) -> None:
+            return
+
+        world.provider.run = only_accept
+        job_id, sealed = envelope()
+        _, writer = await _open(world, sealed)
+        await until(lambda: world.provider.dispatches)
+        writer.close()
+        await writer.wait_closed()
+        again = asyncio.create_task(world.post(sealed))
+        await until(lambda: len(world.provider.dispatches) == 2)
+        await asyncio.sleep(1)  # more than two graces: a job that is waited for goes on
+        first = world.provider.dispatches[0]
+        await world.provider.send_all(first)
+        await world.provider.settle(job_id)
+        assert (await again).content == world.provider.response
+        assert not world.provider.cancels
+        assert not world.matcher.cancels
+        assert len(world.matcher.requests) == 1
+
+
+async def test_a_client_that_left_before_its_first_byte_and_stays_away_stops_its_job(
+    bus: Bus, database: Database
+) -> None:
+    async with gateway_world(bus, database, return_grace_s=0.3) as world:
+        still = asyncio.Event()
+
+        async def only_accept(_job: Dispatch) -> None:
+            still.set()
+
+        world.provider.run = only_accept
+        job_id, sealed = envelope()
+        _, writer = await _open(world, sealed)
+        await still.wait()
+        writer.close()
+        await writer.wait_closed()
+        assert not world.provider.cancels
+        await until(lambda: world.provider.cancels and world.matcher.cancels)
+        assert world.provider.cancels[0].job_id == job_id
