@@ -408,7 +408,10 @@ async def api(nc: Nats, verb: str, body: Mapping[str, Any] | None = None) -> dic
     if kind == "STREAM.INFO":
         return {"state": {"last_seq": first + len(stream) - 1, "messages": len(stream)}}
     if kind == "STREAM.MSG.GET":
-        return {"message": {"hdrs": _as_hdrs(stream[int((body or {})["seq"]) - first])}}
+        at = int((body or {})["seq"]) - first
+        if not 0 <= at < len(stream):
+            raise NotFound("there is no such message")
+        return {"message": {"hdrs": _as_hdrs(stream[at])}}
     raise NotFound(f"the model's JetStream has no {kind}")
 
 

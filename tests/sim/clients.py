@@ -53,6 +53,7 @@ class Answer:
     body: bytearray = field(default_factory=bytearray)
     started: bool = False
     whole: bool = False
+    slow: bool = False
     gone: Callable[[], None] | None = None
     epoch: int = 0
 
@@ -62,7 +63,8 @@ class Answer:
         self._tell()
 
     async def send_within(self, data: bytes, timeout_s: float, *, last: bool = False) -> bool:
-        if self.world.faults.happens("slow_reader"):
+        if self.slow or self.world.faults.happens("slow_reader"):
+            self.slow = True  # from now on: what it does not take now, it never takes
             await asyncio.sleep(timeout_s)
             return False
         self.body += data
@@ -71,8 +73,9 @@ class Answer:
         return True
 
     async def finish(self) -> None:
-        self.whole = True
-        self._tell()
+        if not self.slow:
+            self.whole = True
+            self._tell()
 
     def watch(self, on_gone: Callable[[], None]) -> asyncio.Task[None]:
         self.gone = on_gone
@@ -120,7 +123,7 @@ class Clients:
         chosen = source.sample(keys, min(len(keys), source.choice((1, 2, 3, 3))))
         header = RequestHeader(
             bytes32(f"{world.seed} job {number}")[:16], bytes.fromhex(MODEL),
-            source.choice((6_000, 6_000, 9_000, 4_000)), 1000, 1000,
+            source.choice((6_000, 6_000, 6_000, 6_000, 9_000, 9_000, 4_000)), 1000, 1000,
             world.clock.now_ms() + source.choice((60_000, 60_000, 8_000)),
             bytes.fromhex(POLICY), source.choice((PLAIN, STREAM)),
             tuple(RecipientSlot(bytes.fromhex(key), bytes32(key), b"") for key in chosen),

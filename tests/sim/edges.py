@@ -30,7 +30,12 @@ from tests.sim.providers import SimRun
 
 # What a service logs of an exception that it did not expect; everything else stays unsaid.
 _BROKEN = frozenset({"job_broke", "dispatch_broke", "task_died", "engine_failed"})
+_EXPECTED = frozenset({"StaleTerm"})  # a fenced billing parks what it was handling
 _DECODED = 16_384
+
+
+def _unsaid(*_: object, **__: object) -> None:
+    """What a relay says of its rewinds."""
 
 
 async def _no_stream(nc: Any, shard: int, first_seq: int, replicas: int = 1) -> None:
@@ -49,6 +54,10 @@ def _edges(loop: SimLoop) -> list[tuple[Any, str, Any]]:
         error = fields.get("exc_info")
         if event in _BROKEN:
             loop.errors.append(f"{event}: {error!r}")
+
+    def parked(_text: str, extra: dict[str, Any]) -> None:
+        if extra["kind"] not in _EXPECTED:
+            loop.errors.append(f"a message is parked: {extra['kind']}")
 
     numbers = iter(range(1, 2**62))
     counted = SimpleNamespace(token_hex=lambda size: f"{next(numbers):0{2 * size}x}")
@@ -78,6 +87,8 @@ def _edges(loop: SimLoop) -> list[tuple[Any, str, Any]]:
         # a pure function of its bytes, which many read: decoded once
         (envelope, "decode_event", lru_cache(_DECODED)(envelope.decode_event)),
         (logs.Logger, "_emit", emit),
+        (ingress, "_log", SimpleNamespace(error=parked)),
+        (relay, "_log", SimpleNamespace(info=_unsaid, error=_unsaid)),
     ]
 
 

@@ -33,7 +33,7 @@ class Faults:
         rates = {}
         for kind in KINDS:
             left_out = source.random() < 0.33
-            rates[kind] = 0.0 if left_out else source.choice((0.002, 0.01, 0.05))
+            rates[kind] = 0.0 if left_out else source.choice((0.003, 0.02, 0.08))
         return cls(source, rates=rates)
 
     def happens(self, kind: str, times: float = 1.0) -> bool:

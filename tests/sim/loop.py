@@ -101,6 +101,8 @@ class SimLoop(asyncio.AbstractEventLoop):
         self._timers.clear()
         for task in self._tasks:
             task._log_destroy_pending = False  # type: ignore[attr-defined]
+            if not task.done():  # its first step was dropped with its process
+                task.get_coro().close()  # type: ignore[union-attr]
 
     def thaw(self, process: Process) -> None:
         process.frozen = False

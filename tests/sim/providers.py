@@ -184,6 +184,12 @@ class SimRun:
     def __init__(self, job: RunningJob, enclave: Enclave, served: Served, send: Any, clock: Any,
                  *, job_timeout_s: float) -> None:  # fmt: skip
         self._job, self._enclave, self._send = job, enclave, send
+        self._stopped = asyncio.Event()
+
+    def begin(self) -> None:
+        self._job.on_cancel = self._stopped.set
+        if self._job.cancelled:
+            self._stopped.set()
 
     async def run(self) -> SealedResult:
         job, source = self._job, self._enclave.agent.random
@@ -197,7 +203,7 @@ class SimRun:
             await self._put(source.randbytes(source.randrange(1, 24)))
         await self._cancelled_within(source.uniform(0, pace_s))
         status = source.choice((Status.COMPLETE, Status.COMPLETE, Status.LENGTH, Status.FAILED))
-        if job.cancelled.is_set():
+        if self._stopped.is_set():
             status = Status.CANCELLED
         usage = TokenUsage(100, told, 20, 0) if told else TokenUsage(0, 0)
         offset = 0 if job.rerouted else len(job.whole)
@@ -213,7 +219,7 @@ class SimRun:
     async def _cancelled_within(self, wait_s: float) -> bool:
         try:
             async with asyncio.timeout(wait_s):
-                await self._job.cancelled.wait()
+                await self._stopped.wait()
         except TimeoutError:
             return False
         return True

@@ -84,7 +84,7 @@ class World:
         self.agents = [
             Agent(self, name, self.random.choice((1, 2, 3))) for name in ("ada", "ben", "cleo")
         ]
-        self.pace_s = self.random.choice((0.05, 0.2, 0.8))  # between two clients' acts
+        self.pace_s = self.random.choice((0.01, 0.04, 0.15))  # between two clients' acts
         self.draining = False
 
     # ---- beginning ----
@@ -350,6 +350,9 @@ class World:
         self.draining, self.faults.on = True, False
         self.bus.down = self.database.down = False
         self.bus.cut_off.clear()
+        # A wiped stream is made anew with the next event, not before: let there be one.
+        self.credit(self.accounts[0], 1)
+        self.agents[0].revoke()
         for process in [*self.services.values(), *self.processes.values()]:
             if process.frozen:
                 self.loop.thaw(process)
