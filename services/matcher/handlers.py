@@ -183,14 +183,14 @@ class Matcher:
             self._withdraw(request.job_id)
             await self._existing(request, job_id, traceparent, fold(events))
             return
+        if granted is not None:  # first of all: the gateway holds the first byte for it
+            update = decide.committed_update(granted, outcome.positions[-1])
+            await self._news(request.gateway_id, request.job_id, update, traceparent)
         self._memory.apply_appended(outcome.events)
         self._refuse_unfunded(events[-1])
         lease = self._leases.live.get(request.job_id)
         if lease is not None:
             lease.committed.set()
-        if granted is not None:
-            update = decide.committed_update(granted, outcome.positions[-1])
-            await self._news(request.gateway_id, request.job_id, update, traceparent)
 
     def _refuse_unfunded(self, last: EventData) -> None:
         if isinstance(last, FundsRefused):

@@ -59,10 +59,15 @@ class StoredEvent:
     prev_hash: bytes
     hash: bytes
     traceparent: str = field(default="", compare=False)
+    decoded: EventData | None = field(default=None, compare=False, repr=False)
 
     def decode(self) -> EventData:
-        """The typed data (newest version)."""
-        return decode_event(self.type, self.schema_version, self.data)
+        """The typed data (newest version), parsed once."""
+        if self.decoded is None:
+            data = decode_event(self.type, self.schema_version, self.data)
+            object.__setattr__(self, "decoded", data)
+            return data
+        return self.decoded
 
     def hashed_text(self) -> bytes:
         """What the chain hashes after the previous hash."""

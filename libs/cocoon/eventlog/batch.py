@@ -150,6 +150,7 @@ def outcomes(
                         prev_hash=previous,
                         hash=hashes[at + offset],
                         traceparent=item.traceparent,
+                        decoded=event.data,
                     )
                 )
                 previous = hashes[at + offset]

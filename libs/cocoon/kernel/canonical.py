@@ -10,42 +10,39 @@ import hashlib
 import json
 from typing import Any, cast
 
+import msgspec
+
 _MAX_SAFE_INT = 2**53
 
 
 def _check(value: object) -> None:
-    if value is None or isinstance(value, bool):
-        return
-    if isinstance(value, str):
-        value.encode("utf-8")  # a lone surrogate has no UTF-8 form
-        return
-    if isinstance(value, int):
-        if abs(value) > _MAX_SAFE_INT:
+    kind = type(value)  # exact types: the encoder knows no others
+    if kind is str:
+        if not value.isascii():  # type: ignore[attr-defined]
+            value.encode("utf-8")  # type: ignore[attr-defined] # a lone surrogate has no UTF-8 form
+    elif kind is int:
+        if not -_MAX_SAFE_INT <= value <= _MAX_SAFE_INT:  # type: ignore[operator]
             raise ValueError("canonical JSON holds integers up to 2**53; use a decimal string")
-        return
-    if isinstance(value, list | tuple):
-        for item in value:
-            _check(item)
-        return
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if not isinstance(key, str) or not key.isascii():
+    elif kind is dict:
+        for key, item in value.items():  # type: ignore[attr-defined]
+            if type(key) is not str or not key.isascii():
                 # ASCII keys sort alike by bytes, code points and UTF-16 units
                 raise ValueError("canonical JSON keys are ASCII strings")
             _check(item)
-        return
-    raise ValueError(f"canonical JSON cannot hold {type(value).__name__}")
+    elif kind is list or kind is tuple:
+        for item in value:  # type: ignore[attr-defined]
+            _check(item)
+    elif value is not None and kind is not bool:
+        raise ValueError(f"canonical JSON cannot hold {kind.__name__}")
 
 
 def dumps(value: object) -> bytes:
     """Return the canonical bytes. Raises ValueError for floats, big integers or odd keys."""
     try:
         _check(value)
+        return msgspec.json.encode(value, order="sorted")
     except RecursionError:
         raise ValueError("canonical JSON is nested too deeply") from None
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    ).encode("utf-8")
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
