@@ -130,7 +130,7 @@ class Leases:
         now_s = self._clock.monotonic_s()
         restarted = self._memory.heartbeat(beat, now_s)
         running = dict(beat.running)
-        for job_id in tuple(self._memory.providers[beat.provider_id].live_jobs):
+        for job_id in sorted(self._memory.providers[beat.provider_id].live_jobs):
             lease = self.live.get(job_id)
             if lease is None or lease.match.provider_id != beat.provider_id:
                 continue

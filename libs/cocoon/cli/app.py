@@ -8,7 +8,7 @@ from typing import Any
 import typer
 
 from cocoon import __version__
-from cocoon.cli import connect, fund, keys, replay, status, test, up
+from cocoon.cli import connect, fund, keys, replay, sim, status, test, up
 from cocoon.kernel.errors import CocoonError
 
 # typer carries a click of its own, whose base of all wrong calls it does not export
@@ -27,6 +27,7 @@ app.command("status")(status.status)
 app.command("fund")(fund.fund)
 app.add_typer(keys.app, name="keys")
 app.command("replay")(replay.replay)
+app.command("sim")(sim.sim)
 app.command("test", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
     test.test
 )

@@ -1,0 +1,103 @@
+"""`python -m tests.sim` (`./cocoon sim`): run histories, print how they went, stop at a violation."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+
+from tests.sim.edges import wall_s
+from tests.sim.history import Outcome, run_history
+
+STEPS = 4_000
+PROGRESS_S = 10.0
+
+
+def run(seed: int, steps: int, histories: int, say: bool) -> tuple[Counter[str], Outcome]:
+    """Run the seeds from `seed` on, up to the first violation; the last outcome says whether."""
+    total: Counter[str] = Counter()
+    began_s = told_s = wall_s()
+    outcome = Outcome(seed)
+    for number in range(histories):
+        outcome = run_history(seed + number, steps)
+        add(total, outcome)
+        if outcome.violations:
+            break
+        if say and wall_s() - told_s >= PROGRESS_S:
+            told_s = wall_s()
+            rate = (total["steps"] + total["drain_steps"]) / (told_s - began_s)
+            print(
+                f"{number + 1} histories, {total['steps']:,} steps under faults, "
+                f"{total['drain_steps']:,} in drains, {rate:,.0f}/s, seed {seed + number}",
+                flush=True,
+            )  # fmt: skip
+    total["wall_ms"] = int((wall_s() - began_s) * 1000)
+    return total, outcome
+
+
+def add(total: Counter[str], outcome: Outcome) -> None:
+    total["histories"] += 1
+    for name in ("steps", "drain_steps", "events", "appends", "messages", "looks"):
+        total[name] += getattr(outcome, name)
+    total["simulated_s"] += int(outcome.simulated_s)
+    for group in ("faults", "kinds", "jobs", "answers"):
+        for name, count in getattr(outcome, group).items():
+            total[f"{group}.{name}"] += count
+
+
+def group(total: Counter[str], name: str) -> dict[str, int]:
+    found = {k.partition(".")[2]: n for k, n in total.items() if k.startswith(f"{name}.")}
+    return dict(sorted(found.items(), key=lambda pair: (-pair[1], pair[0])))
+
+
+def summary(total: Counter[str]) -> str:
+    wall = max(1, total["wall_ms"]) / 1000
+    steps = total["steps"] + total["drain_steps"]
+    lines = [
+        f"{total['histories']:,} histories, {total['steps']:,} steps under faults and "
+        f"{total['drain_steps']:,} in drains, {wall:,.1f} s, {steps / wall:,.0f} steps/s",
+        f"{total['simulated_s']:,} s simulated, {total['events']:,} events in the logs, "
+        f"{total['appends']:,} appends, {total['messages']:,} messages, "
+        f"{total['looks']:,} steps that changed what the invariants see",
+    ]
+    for title in ("faults", "jobs", "answers", "kinds"):
+        told = ", ".join(f"{name} {count:,}" for name, count in group(total, title).items())
+        lines.append(f"{'steps by cause' if title == 'kinds' else title}: {told}")
+    return "\n".join(lines)
+
+
+def failure(outcome: Outcome, steps: int) -> str:
+    said = "\n".join(f"  {sentence}" for sentence in outcome.violations[:10])
+    last = "\n".join(f"  {line}" for line in outcome.last_steps)
+    return (
+        f"VIOLATED at step {outcome.at_step} of seed {outcome.seed}:\n{said}\nthe last steps:\n"
+        f"{last}\nagain: ./cocoon sim --seed {outcome.seed} --steps {steps}"
+    )  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0: all invariants held. 1: one did not."""
+    parser = argparse.ArgumentParser(prog="cocoon sim", description=__doc__)
+    parser.add_argument("--seed", type=int, default=1, help="of the first history")
+    parser.add_argument("--steps", type=int, default=STEPS, help="under faults, of each history")
+    parser.add_argument("--histories", type=int, default=1, help="one seed each, counted up")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON instead")
+    chosen = parser.parse_args(arguments)
+    total, last = run(chosen.seed, chosen.steps, chosen.histories, not chosen.json)
+    if chosen.json:
+        told: dict[str, object] = {k: n for k, n in total.items() if "." not in k}
+        told |= {name: group(total, name) for name in ("faults", "jobs", "answers", "kinds")}
+        told |= {"violations": last.violations, "seed": last.seed, "sha256": last.digest}
+        told |= {"step": last.at_step} if last.violations else {}
+        print(json.dumps(told, sort_keys=True))
+    else:
+        print(summary(total))
+        print(failure(last, chosen.steps) if last.violations else "no violation")
+        print(f"seed {last.seed} gave the history {last.digest}")
+    return 1 if last.violations else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
