@@ -5,6 +5,7 @@ Counters only. A refusal says 429 and when to come back; nothing waits here.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -87,7 +88,7 @@ class Admission:
         self.budget = ByteBudget(settings.buffer_bytes, settings.buffer_per_key_bytes)
         self._jobs = _Doorway(settings.max_jobs, settings.max_jobs_per_key)
         self._reads = _Doorway(settings.max_reads, settings.max_reads_per_key)
-        self._public = _Doorway(settings.max_public_reads, settings.max_public_reads)
+        self._public = _Doorway(settings.max_public_reads, sys.maxsize)
 
     @contextmanager
     def enter(self, api_key_id: str) -> Iterator[Slot]:

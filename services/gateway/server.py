@@ -115,6 +115,8 @@ def _bounded(settings: GatewaySettings) -> type[HttpToolsProtocol]:
                 super().on_headers_complete()
                 if len(self.pipeline) > _MAX_PIPELINED:
                     self.transport.abort()
+                elif self.pipeline:
+                    self.flow.resume_reading()  # or nobody would see this client leave
 
         def on_body(self, body: bytes) -> None:
             if self._head_bytes > settings.max_header_bytes:

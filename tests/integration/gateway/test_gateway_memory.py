@@ -131,8 +131,9 @@ async def test_what_a_slow_or_broken_off_body_held_is_given_back(narrow: World) 
 
 async def test_what_a_client_that_leaves_held_is_given_back(narrow: World) -> None:
     async def one_frame(job: Dispatch) -> None:
-        await narrow.provider.frame(job, 0, 100)
+        await narrow.provider.frame(job, 0, 9_000)
 
+    narrow.provider.response = secrets.token_bytes(9_001)
     narrow.provider.run = one_frame
     for stream in (True, False):
         _, sealed = envelope(body=BIG, stream=stream)
@@ -172,6 +173,13 @@ async def test_an_answer_without_room_comes_from_sealed(bus: Bus, database: Data
                 pass
             stored = await world.get(f"/v1/jobs/{job_id}/response")
             assert stored.content == provider.response
+
+
+async def test_frames_without_room_are_let_go(bus: Bus, database: Database) -> None:
+    """Nobody stored this answer: had its frames been kept, it would come."""
+    async with gateway_world(bus, database, buffer_bytes=4_000, sealed_timeout_s=0.2) as world:
+        lost = await world.post(envelope(stream=False)[1])
+        assert (lost.status_code, code(lost)) == (503, "response_lost")
 
 
 async def test_a_stored_response_needs_room_for_two_pieces(bus: Bus, database: Database) -> None:
