@@ -479,7 +479,7 @@ def every_byte_decodes(evidence: Evidence) -> list[str]:
 
 def _decode_fault(where: str, stored: StoredEvent) -> list[str]:
     try:
-        stored.decode()
+        e.decode_event(stored.type, stored.schema_version, stored.data)  # the bytes, afresh
         canonical.loads_object(stored.data)
     except (KeyError, ValueError) as error:
         return [f"{where} ({stored.type}) does not decode ({type(error).__name__})"]
