@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 from cocoon.bus.connection import broker, close, connect
-from cocoon.bus.ingress import ingress_worker
+from cocoon.bus.ingress import IngressWorker
 from cocoon.bus.permissions import INGRESS_DURABLE, inbox_prefix
 from cocoon.bus.service import Stop, announce_ready, run
 from cocoon.contracts import subjects
@@ -62,18 +62,18 @@ async def serve(settings: BillingSettings, stop: Stop) -> None:
         ledgers = {shard: Ledger(pool, shard, appenders[shard].term, live) for shard in shards}
         for ledger in ledgers.values():
             await ledger.load()
-        await _follow(dsn, nc, pool, results, ledgers, stop, stack)
+        _follow(dsn, nc, pool, results, ledgers, stop, stack)
         ingress = Ingress(results, nc, settings.result_wait_s)
         listening = broker(settings.nats_url, settings.nats_seed_file, "billing", prefix, stop)
-        ingress_worker(
-            listening, subjects.INGRESS_STREAM, INGRESS_DURABLE, ingress.on_message,
-            subject=subjects.PLATFORM_INGRESS, inbox_prefix=prefix,
+        worker = IngressWorker(
+            nc, subjects.INGRESS_STREAM, INGRESS_DURABLE, ingress.on_message,
             workers=settings.result_workers,
         )  # fmt: skip
         for shard in shards:
             _answer(listening, shard, Operator(appenders[shard], pool, shard, ledgers[shard]))
         await listening.start()
         stack.push_async_callback(listening.stop)
+        _watch([("ingress", worker.run())], stop, stack)
         port, closer = await serve_observe(
             settings.observe_host,
             settings.observe_port,
@@ -84,7 +84,7 @@ async def serve(settings: BillingSettings, stop: Stop) -> None:
         await stop.wait()
 
 
-async def _follow(
+def _follow(
     dsn: str,
     nc: BusClient,
     pool: Pool,
@@ -110,7 +110,16 @@ async def _follow(
     follow.append(("relay", relay.run()))
     gauges = keep_gauges(pool, lambda: relay.positions, tuple(ledgers), LEDGER_CONSUMER)
     follow.append(("gauges", gauges))
-    tasks = [stop.watch(asyncio.create_task(work, name=name)) for name, work in follow]
+    _watch(follow, stop, stack)
+
+
+def _watch(
+    work: Sequence[tuple[str, Coroutine[None, None, None]]],
+    stop: Stop,
+    stack: contextlib.AsyncExitStack,
+) -> None:
+    """Run named work until the stack is left; the process stops if any of it ends before."""
+    tasks = [stop.watch(asyncio.create_task(item, name=name)) for name, item in work]
 
     async def end() -> None:
         for task in tasks:

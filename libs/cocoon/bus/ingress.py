@@ -7,20 +7,28 @@ message never stops the others and is never lost.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import nats.errors
+
 from cocoon.kernel.errors import CocoonError, Rejected, Transient
 
 if TYPE_CHECKING:
-    from faststream.nats import NatsBroker
-    from faststream.nats.message import NatsMessage
+    from nats.aio.msg import Msg
+
+    from cocoon.bus.client import BusClient
 
 _log = logging.getLogger("cocoon.bus")
 _FIRST_DELAY_S, _LONGEST_DELAY_S, PARKED_S = 0.25, 10.0, 60.0
+# A request that a lost connection took with it is repeated after this long.
+_REQUEST_S, _REQUEST_GRACE_S = 1.0, 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,51 +59,76 @@ def verdict(error: BaseException | None, deliveries: int) -> tuple[Verdict, floa
     return "park", PARKED_S
 
 
-def ingress_worker(
-    broker: NatsBroker,
-    stream: str,
-    durable: str,
-    handler: IngressHandler,
-    *,
-    subject: str,
-    inbox_prefix: str,
-    workers: int = 64,
-) -> None:
-    """Subscribe `handler` to a durable consumer that deployment has declared.
+class IngressWorker:
+    """Takes from a durable pull consumer that deployment has declared.
 
-    Up to `workers` messages are handled at once. Call it before `broker.start()`.
+    Asks for as many messages as it has room for, and handles up to `workers` at once.
     """
-    from faststream import AckPolicy
-    from faststream.nats import JStream, PullSub
 
-    subscriber = broker.subscriber(
-        subject,
-        stream=JStream(stream, declare=False),
-        durable=durable,
-        # One by one: a larger fetch waits until it is full and inverts the order.
-        pull_sub=PullSub(batch_size=1, timeout=5.0),
-        ack_policy=AckPolicy.MANUAL,
-        max_workers=workers,
-        inbox_prefix=f"{inbox_prefix}.".encode(),
-        no_reply=True,
-    )
+    def __init__(
+        self, nc: BusClient, stream: str, durable: str, handler: IngressHandler, *,
+        workers: int = 64,
+    ) -> None:  # fmt: skip
+        self._nc, self._handler, self._workers = nc, handler, workers
+        self._next = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}"
+        self._running: set[asyncio.Task[None]] = set()
+        self._changed = asyncio.Event()
+        self._owed = 0  # messages that the server may still send for the last request
 
-    async def on_message(message: NatsMessage) -> None:
-        await _settle(message, handler)
+    async def run(self) -> None:
+        """Work until cancelled; what is being handled then comes again to the next worker."""
+        inbox = self._nc.new_inbox()
+        subscription = await self._nc.subscribe_direct(inbox, self._on_message)
+        try:
+            while True:
+                self._changed.clear()
+                room = self._workers - len(self._running)
+                if self._owed <= 0 and room * 4 >= self._workers and self._nc.is_connected:
+                    await self._ask(inbox, room)
+                try:
+                    # not wait_for: until Python 3.12 it can swallow a cancellation
+                    async with asyncio.timeout(_REQUEST_S + _REQUEST_GRACE_S):
+                        await self._changed.wait()
+                except TimeoutError:
+                    self._owed = 0  # the request or its end was lost with a connection
+        finally:
+            for task in self._running:
+                task.cancel()
+            with contextlib.suppress(nats.errors.Error, OSError):
+                await subscription.unsubscribe()
 
-    subscriber(on_message)
+    async def _ask(self, inbox: str, room: int) -> None:
+        request = {"batch": room, "expires": int(_REQUEST_S * 1e9)}
+        self._owed = room
+        with contextlib.suppress(nats.errors.Error):
+            await self._nc.publish(self._next, json.dumps(request).encode(), reply=inbox)
+
+    def _on_message(self, message: Msg) -> None:
+        if message.headers and "Status" in message.headers:
+            self._owed = 0  # the request has expired, or the consumer was away
+        else:
+            self._owed -= 1
+            task = asyncio.create_task(_settle(message, self._handler))
+            self._running.add(task)
+            task.add_done_callback(self._done)
+        if self._owed <= 0:
+            self._changed.set()
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        if self._owed <= 0:
+            self._changed.set()
 
 
-async def _settle(message: NatsMessage, handler: IngressHandler) -> None:
-    raw = message.raw_message
-    metadata = raw.metadata
+async def _settle(message: Msg, handler: IngressHandler) -> None:
+    metadata = message.metadata
     error: Exception | None = None
     try:
         await handler(
             Incoming(
-                subject=raw.subject,
-                headers=raw.headers or {},
-                body=raw.data,
+                subject=message.subject,
+                headers=message.headers or {},
+                body=message.data,
                 deliveries=metadata.num_delivered or 1,
                 age_s=max(0.0, time.time() - metadata.timestamp.timestamp()),
             )
@@ -103,20 +136,22 @@ async def _settle(message: NatsMessage, handler: IngressHandler) -> None:
     except Exception as caught:  # noqa: BLE001 - whatever it is, the message must be settled
         error = caught
     what, delay_s = verdict(error, metadata.num_delivered or 1)
-    if what == "ack":
-        await message.ack()
-    elif what == "retry":
-        await message.nack(delay=delay_s)
-    elif what == "drop":
-        await message.reject()
-    else:
-        # The type and an own error's sentence only: a foreign message may quote the body.
-        _log.error(
-            "a message is parked",
-            extra={
-                "subject": raw.subject,
-                "kind": type(error).__name__,
-                "reason": error.message if isinstance(error, CocoonError) else "",
-            },
-        )
-        await message.nack(delay=delay_s)
+    # a lost acknowledgement lets the message come again, which its handler expects
+    with contextlib.suppress(nats.errors.Error, OSError):
+        if what == "ack":
+            await message.ack()
+        elif what == "retry":
+            await message.nak(delay=delay_s)
+        elif what == "drop":
+            await message.term()
+        else:
+            # The type and an own error's sentence only: a foreign message may quote the body.
+            _log.error(
+                "a message is parked",
+                extra={
+                    "subject": message.subject,
+                    "kind": type(error).__name__,
+                    "reason": error.message if isinstance(error, CocoonError) else "",
+                },
+            )
+            await message.nak(delay=delay_s)

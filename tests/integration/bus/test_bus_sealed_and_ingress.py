@@ -11,8 +11,8 @@ from contextlib import asynccontextmanager
 import pytest
 from nats.aio.client import Client
 
-from cocoon.bus import connection, permissions, sealed, streams
-from cocoon.bus.ingress import PARKED_S, Incoming, ingress_worker, verdict
+from cocoon.bus import permissions, sealed, streams
+from cocoon.bus.ingress import PARKED_S, Incoming, IngressWorker, verdict
 from cocoon.bus.publish import publish_durable
 from cocoon.contracts import subjects
 from cocoon.kernel.errors import Fatal, NotFound, Rejected, TooLarge, Transient, Unavailable
@@ -110,25 +110,15 @@ async def test_a_repeated_message_id_is_stored_once(bus: Bus) -> None:
 
 @asynccontextmanager
 async def worker(bus: Bus, handler: Callable) -> AsyncIterator[None]:
-    broker = connection.broker(
-        bus.server.url,
-        bus.seed_file("billing"),
-        "billing",
-        permissions.inbox_prefix("billing"),
+    nc = await bus.connect("billing")
+    working = asyncio.create_task(
+        IngressWorker(nc, subjects.INGRESS_STREAM, permissions.INGRESS_DURABLE, handler).run()
     )
-    ingress_worker(
-        broker,
-        subjects.INGRESS_STREAM,
-        permissions.INGRESS_DURABLE,
-        handler,
-        subject=subjects.PLATFORM_INGRESS,
-        inbox_prefix=permissions.inbox_prefix("billing"),
-    )
-    await broker.start()
     try:
         yield
     finally:
-        await connection.stop(broker)
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
 
 
 async def submit(provider: Client, name: str, *bodies: bytes) -> None:
@@ -198,6 +188,47 @@ async def test_an_unsettled_message_survives_kill_9_of_nats_and_of_the_worker(bu
         bus.server.kill()
     bus.server.start()
     assert (await waiting(bus))[0] == 1
+
+
+async def test_results_go_on_after_nats_comes_back_without_them_being_asked_for_again(
+    bus: Bus,
+) -> None:
+    mine = bus.providers[0]
+    seen: list[bytes] = []
+
+    async def handler(message: Incoming) -> None:
+        seen.append(message.body)
+
+    async with worker(bus, handler):
+        provider = await bus.connect(mine)
+        await submit(provider, mine, b"before")
+        await until(lambda: seen == [b"before"])
+        bus.server.kill()
+        await asyncio.to_thread(bus.server.start)
+        async with asyncio.timeout(10):
+            while not provider.is_connected:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        await submit(provider, mine, b"after")
+        await until(lambda: b"after" in seen)  # the first may come again: its ack was cut off
+
+
+async def test_no_more_are_handled_at_once_than_there_are_workers(bus: Bus) -> None:
+    mine = bus.providers[0]
+    running, most, done = 0, 0, 0
+
+    async def handler(_: Incoming) -> None:
+        nonlocal running, most, done
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.002)
+        running -= 1
+        done += 1
+
+    provider = await bus.connect(mine)
+    await submit(provider, mine, *(b"%d" % number for number in range(150)))
+    async with worker(bus, handler):
+        await until(lambda: done >= 150)
+    assert 1 < most <= 64
 
 
 async def test_a_queue_of_results_is_drained_by_competing_workers(bus: Bus) -> None:
