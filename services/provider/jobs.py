@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from nats.aio.client import Client
 
 _log = get_logger("cocoon.provider.jobs")
+MAX_CANCELS: Final = 1024
 _WORDS: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
 Prices = tuple[int, int, int]  # input, cached input, output; nanoTON per million tokens
 
@@ -89,6 +90,7 @@ class Jobs:
         self._job_timeout_s = job_timeout_s
         self._running: dict[str, RunningJob] = {}
         self._opening = 0
+        self._cancels: dict[str, int] = {}  # of jobs that do not run yet, or no more; oldest first
         self._tasks: set[asyncio.Task[None]] = set()
         self.draining = False
         self.engine_ready = True  # the backend's last health check
@@ -117,10 +119,17 @@ class Jobs:
         return DispatchReply(accepted=False, code=code)  # type: ignore[arg-type]
 
     def cancel(self, job_id: str, epoch: int) -> None:
-        """Stop a running job (epoch 0: whatever its epoch). Its receipt says what was delivered."""
+        """Stop a running job (epoch 0: whatever its epoch). Its receipt says what was delivered.
+
+        One that is being opened, or whose dispatch comes a moment later, stops as it begins.
+        """
         job = self._running.get(job_id)
-        if job is not None and epoch in (0, job.route.epoch):
-            job.cancelled.set()
+        if job is None:
+            self._cancels[job_id] = epoch
+            if len(self._cancels) > MAX_CANCELS:
+                del self._cancels[next(iter(self._cancels))]
+        elif epoch in (0, job.route.epoch):
+            job.cancel()
 
     def running_pairs(self) -> list[tuple[str, int]]:
         return [(job_id, job.route.epoch) for job_id, job in self._running.items()]
@@ -131,7 +140,7 @@ class Jobs:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=timeout_s)
         for job in self._running.values():
-            job.cancelled.set()
+            job.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=timeout_s)
         for task in self._tasks:
@@ -198,9 +207,15 @@ class Jobs:
         job = RunningJob(
             opened, evidence_id, dispatch.route, dispatch.quote, now_ms, dispatch.traceparent
         )
+        job.cancelled = self._cancels.pop(dispatch.job_id, None) in (0, dispatch.route.epoch)
+        run = JobRun(
+            job, self._enclave, self._served, self._sender.send, self._clock,
+            job_timeout_s=self._job_timeout_s,
+        )  # fmt: skip
+        run.begin()  # before the reply goes out: the first token waits for the engine alone
         self._running[dispatch.job_id] = job
         metrics.IN_FLIGHT.inc()
-        self._start(self._run(job))
+        self._start(self._run(job, run))
 
     def _check_terms(self, dispatch: Dispatch, model_id: bytes) -> None:
         """The match must cite this model and prices that this agent offers."""
@@ -220,14 +235,10 @@ class Jobs:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _run(self, job: RunningJob) -> None:
+    async def _run(self, job: RunningJob, run: JobRun) -> None:
         began_s = self._clock.monotonic_s()
         try:
             with span("provider.run_job", job.traceparent, {"job_id": job.job_id}):
-                run = JobRun(
-                    job, self._enclave, self._served, self._sender.send, self._clock,
-                    job_timeout_s=self._job_timeout_s,
-                )  # fmt: skip
                 result = await run.run()
                 self._count(result, self._clock.monotonic_s() - began_s)
                 await self._deliver(job, result)

@@ -50,13 +50,20 @@ class RunningJob:
     quote: Quote
     opened_ms: int
     traceparent: str = ""
-    cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+    cancelled: bool = False
+    on_cancel: Callable[[], None] | None = None  # set while it runs
     whole: bytearray = field(default_factory=bytearray, repr=False)  # ciphertext sent so far
     rerouted: bool = False
 
     @property
     def job_id(self) -> str:
         return self.opened.header.job_id.hex()
+
+    def cancel(self) -> None:
+        """Stop it, at once or as soon as it begins."""
+        self.cancelled = True
+        if self.on_cancel is not None:
+            self.on_cancel()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,21 +107,34 @@ class JobRun:
         self._telling = Telling(self._sealer, None, stream=job.opened.header.stream)
         self._headed = False
         self._closing = False  # the engine has said its last word
+        self._wake_tokens = 1
+        self._engine: asyncio.Task[None] | None = None
+
+    def begin(self) -> None:
+        """Ask the engine now; `run` seals what it says. A job that is cancelled asks nothing."""
+        self._job.on_cancel = self._cancel
+        if self._job.cancelled:
+            self._cancel()
+        else:
+            self._engine = asyncio.create_task(self._generate())
 
     async def run(self) -> SealedResult:
         if self._job.opened.header.profile is Profile.P1:
             self._put(b"")  # its ticks begin at once, whatever the engine does
-        engine = asyncio.create_task(self._generate())
-        stopper = asyncio.create_task(self._stop_on_cancel(engine))
         try:
             await self._pump()
         finally:
-            # An engine that has ended is closing its connection: cut off, that would leak it.
-            await asyncio.wait({engine}, timeout=CLOSE_TIMEOUT_S if self._closing else 0)
-            for task in (engine, stopper):
-                task.cancel()
-            await asyncio.gather(engine, stopper, return_exceptions=True)
+            self._job.on_cancel = None
+            if self._engine is not None:
+                await self._end(self._engine)
         return self._finish()
+
+    async def _end(self, engine: asyncio.Task[None]) -> None:
+        # An engine that has ended is closing its connection: cut off, that would leak it.
+        if not engine.done():
+            await asyncio.wait({engine}, timeout=CLOSE_TIMEOUT_S if self._closing else 0)
+        engine.cancel()
+        await asyncio.gather(engine, return_exceptions=True)
 
     # ---- the engine's side ----
 
@@ -178,7 +198,8 @@ class JobRun:
                 self._closing = True
                 self._first()
                 telling.end(output)
-        self._news.set()
+        if telling.ended or self._wake_tokens <= 1 or telling.tokens_waiting >= self._wake_tokens:
+            self._news.set()
 
     def _first(self) -> None:
         if self._first_ms is None:
@@ -190,11 +211,11 @@ class JobRun:
             self._telling.fail(error)
             self._news.set()
 
-    async def _stop_on_cancel(self, engine: asyncio.Task[None]) -> None:
-        await self._job.cancelled.wait()
+    def _cancel(self) -> None:
         if not self._telling.ended:
             self._telling.cancel()
-            engine.cancel()
+            if self._engine is not None:
+                self._engine.cancel()
             self._news.set()
 
     # ---- the sealing side ----
@@ -211,6 +232,7 @@ class JobRun:
                 sealed_bytes=len(self._unsent),
                 ended=telling.ended,
             )
+            self._wake_tokens = step.wake_tokens
             if step.seal:
                 self._put(telling.seal_waiting())
             if step.pad:

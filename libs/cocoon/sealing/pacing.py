@@ -27,6 +27,7 @@ class Step:
     send_bytes: how many sealed bytes may leave now; None means all of them.
     finish: nothing waits and the receipt may be sealed and sent.
     wake_ms: ask again at this time at the latest; None means when something arrives.
+    wake_tokens: before that time, ask only when so many tokens wait or the end is there.
     """
 
     seal: bool = False
@@ -34,8 +35,11 @@ class Step:
     send_bytes: int | None = 0
     finish: bool = False
     wake_ms: int | None = None
+    wake_tokens: int = 1
 
 
+NEVER: Final = 1 << 62  # tokens: only the end, or the time, wakes
+_SILENT: Final = Step(wake_tokens=NEVER)
 _IDLE: Final = Step()
 _FINISH: Final = Step(send_bytes=None, finish=True)
 _SEAL_ALL: Final = Step(seal=True, send_bytes=None)
@@ -70,7 +74,7 @@ class Pace:
         if self._profile is Profile.P1:
             return self._tick(now_ms, waiting=waiting, sealed_bytes=sealed_bytes, ended=ended)
         if self._profile is Profile.P0 and not ended:
-            return _IDLE
+            return _SILENT
         if ended:
             return _SEAL_ALL if waiting else _FINISH
         if not waiting:
@@ -78,7 +82,7 @@ class Pace:
         if self._profile is Profile.P2:
             due_ms = self._last_ms + COALESCE_MS
             if self._flushed and tokens_waiting < COALESCE_TOKENS and now_ms < due_ms:
-                return Step(wake_ms=due_ms)
+                return Step(wake_ms=due_ms, wake_tokens=COALESCE_TOKENS)
             self._flushed, self._last_ms = True, now_ms
         return _SEAL_ALL
 
@@ -88,7 +92,7 @@ class Pace:
         if ended and not waiting and not sealed_bytes and self._at_an_end():
             return _FINISH
         if now_ms < due_ms:
-            return Step(wake_ms=due_ms)
+            return Step(wake_ms=due_ms, wake_tokens=NEVER)
         self._last_ms = due_ms
         self._ticks += 1
         queued = sealed_bytes > 0
@@ -97,6 +101,7 @@ class Pace:
             pad=not waiting and not queued,
             send_bytes=TICK_FRAME_BYTES,
             wake_ms=due_ms + TICK_MS,
+            wake_tokens=NEVER,
         )
 
     def _at_an_end(self) -> bool:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cocoon.sealing import Pace, Profile, Step, public_count
-from cocoon.sealing.pacing import TICK_FRAME_BYTES
+from cocoon.sealing.pacing import NEVER, TICK_FRAME_BYTES
 from cocoon.sealing.padding import default_profile, is_public_count
 
 START = 1000
@@ -21,7 +21,7 @@ def ask(pace: Pace, now_ms: int, **waiting: int | bool) -> Step:
 def test_p0_says_nothing_before_the_end() -> None:
     pace = Pace(Profile.P0, opened_ms=START)
     step = ask(pace, START + 60_000, tokens_waiting=500, bytes_waiting=9000, sealed_bytes=700)
-    assert step == Step()
+    assert step == Step(wake_tokens=NEVER)  # not one token of the whole answer wakes it
     assert ask(pace, START + 60_001, bytes_waiting=9000, ended=True) == Step(
         seal=True, send_bytes=None
     )
@@ -32,7 +32,9 @@ def test_p2_sends_the_first_token_at_once_and_then_waits_for_eight_or_100_ms() -
     pace = Pace(Profile.P2, opened_ms=START)
     assert ask(pace, START) == Step()
     assert ask(pace, START + 5, tokens_waiting=1, bytes_waiting=4).seal
-    assert ask(pace, START + 6, tokens_waiting=7, bytes_waiting=30) == Step(wake_ms=START + 105)
+    assert ask(pace, START + 6, tokens_waiting=7, bytes_waiting=30) == Step(
+        wake_ms=START + 105, wake_tokens=8
+    )
     assert ask(pace, START + 7, tokens_waiting=8, bytes_waiting=33).seal
     assert not ask(pace, START + 106, tokens_waiting=1, bytes_waiting=3).seal
     assert ask(pace, START + 107, tokens_waiting=1, bytes_waiting=3).seal
