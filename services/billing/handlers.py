@@ -38,6 +38,7 @@ from cocoon.kernel.ids import named_command_id
 from cocoon.telemetry import metrics
 from cocoon.telemetry.tracing import inject, span
 from services.billing import decide, store
+from services.billing.early import EarlyResults
 from services.billing.ledger import Ledger
 from services.billing.results import JOB_NOT_COMMITTED, Results
 
@@ -54,9 +55,14 @@ class Ingress:
 
     def __init__(self, results: Results, nc: Client, wait_s: float) -> None:
         self._results, self._nc, self._wait_s = results, nc, wait_s
+        self._early = EarlyResults(wait_s)
 
     async def on_message(self, incoming: Incoming) -> None:
-        """Settle one submission. Raises Transient (comes again), Rejected (gone) or Fatal."""
+        """Settle one submission. Raises Transient (comes again), Rejected (gone) or Fatal.
+
+        An early one that finds no room to wait is gone too, without a word: its provider keeps it
+        and submits it again.
+        """
         if incoming.deliveries > 1:
             metrics.REDELIVERIES.inc("submit_result")
         try:
@@ -65,6 +71,9 @@ class Ingress:
             raise BadRequest("a submission is not of its form") from None
         if incoming.subject != subjects.submit_result(result.provider_id):
             raise BadRequest("a submission came under another provider's name")
+        name = (result.provider_id, result.job_id, result.epoch)
+        if not self._results.is_live(result) and not self._early.may_wait(*name, time.monotonic()):
+            raise _no_room()  # before it costs a signature and a query
         parent = incoming.headers.get(messages.H_TRACEPARENT, "")
         began_s = time.perf_counter()
         with span("billing.submit_result", parent, {"job_id": result.job_id}):
@@ -73,15 +82,27 @@ class Ingress:
             except Transient as error:
                 # Only a job that the log still does not hold is refused; an outage is waited out,
                 # because the provider drops its spooled result at a refusal.
-                if error.code != JOB_NOT_COMMITTED or incoming.age_s < self._wait_s:
+                if error.code != JOB_NOT_COMMITTED:
+                    raise
+                if incoming.age_s < self._wait_s:
+                    if not self._early.admit(*name, time.monotonic()):
+                        raise _no_room() from None
                     metrics.SETTLEMENTS.inc("early")
                     raise
                 ack = _refused(result, "no_such_job")
             except Rejected as error:
                 ack = _refused(result, error.code)
+        self._early.forget(*name)
         metrics.SETTLE_SECONDS.observe(time.perf_counter() - began_s)
         metrics.SETTLEMENTS.inc("settled" if ack.outcome == "result_sealed" else "rejected")
         await self._nc.publish(subjects.acks(result.provider_id), ack.to_canonical())
+
+
+def _no_room() -> BadRequest:
+    metrics.SETTLEMENTS.inc("dropped")
+    return BadRequest(
+        "too many results wait for their matches; submit it again later", code="too_many_early"
+    )
 
 
 def _refused(result: SubmitResult, reason: str) -> ResultAck:

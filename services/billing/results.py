@@ -68,6 +68,11 @@ class Results:
         if isinstance(event, ProviderEnrolled):
             self._identity_keys[event.provider_id] = VerifyKey(bytes.fromhex(event.identity_key))
 
+    def is_live(self, result: SubmitResult) -> bool:
+        """Whether memory holds the job in the result's epoch: it costs no query."""
+        known = self._live.get(result.job_id)
+        return known is not None and known[1].epoch == result.epoch
+
     async def on_submit_result(self, result: SubmitResult, traceparent: str) -> ResultAck:
         """Settle or reject a result and say which.
 
@@ -81,6 +86,9 @@ class Results:
             if known is None or known[1].epoch != result.epoch:
                 known = await self._read(result.job_id)
             shard, state = known
+            if result.epoch > state.epoch and not state.status.is_terminal:
+                # Dispatched at once, its match on its way: refused, it would never be paid.
+                raise Unavailable("the match is not in the log yet", code=JOB_NOT_COMMITTED)
             events = decide_settle_result(state, command)
             if not events:
                 return decide.ack_for(result, (), state)

@@ -22,6 +22,7 @@ _NS = 1_000_000_000
 EVENTS_WINDOW_S = 14 * 86_400
 SEALED_WINDOW_S = 3_600
 INGRESS_ACK_WAIT_S = 30
+INGRESS_MAX_OF_ONE = 1024  # messages of one provider: nobody fills the queue for the others
 _STREAM_NOT_FOUND, _CONSUMER_NOT_FOUND = 10059, 10014
 API_TIMEOUT_S = 5.0
 
@@ -55,6 +56,8 @@ def ingress_config(replicas: int = 1) -> dict[str, Any]:
         "storage": "file",
         "num_replicas": replicas,
         "max_bytes": 512 * 1024 * 1024,
+        "max_msgs_per_subject": INGRESS_MAX_OF_ONE,
+        "discard_new_per_subject": True,
         "max_msg_size": 256 * 1024,
         "duplicate_window": 120 * _NS,
         "discard": "new",
@@ -125,15 +128,20 @@ async def create_events_stream(nc: Client, shard: int, first_seq: int, replicas:
 async def declare_streams(nc: Client, shards: Sequence[int], replicas: int = 1) -> None:
     """Create what is missing: EVENTS_<shard>, INGRESS with billing's durable, SEALED.
 
-    An existing stream is left as it is. Raises Unavailable or Fatal.
+    An existing INGRESS takes the bounds of today; other streams are left as they are. Raises
+    Unavailable or Fatal.
     """
     wanted = [events_config(shard, replicas=replicas) for shard in shards]
     wanted += [ingress_config(replicas), sealed_config(replicas)]
     for config in wanted:
         try:
-            await api(nc, f"STREAM.INFO.{config['name']}")
+            found = await api(nc, f"STREAM.INFO.{config['name']}")
         except NotFound:
             await api(nc, f"STREAM.CREATE.{config['name']}", config)
+            continue
+        now = found["config"]
+        if config["name"] == subjects.INGRESS_STREAM and not config.items() <= now.items():
+            await api(nc, f"STREAM.UPDATE.{config['name']}", {**now, **config})
     stream = subjects.INGRESS_STREAM
     await api(
         nc,

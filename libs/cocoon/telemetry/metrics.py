@@ -210,7 +210,7 @@ BUS_DISCONNECTS = Counter("cocoon_bus_disconnects", "Lost connections to NATS.")
 # ---- billing ----
 SETTLEMENTS = Counter(
     "cocoon_settlements", "Results that billing decided.",
-    _label("outcome", "settled", "rejected", "repeated", "early"),
+    _label("outcome", "settled", "rejected", "repeated", "early", "dropped"),
 )  # fmt: skip
 SETTLE_SECONDS = Histogram("cocoon_settle_seconds", "From a submission's arrival to its commit.")
 LEDGER_IMBALANCE = Gauge("cocoon_ledger_imbalance_nanoton", "The ledger's sum; 0 or page.", _SHARD)

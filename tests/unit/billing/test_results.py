@@ -189,6 +189,22 @@ async def test_a_result_before_its_match_is_committed_is_asked_to_come_again() -
     assert ack.outcome == "result_sealed"
 
 
+async def test_a_result_of_the_next_epoch_waits_for_its_match_like_one_of_the_first() -> None:
+    """The second provider is dispatched to before its match is committed, too."""
+    billing = await Billing().start()
+    elsewhere = await Billing().start()
+    for world in (billing, elsewhere):
+        world.request()
+    elsewhere.network.expire("job", reason="silent")
+    early = elsewhere.result()
+    assert early.epoch == 2
+    with pytest.raises(Unavailable) as refused:
+        await billing.results.on_submit_result(early, "")
+    assert refused.value.code == "job_not_committed"
+    billing.network.expire("job", reason="silent")
+    assert (await billing.results.on_submit_result(early, "")).outcome == "result_sealed"
+
+
 @pytest.mark.parametrize("tailed", [True, False])
 async def test_a_repeated_result_is_acknowledged_again_and_paid_once(tailed: bool) -> None:
     billing = await Billing().start()
