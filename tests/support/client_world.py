@@ -145,6 +145,8 @@ class Faults:
     """What goes wrong. Each is one field, so that a test says what it is about."""
 
     refuse: list[tuple[int, dict[str, Any], dict[str, str]]] = field(default_factory=list)
+    refuse_repeats: tuple[int, dict[str, Any]] | None = None  # of a job that was posted before
+    log: dict[str, Any] | None = None  # what is told of every job instead of the truth
     cut_after: int | None = None  # pieces sent before the line breaks
     cuts: int = 1  # how often it breaks
     stored: bool = True  # whether the whole response can be fetched afterwards
@@ -219,7 +221,8 @@ class TestNetwork:
         elif path.startswith("/v1/jobs/"):
             ran = self.jobs.get(path.split("/")[3])
             told = {"status": "settled", "price_nanoton": str(ran.price)} if ran else {}
-            await _json(send, 200 if ran else 404, told or _error("No such job.", "not_found"))
+            told = self.faults.log or told
+            await _json(send, 200 if told else 404, told or _error("No such job.", "not_found"))
         else:
             await _json(send, 404, _error("Unknown path.", "unknown_url"))
 
@@ -263,6 +266,9 @@ class TestNetwork:
                 await _json(send, 409, _error("Other request.", "idempotency_mismatch"))
                 return
             ran.posts += 1
+            if self.faults.refuse_repeats is not None:
+                await _json(send, *self.faults.refuse_repeats)
+                return
         await self._stream(ran, receive, send)
 
     async def _stream(self, ran: Ran, receive: Any, send: Any) -> None:

@@ -5,10 +5,11 @@ receipt. It never sends a prompt in the clear.
 """
 
 from cocoon.client.answers import Settlement
+from cocoon.client.job import Began, Chunk, Ended, Job, Piece
 from cocoon.client.network import Network, NetworkOptions
 from cocoon.client.openai_clients import async_openai_client, openai_client
 from cocoon.client.serve import run_sidecar
-from cocoon.client.session import Began, Chunk, Ended, Job, Piece, Preferences, SealedSession
+from cocoon.client.session import Preferences, SealedSession
 from cocoon.client.settings import SidecarSettings
 from cocoon.client.sidecar import Sidecar
 from cocoon.client.transports import (

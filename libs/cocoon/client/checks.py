@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
-from cocoon.client.choice import Candidate
+from cocoon.client.choice import Addressee
 from cocoon.contracts.events import Quote
 from cocoon.domain import pricing
 from cocoon.kernel.errors import EvidenceRejected
@@ -71,27 +71,27 @@ def check_answer(
     match: Match,
     *,
     header: RequestHeader,
-    by_key_id: Mapping[bytes, Candidate],
+    by_key_id: Mapping[bytes, Addressee],
     usage: bytes | None,
-) -> Candidate:
+) -> Addressee:
     """Check a verified receipt against the match and the exact usage; return who answered.
 
     Raises EvidenceRejected with the fault's code.
     """
-    candidate = by_key_id[receipt.key_id]  # the opener knows the key
-    check_provider(candidate, match)
+    addressee = by_key_id[receipt.key_id]  # the opener knows the key
+    check_provider(addressee, match)
     if match.evidence_id and receipt.evidence_id.hex() != match.evidence_id:
         refuse_answer("wrong_evidence", "the receipt cites other evidence than the match")
     if receipt.epoch != match.epoch or receipt.quote_id != match.quote_id:
         refuse_answer("receipt_mismatch", "the receipt is of another epoch or quote")
     _check_price(receipt, match.quote)
     _check_usage(receipt, header, usage)
-    return candidate
+    return addressee
 
 
-def check_provider(candidate: Candidate, match: Match) -> None:
+def check_provider(addressee: Addressee, match: Match) -> None:
     """Raises EvidenceRejected(wrong_provider) unless the gateway names who sealed the answer."""
-    if candidate.provider_id != match.provider_id:
+    if addressee.provider_id != match.provider_id:
         refuse_answer("wrong_provider", "the gateway names another provider than its sealer")
 
 

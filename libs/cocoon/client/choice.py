@@ -21,6 +21,15 @@ _BUSY_FACTOR = 16.0  # how much dearer a full provider looks
 
 
 @dataclass(frozen=True, slots=True)
+class Addressee:
+    """One provider that a request was sealed to: what its answer is checked by."""
+
+    provider_id: str
+    signing_key: bytes  # the attested Ed25519 key
+    assurance: Assurance
+
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """One provider whose evidence, model and current key were verified here."""
 
@@ -32,6 +41,16 @@ class Candidate:
     context_tokens: int
     running: int
     concurrency: int
+    valid_until_ms: int  # of its evidence
+
+    @property
+    def addressee(self) -> Addressee:
+        return Addressee(self.provider_id, self.signing_key, self.assurance)
+
+    @property
+    def ends_ms(self) -> int:
+        """Until when it may be sealed to: its key's end, or its evidence's."""
+        return min(self.bundle.not_after_ms, self.valid_until_ms)
 
 
 def with_assurance(

@@ -90,10 +90,8 @@ class Listing:
     fetched_s: float  # monotonic
 
     def alive(self, now_ms: int) -> list[Candidate]:
-        """Candidates whose key lives long enough for a new request, maybe none."""
-        return [
-            item for item in self.candidates if item.bundle.not_after_ms >= now_ms + MIN_KEY_LIFE_MS
-        ]
+        """Candidates whose key and evidence last long enough for a new request, maybe none."""
+        return [item for item in self.candidates if item.ends_ms >= now_ms + MIN_KEY_LIFE_MS]
 
     def usable(self, now_ms: int) -> list[Candidate]:
         """Like `alive`, never empty.
@@ -241,6 +239,7 @@ class Directory:
             context_tokens=entry.offer.context_tokens,
             running=entry.load.running,
             concurrency=entry.load.concurrency,
+            valid_until_ms=attested.valid_until_ms,
         )
 
     async def _unknown_model(self, model: str, api_key: str) -> NotFound | Unavailable:

@@ -16,9 +16,10 @@ from urllib.parse import unquote
 
 from cocoon.chat import ENDPOINT, error_body, to_json
 from cocoon.client.answers import SSE_DONE, sse_event
+from cocoon.client.job import Began, Chunk, Ended
 from cocoon.client.recording import Head
 from cocoon.client.repeats import Asked, Entry, Repeats
-from cocoon.client.session import Began, Chunk, Ended, SealedSession
+from cocoon.client.session import SealedSession
 from cocoon.kernel.clock import Clock
 from cocoon.kernel.errors import (
     CocoonError,

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Final
 
 from cocoon.client.checks import Match, read_match
-from cocoon.client.choice import Candidate
+from cocoon.client.choice import Addressee
 from cocoon.client.gateway import Broken, Gateway, Line, LineError, Silent, Unreached, unreachable
 from cocoon.kernel.errors import (
     BadRequest,
@@ -39,7 +39,7 @@ class Exchange:
     """Sends one sealed request and yields its opened events, the checked receipt last."""
 
     def __init__(
-        self, gateway: Gateway, sealed: SealedRequest, by_key_id: Mapping[bytes, Candidate], *,
+        self, gateway: Gateway, sealed: SealedRequest, by_key_id: Mapping[bytes, Addressee], *,
         api_key: str, idempotency_key: str, traceparent: str,
     ) -> None:  # fmt: skip
         self._gateway = gateway
@@ -54,6 +54,7 @@ class Exchange:
         self._timeout_s = STREAM_READ_TIMEOUT_S if header.stream else BODY_READ_TIMEOUT_S
         self._opener: ResponseOpener | None = None
         self._match: Match | None = None
+        self.line_broke = False  # while the gateway may have had the request
 
     @property
     def match(self) -> Match:
@@ -96,7 +97,7 @@ class Exchange:
                 if not attempt:
                     raise unreachable(self._gateway.base_url, error) from None
             except Broken:
-                pass
+                self.line_broke = True
             except (BadRequest, NotFound, Conflict, Transient) as error:
                 if not resumed:
                     raise

@@ -14,6 +14,7 @@ from yarl import URL
 from cocoon.client.directory import Directory
 from cocoon.client.door import Door
 from cocoon.client.gateway import Gateway, open_http
+from cocoon.client.kept import FOLDER, KeptRequests, load_secret
 from cocoon.client.session import Preferences, SealedSession
 from cocoon.client.trust import TrustKeeper
 from cocoon.evidence.trust import TrustAnchors, load_trust
@@ -31,7 +32,8 @@ class NetworkOptions:
     """Which network, whom to believe, and what to accept.
 
     trust: the anchors, or the file that holds them; never from the gateway. api_key: the
-    gateway's (`ck_...`); None takes each caller's own. state_dir keeps floors across restarts.
+    gateway's (`ck_...`); None takes each caller's own. state_dir keeps across restarts what must
+    not go back, and what was sealed under Idempotency-Keys; one process at a time uses it.
     assurances: None means every attested tier, and simulated only under a dev trust file.
     max_price_nanoton bounds one request. model_pins: names to the model ids they must have.
     """
@@ -62,6 +64,11 @@ class Network:
         )
         check_options(options)
         keeper = TrustKeeper(trust, clock=options.clock, state_dir=options.state_dir)
+        folder = None if options.state_dir is None else Path(options.state_dir)
+        kept = KeptRequests(
+            load_secret(folder, options.randomness), folder and folder / FOLDER,
+            clock=options.clock, randomness=options.randomness,
+        )  # fmt: skip
         self._http = open_http(options.gateway_url)  # last of what can fail: it must be closed
         self.gateway = Gateway(options.gateway_url, self._http)
         self._directory = Directory(
@@ -74,7 +81,7 @@ class Network:
             max_price_nanoton=options.max_price_nanoton,
         )
         self.session = SealedSession(
-            self.gateway, self._directory, preferences, clock=options.clock,
+            self.gateway, self._directory, preferences, kept, clock=options.clock,
             randomness=options.randomness,
         )  # fmt: skip
         self.door = Door(

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final
 
+from cocoon.client.job import Job
 from cocoon.client.recording import Reading, Recording
-from cocoon.client.session import Job
+from cocoon.client.session import idempotency_mismatch
 from cocoon.kernel.clock import Clock
 from cocoon.kernel.errors import Conflict, Unavailable
 
@@ -155,11 +156,7 @@ class Repeats:
         if asked.key is not None:
             entry = self._by_key.get((asked.caller, asked.key))
             if entry is not None and entry.asked.fingerprint != asked.fingerprint:
-                raise Conflict(
-                    "This Idempotency-Key was used for another request; use a new key.",
-                    param="Idempotency-Key",
-                    code="idempotency_mismatch",
-                )
+                raise idempotency_mismatch()
             return entry
         if not asked.retry:
             return None  # a first attempt repeats nothing

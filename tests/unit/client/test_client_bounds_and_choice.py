@@ -65,6 +65,7 @@ def candidate(name: str, **more: Any) -> Candidate:
         "context_tokens": 4096,
         "running": 0,
         "concurrency": 4,
+        "valid_until_ms": 2**62,
     }  # fmt: skip
     return Candidate(**{**fields, **more})
 

@@ -1,0 +1,193 @@
+"""One request on its way: sent, continued, sealed again where that costs nothing, opened, checked.
+
+It becomes another job only where the log says that the one before ended unpaid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Final
+
+from cocoon.chat import ChatRequest
+from cocoon.client.answers import Settlement, StreamShaper, enclave_error, whole_body
+from cocoon.client.checks import check_answer, check_provider
+from cocoon.client.choice import Addressee
+from cocoon.client.exchange import Exchange
+from cocoon.client.gateway import Gateway
+from cocoon.kernel.errors import CocoonError, Conflict, Unavailable
+from cocoon.sealing import Data, ErrorRecord, Finished, SealedRequest, Usage
+
+RESEAL: Final = "reseal"
+CANCELLED: Final = "job_cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class Began:
+    """Somebody answers. Nothing is proven before `Ended`."""
+
+    job_id: str
+    provider_id: str
+    max_cost_nanoton: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One OpenAI chunk (JSON bytes) of a stream, authentic and in order."""
+
+    content: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The checked end. `body` is the whole answer where it was not streamed."""
+
+    settlement: Settlement
+    body: bytes | None = field(default=None, repr=False)
+
+
+Piece = Began | Chunk | Ended
+
+
+@dataclass(frozen=True, slots=True)
+class Sealing:
+    """One sealed form of a request: a reseal makes another, with another job id."""
+
+    sealed: SealedRequest
+    by_key_id: dict[bytes, Addressee]
+    idempotency_key: str  # the gateway's
+    deadline_ms: int  # for the request, however often it is sealed
+    again: tuple[str, ...] = ()  # why it was sealed again
+
+    @property
+    def max_price_nanoton(self) -> int:
+        return self.sealed.secrets.header.max_price_nanoton
+
+
+class Job:
+    """One request, sealed. `run` may be called again after a failure: it stays the same job."""
+
+    def __init__(
+        self, gateway: Gateway, request: ChatRequest, sealing: Sealing, *, api_key: str,
+        traceparent: str, seal_again: Callable[[Sealing, str], Awaitable[Sealing]],
+        line_broke: bool = False,
+    ) -> None:  # fmt: skip
+        self._gateway = gateway
+        self._request = request
+        self._sealing = sealing
+        self._api_key = api_key
+        self._traceparent = traceparent
+        self._seal_again = seal_again
+        self._line_broke = line_broke  # an earlier line of this job; a restart breaks it, too
+
+    @property
+    def job_id(self) -> str:
+        """32 hex digits; another one after it was sealed again."""
+        return self._sealing.sealed.secrets.header.job_id.hex()
+
+    @property
+    def stream(self) -> bool:
+        return bool(self._request.stream)
+
+    async def run(self) -> AsyncGenerator[Piece, None]:
+        """Send, open and check. Yields Began (again for another job), chunks of a
+        stream, then Ended.
+
+        Raises the tree's errors; after content of a stream came they end it without its last
+        chunk. Closing the generator closes the line, which cancels the job.
+        """
+        while True:
+            shown = False
+            try:
+                async with aclosing(self._attempt()) as pieces:
+                    async for piece in pieces:
+                        shown = not isinstance(piece, Began)
+                        yield piece
+                return
+            except (Conflict, Unavailable) as error:
+                cause = None if shown else await self._cause(error)
+                if cause is None:
+                    raise
+            self._sealing = await self._seal_again(self._sealing, cause)
+            self._line_broke = False
+
+    async def _cause(self, error: CocoonError) -> str | None:
+        """Why this request may be sealed again as another job, once for each cause, or None.
+
+        A job that the gateway asks to reseal ended before it ran. Of any other the log must say
+        that it ended without a price; cancelled it may be by a broken line, not by its owner.
+        """
+        if error.code == RESEAL:
+            cause = RESEAL
+        elif isinstance(error, Unavailable) or (error.code == CANCELLED and self._line_broke):
+            try:
+                job = await self._gateway.job(self.job_id, self._api_key)
+            except CocoonError:
+                return None
+            cause = str(job.get("status"))
+            causes = ("failed", "cancelled") if self._line_broke else ("failed",)
+            if cause not in causes or job.get("price_nanoton") is not None:
+                return None
+        else:
+            return None
+        return None if cause in self._sealing.again else cause
+
+    async def _attempt(self) -> AsyncGenerator[Piece, None]:
+        sealing = self._sealing
+        exchange = Exchange(
+            self._gateway, sealing.sealed, sealing.by_key_id, api_key=self._api_key,
+            idempotency_key=sealing.idempotency_key, traceparent=self._traceparent,
+        )  # fmt: skip
+        shaper = StreamShaper(include_usage=self._request.include_usage)
+        content = bytearray()
+        usage: bytes | None = None
+        failed: bytes | None = None
+        began = False
+        try:
+            async with aclosing(exchange.events()) as events:
+                async for event in events:
+                    if not began:
+                        began = True
+                        match = exchange.match
+                        check_provider(sealing.by_key_id[exchange.key_id], match)
+                        yield Began(self.job_id, match.provider_id, sealing.max_price_nanoton)
+                    if isinstance(event, Data):
+                        if not self.stream:
+                            content += event.content
+                        elif (shown := shaper.take(event.content)) is not None:
+                            yield Chunk(shown)
+                    elif isinstance(event, Usage):
+                        usage = event.content
+                    elif isinstance(event, ErrorRecord):
+                        failed = event.content
+                    else:
+                        settlement = _settle(event, exchange, sealing, usage)
+                        error = enclave_error(settlement.receipt, failed)
+                        if error is not None:
+                            raise error
+                        if self.stream:
+                            for chunk in shaper.finish(settlement, usage):
+                                yield Chunk(chunk)
+                            yield Ended(settlement)
+                        else:
+                            yield Ended(settlement, whole_body(bytes(content), settlement))
+        finally:
+            self._line_broke = self._line_broke or exchange.line_broke
+
+
+def _settle(
+    finished: Finished, exchange: Exchange, sealing: Sealing, usage: bytes | None
+) -> Settlement:
+    addressee = check_answer(
+        finished.receipt, exchange.match, header=sealing.sealed.secrets.header,
+        by_key_id=sealing.by_key_id, usage=usage,
+    )  # fmt: skip
+    return Settlement(
+        job_id=exchange.job_id,
+        provider_id=addressee.provider_id,
+        model_id=finished.receipt.model_id.hex(),
+        assurance=addressee.assurance.value,
+        receipt=finished.receipt,
+        receipt_raw=finished.raw,
+    )

@@ -1,0 +1,203 @@
+"""Restarts, jobs that failed and jobs that a broken line cancelled: never a second paid job."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from cocoon.client import NetworkOptions, kept, openai_client, session
+from cocoon.client.trust import Attested, TrustKeeper
+from cocoon.kernel.errors import ConfigurationError
+from cocoon.sealing import parse_header
+from tests.support.client_world import KEY, TEXT, Faults, TestNetwork, now_ms, served, trust
+
+ASK: dict[str, Any] = {"model": "skills-1", "messages": [{"role": "user", "content": "hi"}]}
+ONE = {"extra_headers": {"Idempotency-Key": "order-1"}}
+LOST = {"error": {"message": "Lost.", "type": "t", "param": None, "code": "provider_lost"}}
+CANCELLED = {"error": {"message": "Gone.", "type": "t", "param": None, "code": "job_cancelled"}}
+FAILED_LOG = {"status": "failed", "price_nanoton": None}
+CANCELLED_LOG = {"status": "cancelled", "price_nanoton": None}
+
+
+@pytest.fixture
+def network() -> Iterator[TestNetwork]:
+    world = TestNetwork()
+    with served(world) as url:
+        world.url = url
+        yield world
+        world.gate.set()
+
+
+def client(network: TestNetwork, state_dir: Path | None = None, **more: Any) -> openai.OpenAI:
+    options = NetworkOptions(
+        gateway_url=network.url, trust=trust(), api_key=KEY, state_dir=state_dir
+    )
+    return openai_client(options, **{"max_retries": 0, **more})
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_key_repeated_after_a_restart_gets_the_same_jobs_answer(
+    network: TestNetwork, tmp_path: Path, stream: bool
+) -> None:
+    answers = []
+    for _ in range(2):
+        with client(network, tmp_path) as made:
+            raw = made.chat.completions.with_raw_response.create(**ASK, **ONE, stream=stream)
+            answers.append(raw.http_response.read())
+    assert answers[0] == answers[1]
+    assert b"quick" in answers[0]
+    assert network.paid == 1
+    assert len(network.seen) == 2
+    assert len(set(network.seen)) == 1
+
+
+def test_another_body_under_the_key_after_a_restart_is_a_conflict(
+    network: TestNetwork, tmp_path: Path
+) -> None:
+    with client(network, tmp_path) as made:
+        made.chat.completions.create(**ASK, **ONE)
+    with client(network, tmp_path) as made:
+        with pytest.raises(openai.ConflictError) as caught:
+            made.chat.completions.create(**ASK, **ONE, seed=1)
+        assert caught.value.code == "idempotency_mismatch"
+    assert len(network.seen) == 1
+
+
+def test_the_gateway_can_not_test_guesses_of_a_key(network: TestNetwork, tmp_path: Path) -> None:
+    for folder in (tmp_path / "a", tmp_path / "b", None):
+        with client(network, folder) as made:
+            made.chat.completions.create(**ASK, **ONE)
+    assert len(network.keys) == 3  # each client has names of its own
+    for file in (tmp_path / "a").rglob("*"):
+        if file.is_file():
+            assert stat.S_IMODE(file.stat().st_mode) == 0o600
+            assert b"hi" not in file.read_bytes() or file.name == "trust-state.json"
+            assert b"order-1" not in file.read_bytes()
+            assert b"CAI1" not in file.read_bytes()
+
+
+@pytest.mark.parametrize("key", [{}, ONE])
+def test_a_job_that_failed_unpaid_is_sealed_again(network: TestNetwork, key: Any) -> None:
+    network.faults = Faults(refuse=[(503, LOST, {})], log=FAILED_LOG)
+    with client(network) as made:
+        answer = made.chat.completions.create(**ASK, **key)
+    assert answer.choices[0].message.content == TEXT
+    first, second = (parse_header(envelope)[0] for envelope in network.seen)
+    assert first.job_id != second.job_id
+    assert network.paid == 1
+
+
+def test_a_job_that_fails_again_is_not_sealed_a_third_time(network: TestNetwork) -> None:
+    network.faults = Faults(refuse=[(503, LOST, {})] * 4, log=FAILED_LOG)
+    with client(network) as made:
+        with pytest.raises(openai.InternalServerError) as caught:
+            made.chat.completions.create(**ASK, **ONE)
+        assert caught.value.code == "provider_lost"
+    assert len(network.seen) == 2
+
+
+@pytest.mark.parametrize(("status", "price"), [("matched", None), ("failed", "5")])
+def test_a_job_that_may_be_paid_is_not_sealed_again(
+    network: TestNetwork, status: str, price: str | None
+) -> None:
+    log = {"status": status, "price_nanoton": price}
+    network.faults = Faults(refuse=[(503, LOST, {})], log=log)
+    with client(network) as made, pytest.raises(openai.InternalServerError):
+        made.chat.completions.create(**ASK, **ONE)
+    assert len(network.seen) == 1
+
+
+def test_what_was_sealed_again_is_what_a_restart_repeats(
+    network: TestNetwork, tmp_path: Path
+) -> None:
+    network.faults = Faults(refuse=[(503, LOST, {})], log=FAILED_LOG)
+    for _ in range(2):
+        with client(network, tmp_path) as made:
+            assert made.chat.completions.create(**ASK, **ONE).choices[0].message.content == TEXT
+    assert network.seen[1] == network.seen[2]
+    assert network.paid == 1
+
+
+def test_a_replacement_for_the_lost_provider_is_waited_for(
+    network: TestNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "REPLACED_AFTER_S", (0.01, 0.01, 0.6))
+    network.faults = Faults(refuse=[(503, LOST, {})], log=FAILED_LOG)
+    enclaves, reads = network.enclaves, network.directory_reads
+    with client(network) as made:
+        made.models.list()
+        original = TestNetwork._directory
+
+        async def nobody_at_first(self: TestNetwork, scope: Any, send: Any) -> None:
+            gone = bool(self.seen) and self.directory_reads < reads + 3
+            self.enclaves = [] if gone else enclaves
+            await original(self, scope, send)
+
+        monkeypatch.setattr(TestNetwork, "_directory", nobody_at_first)
+        answer = made.chat.completions.create(**ASK, **ONE)
+    assert answer.choices[0].message.content == TEXT
+    assert network.directory_reads >= reads + 3
+
+
+def test_a_job_that_a_broken_line_cancelled_is_sealed_again(network: TestNetwork) -> None:
+    network.faults = Faults(cut_after=0, refuse_repeats=(409, CANCELLED), log=CANCELLED_LOG)
+    with client(network) as made:
+        answer = made.chat.completions.create(**ASK, **ONE)
+    assert answer.choices[0].message.content == TEXT
+    assert len(network.jobs) == 2
+
+
+def test_a_job_that_its_owner_cancelled_stays_cancelled(network: TestNetwork) -> None:
+    network.faults = Faults(refuse=[(409, CANCELLED, {})], log=CANCELLED_LOG)
+    with client(network) as made:
+        with pytest.raises(openai.ConflictError) as caught:
+            made.chat.completions.create(**ASK, **ONE)
+        assert caught.value.code == "job_cancelled"
+    assert len(network.seen) == 1
+
+
+def test_a_restart_that_cancelled_its_job_seals_again(network: TestNetwork, tmp_path: Path) -> None:
+    network.faults.slow_first = True
+    with (
+        client(network, tmp_path, timeout=0.5) as made,
+        pytest.raises(openai.APITimeoutError),
+    ):
+        made.chat.completions.create(**ASK, **ONE)
+    assert network.cancelled.wait(5)
+    network.faults = Faults(refuse_repeats=(409, CANCELLED), log=CANCELLED_LOG)
+    with client(network, tmp_path) as made:
+        assert made.chat.completions.create(**ASK, **ONE).choices[0].message.content == TEXT
+    assert len(network.jobs) == 2
+
+
+def test_no_request_outlives_the_evidence_that_it_was_sealed_by(
+    network: TestNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge, until_ms = TrustKeeper.judge, now_ms() + 60_000
+
+    async def short(self: TrustKeeper, *args: Any) -> Any:
+        found = await judge(self, *args)
+        return replace(found, valid_until_ms=until_ms) if isinstance(found, Attested) else found
+
+    monkeypatch.setattr(TrustKeeper, "judge", short)
+    with client(network) as made:
+        made.chat.completions.create(**ASK)
+    assert parse_header(network.seen[0])[0].not_after_ms == until_ms
+
+
+def test_a_state_directory_that_can_not_be_used_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / kept.SECRET_FILE).write_bytes(b"short")
+    for folder in (tmp_path / "file", tmp_path):
+        options = NetworkOptions(gateway_url="http://127.0.0.1:9", trust=trust(), state_dir=folder)
+        with (
+            openai_client(options, api_key="k", max_retries=0) as made,
+            pytest.raises(ConfigurationError, match=str(folder)),
+        ):
+            made.models.list()
