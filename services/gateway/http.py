@@ -11,7 +11,13 @@ import json
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from typing import Any, Final, TypeAlias
 
-from cocoon.kernel.errors import BadRequest, CocoonError, DeadlineExceeded, TooLarge
+from cocoon.kernel.errors import (
+    BadRequest,
+    CocoonError,
+    DeadlineExceeded,
+    MethodNotAllowed,
+    TooLarge,
+)  # fmt: skip
 from cocoon.sealing.envelope import MAGIC, MAX_ENVELOPE_BYTES
 from services.gateway.budget import Share
 
@@ -182,6 +188,8 @@ async def send_error(send: Send, request: Request, error: CocoonError) -> None:
     headers: list[Header] = []
     if error.retry_after_s is not None or error.http_status in (429, 503):
         headers.append((b"retry-after", b"%d" % (error.retry_after_s or 1)))
+    if isinstance(error, MethodNotAllowed):
+        headers.append((b"allow", error.allowed.encode()))
     if error.http_status == 401:
         headers.append((b"www-authenticate", b'Bearer realm="cocoon"'))
     if not request.read_all and b"expect" in request.headers:  # its body may never come

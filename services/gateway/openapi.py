@@ -149,7 +149,8 @@ PATHS: dict[str, Any] = {
             "summary": "A model's providers with the evidence that the client verifies itself",
             "security": [],
             "parameters": [
-                {"name": "model", "in": "query", "required": True, "schema": _TEXT},
+                {"name": "model", "in": "query", "required": True,
+                 "schema": {"type": "string", "pattern": "^[\\x21-\\x7e]{1,128}$"}},
             ],
             "responses": {"200": _answer("The providers", _json("Directory")),
                           **_refusals(errors.BadRequest, errors.NotFound, errors.Unavailable)},

@@ -14,7 +14,7 @@ from cocoon.bus.requests import ask
 from cocoon.contracts import subjects
 from cocoon.contracts.messages import OpenAccountRequest
 from cocoon.kernel.clock import Clock
-from cocoon.kernel.errors import BadRequest, CocoonError, NotFound
+from cocoon.kernel.errors import BadRequest, CocoonError, MethodNotAllowed, NotFound
 from cocoon.kernel.ids import is_job_id
 from cocoon.sealing.envelope import parse_header
 from cocoon.telemetry import metrics
@@ -44,6 +44,8 @@ _IDEMPOTENCY_KEY: Final = re.compile(rb"[\x21-\x7e]{1,255}\Z")
 _TRACEPARENT: Final = re.compile(rb"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")
 _RANGE: Final = re.compile(rb"bytes=([0-9]{1,12})-\Z")
 _MODEL: Final = re.compile(r"[\x21-\x7e]{1,128}\Z")
+_READS: Final = frozenset({"/v1/network", "/v1/directory", "/v1/models", "/v1/balance"})
+_JOB_PATH: Final = re.compile(r"/v1/jobs/[0-9a-f]{32}(/response)?\Z")
 _HOST: Final = re.compile(rb"[A-Za-z0-9.\-\[\]:]{1,255}\Z")
 
 
@@ -88,6 +90,7 @@ class Routes:
     ) -> tuple[str, int]:
         """Run the request's route; return its name and the status answered."""
         method, path = request.method, request.path
+        _check_method(method, path)
         if method == "POST":
             if path != "/v1/jobs" or _media_type(request) != SEALED_TYPE:
                 raise self._plaintext_refused(request)
@@ -155,14 +158,12 @@ class Routes:
         if request.method == "GET":
             await send_json(send, jobs.describe(record))
             return "job", 200
-        if request.method == "DELETE" and not rest:
-            match = record.state.match
-            if not record.state.status.is_terminal:
-                provider_id = match.provider_id if match else ""
-                await self._gateway.cancel(shard, job_id, provider_id, record.state.epoch)
-            await send_json(send, jobs.describe(record), 202)
-            return "cancel_job", 202
-        raise NotFound("a job is read with GET and cancelled with DELETE")
+        match = record.state.match
+        if not record.state.status.is_terminal:
+            provider_id = match.provider_id if match else ""
+            await self._gateway.cancel(shard, job_id, provider_id, record.state.epoch)
+        await send_json(send, jobs.describe(record), 202)
+        return "cancel_job", 202
 
     async def _stored_response(
         self, request: Request, response: StreamedResponse, record: jobs.JobRecord, share: Share
@@ -220,6 +221,19 @@ class Routes:
             "every request on your own machine.",
             code="plaintext_refused",
         )
+
+
+def _check_method(method: str, path: str) -> None:
+    """Raise MethodNotAllowed for an address that exists and knows no such method."""
+    job = _JOB_PATH.match(path)
+    if job is not None:
+        allowed = "GET" if job[1] else "GET, DELETE"
+    elif path in _READS:
+        allowed = "GET"
+    else:
+        allowed = "POST" if path == "/v1/jobs" else method
+    if method not in allowed.split(", "):
+        raise MethodNotAllowed(f"this address knows {allowed} only", allowed=allowed)
 
 
 def _media_type(request: Request) -> bytes:

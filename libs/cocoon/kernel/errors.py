@@ -7,6 +7,7 @@ CocoonError
 │   ├── InsufficientFunds     402  insufficient_quota
 │   ├── Forbidden             403  permission_error
 │   ├── NotFound              404  not_found_error
+│   ├── MethodNotAllowed      405  invalid_request_error   (Allow)
 │   ├── Conflict              409  conflict_error
 │   ├── TooLarge              413  invalid_request_error
 │   ├── SealingError          400  invalid_request_error   (a code of CAI/1)
@@ -92,6 +93,17 @@ class NotFound(Rejected):
     http_status = 404
     openai_type = "not_found_error"
     default_code = "not_found"
+
+
+class MethodNotAllowed(Rejected):
+    """`allowed` is the value of the answer's Allow header."""
+
+    http_status = 405
+    default_code = "method_not_allowed"
+
+    def __init__(self, message: str, *, allowed: str = "") -> None:
+        super().__init__(message)
+        self.allowed = allowed
 
 
 class Conflict(Rejected):

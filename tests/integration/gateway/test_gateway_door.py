@@ -139,6 +139,15 @@ async def test_what_is_not_a_sealed_request_is_refused(world: World) -> None:
     response = await world.post(sealed, Idempotency_Key="x" * 256)
     assert response.status_code == 400
     assert (await world.get("/v1/nothing")).status_code == 404
+    for method, path, allowed in [
+        ("PUT", "/v1/jobs", "POST"), ("POST", "/v1/models", "GET"),
+        ("PATCH", "/v1/jobs/" + "0" * 32, "GET, DELETE"),
+        ("DELETE", f"/v1/jobs/{'0' * 32}/response", "GET"),
+    ]:  # fmt: skip
+        response = await world.http.request(method, path, headers=world.headers())
+        assert response.status_code == 405
+        assert response.headers["allow"] == allowed
+        assert code(response) == "method_not_allowed"
     assert world.matcher.requests == []
 
 
