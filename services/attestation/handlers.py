@@ -86,8 +86,7 @@ class Attestation:
         """Read this service's tables, once the memory has caught up with the log."""
         self._floors = await store.load_floors(self._pool)
         self._bans = await store.load_bans(self._pool)
-        current = [s.attested.evidence_id for _, s in self.memory.attested() if s.attested]
-        found = await store.load_evidence(self._pool, current)
+        found = await store.load_evidence(self._pool, self.memory.evidence_ids())
         for evidence_id, (evidence, ppid) in found.items():
             self.memory.remember_evidence(evidence_id, evidence, ppid)
 
@@ -269,9 +268,8 @@ class Attestation:
         metrics.PROVIDERS.set(sum(1 for _ in self.memory.attested()), "attested")
         if self._clock.monotonic_s() - self._housekept_s >= HOUSEKEEPING_S:
             self._housekept_s = self._clock.monotonic_s()
-            current = [s.attested.evidence_id for _, s in self.memory.attested() if s.attested]
             before_ms = now_ms - self._settings.evidence_kept_days * DAY_MS
-            await store.forget_evidence(self._pool, before_ms, current)
+            await store.forget_evidence(self._pool, before_ms, self.memory.evidence_ids())
 
     async def reevaluate(self) -> None:
         """Judge every standing attestation again under the current policy, floors and time."""

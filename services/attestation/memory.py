@@ -56,18 +56,13 @@ class Memory:
             state = self.providers.get(ident, ProviderState())
             if stored.version == state.version + 1:
                 self.providers[ident] = providers.evolve(state, stored.decode())
-                self._forget_evidence(state, self.providers[ident])
+                for evidence_id in held_evidence(state) - held_evidence(self.providers[ident]):
+                    self.evidence.pop(evidence_id, None)
+                    self.ppids.pop(evidence_id, None)
         elif stored.stream == NETWORK_POLICY and stored.version == self.policy_versions + 1:
             event = stored.decode()
             self.policy_versions = stored.version
             self.policy = event if isinstance(event, PolicyPublished) else self.policy
-
-    def _forget_evidence(self, before: ProviderState, after: ProviderState) -> None:
-        old = before.attested.evidence_id if before.attested else None
-        new = after.attested.evidence_id if after.attested else None
-        if old is not None and old != new:
-            self.evidence.pop(old, None)
-            self.ppids.pop(old, None)
 
     def remember_evidence(self, evidence_id: str, evidence: ProviderEvidence, ppid: str) -> None:
         self.evidence[evidence_id] = evidence
@@ -88,6 +83,10 @@ class Memory:
             state = self.providers[provider_id]
             if state.attested is not None:
                 yield provider_id, state
+
+    def evidence_ids(self) -> set[str]:
+        """All evidence that is in use: current, or renewed with keys that still live."""
+        return {item for state in self.providers.values() for item in held_evidence(state)}
 
     def evidence_of(self, provider_id: str) -> ProviderEvidence | None:
         state = self.providers.get(provider_id)
@@ -150,13 +149,16 @@ class Memory:
         now_s: float,
     ) -> dict[str, object] | None:
         attested, load = state.attested, self.loads.get(provider_id)
-        evidence = self.evidence_of(provider_id)
-        if attested is None or evidence is None or attested.valid_until_ms <= now_ms:
+        if attested is None or attested.valid_until_ms <= now_ms:
             return None
         if load is None or load.draining or now_s - load.seen_s > self.heartbeat_fresh_s:
             return None
-        bundles = [item.bundle for item in state.bundles if item.not_after_ms > now_ms]
-        if not bundles or offered.model_id not in evidence.models:
+        live = [item for item in state.bundles if item.not_after_ms > now_ms]
+        # until the first key under renewed evidence is out, the former's is shown with the former
+        named = live[-1].evidence_id if live else attested.evidence_id
+        bundles = [item.bundle for item in live if item.evidence_id == named]
+        evidence = self.evidence.get(named)
+        if not bundles or evidence is None or offered.model_id not in evidence.models:
             return None
         return {
             "provider_id": provider_id,
@@ -166,6 +168,12 @@ class Memory:
             "offer": {**offered.model_dump(mode="json"), "fee_bps": self.fee_bps},
             "load": {"running": load.running, "concurrency": load.concurrency},
         }
+
+
+def held_evidence(state: ProviderState) -> set[str]:
+    """The ids of a provider's evidence that clients may still be shown."""
+    held = {bundle.evidence_id for bundle in state.bundles}
+    return held | {state.attested.evidence_id} if state.attested else set()
 
 
 def _by_model(offered: OfferedModel) -> str:

@@ -17,6 +17,7 @@ from cocoon.contracts.events import (
     FundsHeld,
     KeyBundlePublished,
     OfferedModel,
+    ProviderAttested,
     Quote,
 )
 from cocoon.contracts.messages import Heartbeat
@@ -36,7 +37,7 @@ class ProviderView:
     """A provider: what the log says, and what its last heartbeat said."""
 
     state: ProviderState = field(default_factory=ProviderState)
-    attested_position: int = 0
+    attested_at: dict[str, int] = field(default_factory=dict)  # evidence id -> log position
     boot_id: str = ""
     last_seen_s: float = float("-inf")  # monotonic
     reported_running: int = 0
@@ -87,8 +88,10 @@ class Memory:
             view = self.providers.setdefault(ident, ProviderView())
             before = {bundle.key_id for bundle in view.state.bundles}
             view.state = providers.evolve(view.state, event)
-            if stored.type == "ProviderAttested":
-                view.attested_position = stored.position
+            if isinstance(event, ProviderAttested):
+                held = {bundle.evidence_id for bundle in view.state.bundles}
+                view.attested_at = {k: at for k, at in view.attested_at.items() if k in held}
+                view.attested_at[event.evidence_id] = stored.position
             after = {bundle.key_id for bundle in view.state.bundles}
             for key_id in before - after:
                 self.keys.pop(key_id, None)
@@ -230,9 +233,9 @@ class Memory:
             provider_id=provider_id,
             key_id=bundle.key_id,
             quote=self.quote(model),
-            evidence_id=attested.evidence_id,
+            evidence_id=bundle.evidence_id,  # the key's own: renewed evidence leaves it in use
             signing_key=attested.signing_key,
-            attested_position=view.attested_position,
+            attested_position=view.attested_at[bundle.evidence_id],
             valid_until_ms=min(attested.valid_until_ms, bundle.not_after_ms),
             context_tokens=model.context_tokens,
             running=max(view.reported_running, len(view.live_jobs)),

@@ -11,7 +11,12 @@ from cocoon.contracts.commands import (
     PublishOffer,
     RevokeAttestation,
 )  # fmt: skip
-from cocoon.contracts.events import EventData
+from cocoon.contracts.events import (
+    AttestationRevoked,
+    EventData,
+    KeyBundlePublished,
+    ProviderAttested,
+)
 from cocoon.domain.provider import (
     MAX_BUNDLES,
     ProviderState,
@@ -30,6 +35,7 @@ ENROL = EnrolProvider.model_validate(ENROLLED.model_dump())
 PUBLISH = PublishOffer.model_validate(OFFER.model_dump())
 ATTEST = AttestProvider.model_validate(ATTESTED.model_dump())
 PUBLISH_KEY = PublishKeyBundle.model_validate(BUNDLE.model_dump())
+REVOKE_FRESH = AttestationRevoked(provider_id=ALICE.id, evidence_id=hex32("fresh"), reason="banned")
 REVOKE = RevokeAttestation(provider_id=ALICE.id, evidence_id=ALICE.evidence_id, reason="ban")
 
 
@@ -111,11 +117,40 @@ def test_a_key_is_published_once_and_only_under_the_current_evidence() -> None:
         assert refused.value.code == "stale_evidence"
 
 
-def test_new_evidence_drops_the_keys_of_the_old_and_renewed_evidence_keeps_them() -> None:
-    renewed = ATTESTED.model_copy(update={"valid_until_ms": 10**13})
-    assert evolve(READY, renewed).bundles == (BUNDLE,)
-    fresh = ATTESTED.model_copy(update={"evidence_id": hex32("fresh")})
+def test_renewed_evidence_keeps_the_keys_of_the_same_boot_until_they_end() -> None:
+    again = ATTESTED.model_copy(update={"valid_until_ms": 10**13})
+    fresh = again.model_copy(update={"evidence_id": hex32("fresh")})
+    for event in (again, fresh):
+        assert evolve(READY, event).bundles == (BUNDLE,)
+    both = after(ENROLLED, ATTESTED, BUNDLE, fresh, _under(fresh))
+    assert both.bundles == (BUNDLE, _under(fresh))
+    assert evolve(both, REVOKE_FRESH).bundles == ()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"signing_key": hex32("after a restart")},
+        {"policy_hash": hex32("the next policy")},
+    ],
+)
+def test_another_boot_or_policy_ends_the_keys_of_former_evidence(changes: dict[str, str]) -> None:
+    fresh = ATTESTED.model_copy(update={"evidence_id": hex32("fresh"), **changes})
     assert evolve(READY, fresh).bundles == ()
+    again = ATTESTED.model_copy(update=changes)  # the same evidence, judged again
+    assert evolve(READY, again).bundles == (BUNDLE,)
+
+
+def test_a_key_outlives_its_evidence_under_no_other() -> None:
+    short = ATTESTED.model_copy(update={"valid_until_ms": BUNDLE.not_after_ms - 1})
+    fresh = ATTESTED.model_copy(update={"evidence_id": hex32("fresh")})
+    assert after(ENROLLED, short, BUNDLE, fresh).bundles == ()
+
+
+def _under(attested: ProviderAttested) -> KeyBundlePublished:
+    return BUNDLE.model_copy(
+        update={"evidence_id": attested.evidence_id, "key_id": hex16("the next key")}
+    )
 
 
 def test_the_number_of_keys_is_bounded_and_the_newest_stay() -> None:

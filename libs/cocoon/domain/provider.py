@@ -41,14 +41,33 @@ def evolve(state: ProviderState, event: EventData) -> ProviderState:
         case OfferPublished():
             return replace(state, offer=event)
         case ProviderAttested():
-            known = state.attested and state.attested.evidence_id == event.evidence_id
-            return replace(state, attested=event, bundles=state.bundles if known else ())
+            return replace(state, attested=event, bundles=_kept_bundles(state, event))
         case AttestationRevoked():
             return replace(state, attested=None, bundles=())
         case KeyBundlePublished():
             return replace(state, bundles=(*state.bundles, event)[-MAX_BUNDLES:])
         case _:
             return state
+
+
+def _kept_bundles(state: ProviderState, event: ProviderAttested) -> tuple[KeyBundlePublished, ...]:
+    """The keys that stay usable under new evidence, until they end.
+
+    Those of the former evidence stay only for the same boot (its signing key, which the new
+    evidence attests too) under the same policy, and no longer than that evidence held.
+    """
+    former = state.attested
+    renewed = (
+        former is not None
+        and former.signing_key == event.signing_key
+        and former.policy_hash == event.policy_hash
+    )
+    return tuple(
+        bundle
+        for bundle in state.bundles
+        if bundle.evidence_id == event.evidence_id
+        or (renewed and former is not None and bundle.not_after_ms <= former.valid_until_ms)
+    )
 
 
 def decide_enrol_provider(state: ProviderState, command: EnrolProvider) -> tuple[EventData, ...]:

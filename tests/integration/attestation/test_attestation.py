@@ -233,6 +233,24 @@ async def test_bundles_of_other_evidence_other_keys_or_no_attestation_are_refuse
     assert (await network.types()).count("KeyBundlePublished") == 1
 
 
+async def test_a_client_always_finds_a_key_while_evidence_is_renewed_and_over_a_restart(
+    network: Network,
+) -> None:
+    async with network.running():
+        provider = await (await Provider.connect(network)).admitted()
+        (before,) = await until(lambda: directory_entries(network), "the directory's entry")
+        await provider.attest()
+        assert [e["evidence"] for e in await directory_entries(network)] == [before["evidence"]]
+    async with network.running():
+        await provider.beat()
+        (still,) = await until(lambda: directory_entries(network), "the entry after a restart")
+        assert (still["evidence"], still["bundles"]) == (before["evidence"], before["bundles"])
+        await provider.publish_bundle()
+        (entry,) = await directory_entries(network)
+        assert ProviderEvidence(**entry["evidence"]) == provider.evidence
+        assert entry["bundles"] != before["bundles"]
+
+
 async def test_offers_hold_only_models_that_the_evidence_covers(network: Network) -> None:
     async with network.running():
         provider = await Provider.connect(network)

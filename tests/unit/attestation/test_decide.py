@@ -175,6 +175,35 @@ def test_only_what_can_be_sealed_to_now_is_listed(
     assert len(populated(2).directory(model, "", now_ms, now_s)[0]) == count
 
 
+def test_renewed_evidence_leaves_the_former_key_listed_until_its_own_key_is_out() -> None:
+    memory = populated(1)
+    provider_id = "prov_" + "0" * 32
+    stream, fresh = f"provider/{provider_id}", "f" * 64
+    (before,) = memory.directory("skills-1", "", 1000, 1.0)[0]
+    state = memory.providers[provider_id]
+    assert state.attested is not None
+    renewed = state.attested.model_copy(update={"evidence_id": fresh, "valid_until_ms": 4000})
+    memory.apply(stored(5, stream, 5, renewed))
+    evidence = world.Scene(evidence={"provider_id": provider_id, "checkpoint_root": "11" * 32})
+    memory.remember_evidence(fresh, evidence.provider_evidence(), "")
+    assert memory.directory("skills-1", "", 1000, 1.0)[0] == [before]
+    assert memory.evidence_ids() == {"0" * 64, fresh}
+
+    key = state.bundles[0].model_copy(
+        update={"key_id": "e" * 32, "evidence_id": fresh, "not_after_ms": 3000, "bundle": "01"}
+    )
+    memory.apply(stored(6, stream, 6, key))
+    (entry,) = memory.directory("skills-1", "", 1000, 1.0)[0]
+    assert entry["bundles"] == ["01"]
+    assert entry["evidence"] == memory.evidence[fresh].model_dump(mode="json")
+    assert entry["evidence"] != before["evidence"]
+
+    revoked = e.AttestationRevoked(provider_id=provider_id, evidence_id=fresh, reason="banned")
+    memory.apply(stored(7, stream, 7, revoked))
+    assert memory.directory("skills-1", "", 1000, 1.0)[0] == []
+    assert memory.evidence == {}
+
+
 def test_an_event_folded_twice_equals_once() -> None:
     memory = populated(1)
     revoked = e.AttestationRevoked(

@@ -60,6 +60,22 @@ def test_a_provider_becomes_a_candidate_with_the_networks_fee_in_its_quote() -> 
     assert candidate.valid_until_ms == ALICE.network_events()[3].not_after_ms  # type: ignore[attr-defined]
 
 
+def test_a_key_of_renewed_evidence_is_matched_under_the_evidence_that_announced_it() -> None:
+    *_, attested, bundle = ALICE.network_events()
+    fresh, key = hex32("fresh"), hex16("the next key")
+    memory = Memory(fee_bps=500, silence_s=3.0)
+    network(
+        memory, *ALICE.network_events(), attested.model_copy(update={"evidence_id": fresh}),
+        bundle.model_copy(update={"evidence_id": fresh, "key_id": key}),
+    )  # fmt: skip
+    memory.heartbeat(ALICE.beat(), 100.0)
+    cited = [
+        (found.key_id, found.evidence_id, found.attested_position)
+        for found in memory.candidates([ALICE.key_id, key], MODEL, 100.0)
+    ]
+    assert cited == [(ALICE.key_id, ALICE.evidence_id, 3), (key, fresh, 5)]
+
+
 @pytest.mark.parametrize("missing", [0, 1, 2, 3])
 def test_without_enrolment_offer_evidence_or_key_nobody_is_a_candidate(missing: int) -> None:
     memory = Memory(fee_bps=500, silence_s=3.0)
