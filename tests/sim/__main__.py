@@ -15,30 +15,41 @@ STEPS = 4_000
 PROGRESS_S = 10.0
 
 
-def run(seed: int, steps: int, histories: int, say: bool) -> tuple[Counter[str], Outcome]:
-    """Run the seeds from `seed` on, up to the first violation; the last outcome says whether."""
+def run(
+    seed: int, steps: int, histories: int, *, say: bool = False, go_on: bool = False
+) -> tuple[Counter[str], list[Outcome]]:
+    """Run the seeds from `seed` on; the totals, and the histories that violated something.
+
+    It ends at the first of these unless `go_on`.
+    """
     total: Counter[str] = Counter()
+    failed: list[Outcome] = []
     began_s = told_s = wall_s()
-    outcome = Outcome(seed)
     for number in range(histories):
         outcome = run_history(seed + number, steps)
         add(total, outcome)
         if outcome.violations:
-            break
+            failed.append(outcome)
+            if say:
+                print(failure(outcome, steps), flush=True)
+            if not go_on:
+                break
         if say and wall_s() - told_s >= PROGRESS_S:
             told_s = wall_s()
             rate = (total["steps"] + total["drain_steps"]) / (told_s - began_s)
             print(
                 f"{number + 1} histories, {total['steps']:,} steps under faults, "
-                f"{total['drain_steps']:,} in drains, {rate:,.0f}/s, seed {seed + number}",
+                f"{total['drain_steps']:,} in drains, {rate:,.0f}/s, seed {seed + number}, "
+                f"{len(failed)} violated",
                 flush=True,
             )  # fmt: skip
     total["wall_ms"] = int((wall_s() - began_s) * 1000)
-    return total, outcome
+    return total, failed
 
 
 def add(total: Counter[str], outcome: Outcome) -> None:
     total["histories"] += 1
+    total["hash"] = int(outcome.digest, 16) ^ total["hash"]
     for name in ("steps", "drain_steps", "events", "appends", "messages", "looks"):
         total[name] += getattr(outcome, name)
     total["simulated_s"] += int(outcome.simulated_s)
@@ -65,6 +76,7 @@ def summary(total: Counter[str]) -> str:
     for title in ("faults", "jobs", "answers", "kinds"):
         told = ", ".join(f"{name} {count:,}" for name, count in group(total, title).items())
         lines.append(f"{'steps by cause' if title == 'kinds' else title}: {told}")
+    lines.append(f"hash of these histories: {total['hash']:064x}")
     return "\n".join(lines)
 
 
@@ -83,20 +95,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1, help="of the first history")
     parser.add_argument("--steps", type=int, default=STEPS, help="under faults, of each history")
     parser.add_argument("--histories", type=int, default=1, help="one seed each, counted up")
+    parser.add_argument("--go-on", action="store_true", help="after a violation, the next seed")
     parser.add_argument("--json", action="store_true", help="print one line of JSON instead")
     chosen = parser.parse_args(arguments)
-    total, last = run(chosen.seed, chosen.steps, chosen.histories, not chosen.json)
+    total, failed = run(
+        chosen.seed, chosen.steps, chosen.histories, say=not chosen.json, go_on=chosen.go_on
+    )
     if chosen.json:
         told: dict[str, object] = {k: n for k, n in total.items() if "." not in k}
+        told["hash"] = f"{total['hash']:064x}"
         told |= {name: group(total, name) for name in ("faults", "jobs", "answers", "kinds")}
-        told |= {"violations": last.violations, "seed": last.seed, "sha256": last.digest}
-        told |= {"step": last.at_step} if last.violations else {}
+        told["failed"] = [
+            {"seed": f.seed, "step": f.at_step, "violations": f.violations} for f in failed
+        ]
         print(json.dumps(told, sort_keys=True))
     else:
         print(summary(total))
-        print(failure(last, chosen.steps) if last.violations else "no violation")
-        print(f"seed {last.seed} gave the history {last.digest}")
-    return 1 if last.violations else 0
+        print(f"{len(failed)} histories violated an invariant" if failed else "no violation")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

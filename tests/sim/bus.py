@@ -79,6 +79,7 @@ class Bus:
     worker: tuple[Process, Callback] | None = None  # billing's, of INGRESS
     cut_off: set[Process] = field(default_factory=set)
     messages: int = 0
+    _lanes: dict[object, float] = field(default_factory=dict)  # when the latest arrives
     _exact: dict[str, list[Subscription]] = field(default_factory=dict)
     _prefix: dict[str, list[Subscription]] = field(default_factory=dict)
 
@@ -119,20 +120,26 @@ class Bus:
         if self.faults.happens("drop"):
             return
         self.messages += 1
+        lane = (current_process(), to)
         for _ in range(2 if self.faults.happens("duplicate") else 1):
-            self.loop.at(self.travel_s(), label, self._arrive, to, call, args, process=to)
+            self.loop.at(self.travel_s(lane), label, self._arrive, to, call, args, process=to)
 
     def _arrive(self, to: Process, call: Callable[..., None], args: tuple[Any, ...]) -> None:
         if self.reachable(to):
             call(*args)
 
-    def travel_s(self) -> float:
+    def travel_s(self, lane: object = None) -> float:
+        """How long a message travels. One lane's keep their order, but for the faults."""
         source = self.faults.random
         if self.faults.happens("reorder"):
             return source.uniform(0.001, 0.2)
         if self.faults.happens("delay"):
             return source.uniform(0.2, 8.0)
-        return source.uniform(0.0002, 0.003)
+        arrives_s = self.loop.now_s + source.uniform(0.0002, 0.003)
+        if lane is not None:
+            arrives_s = max(arrives_s, self._lanes.get(lane, 0.0))
+            self._lanes[lane] = arrives_s
+        return arrives_s - self.loop.now_s
 
     def _hand(self, subscription: Subscription, message: Message) -> None:
         work = subscription.callback(message)
@@ -336,7 +343,7 @@ class Nats:
 
         if not bus.faults.happens("drop"):
             for _ in range(2 if bus.faults.happens("duplicate") else 1):
-                bus.loop.at(bus.travel_s(), "relay", arrive)
+                bus.loop.at(bus.travel_s(self), "relay", arrive)
 
     async def request(
         self, subject: str, payload: bytes, timeout: float,  # noqa: ASYNC109 - nats-py's own

@@ -147,5 +147,3 @@ class Watch:
             balances[entry.account] = balances.get(entry.account, 0) + entry.amount_nanoton
             if not balances[entry.account]:
                 del balances[entry.account]
-
-

@@ -339,9 +339,9 @@ class World:
     # ---- the end ----
 
     def new_clock(self) -> SimClock:
-        skew = self.random.choice((0, 0, 0, -3_000, 3_000)) if self.faults.enabled(
-            "clock_step"
-        ) else 0
+        skew = (
+            self.random.choice((0, 0, 0, -3_000, 3_000)) if self.faults.enabled("clock_step") else 0
+        )
         clock = SimClock(self.loop, skew)
         self.clocks.append(clock)
         return clock
@@ -417,4 +417,3 @@ class World:
         parts = [self.database.logs[0].head_hash, self.database.logs[1].head_hash, told.encode(),
                  str(sorted(self.loop.steps.items())).encode()]  # fmt: skip
         return hashlib.sha256(b"\0".join(parts)).hexdigest()
-
