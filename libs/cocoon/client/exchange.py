@@ -165,6 +165,8 @@ class Exchange:
 
 async def _drain(line: Line) -> None:
     """Let the connection end by itself, so that it can be used again. Content is complete."""
+    if line.ended:
+        return
     with suppress(LineError, TimeoutError):
         async with asyncio.timeout(DRAIN_S):
             while await line.next():

@@ -12,11 +12,10 @@ import json
 from collections.abc import Mapping
 from functools import cache
 from typing import Any, Final
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import aiohttp
 import httpx
-from yarl import URL
 
 from cocoon.kernel.errors import CocoonError, Unauthenticated, Unavailable, error_for_status
 
@@ -52,7 +51,7 @@ class Broken(LineError):
 
 def open_http(base_url: str) -> aiohttp.ClientSession:
     """The HTTP client for a gateway, on the running loop. Its owner closes it."""
-    secure = URL(base_url).scheme == "https"
+    secure = urlsplit(base_url).scheme == "https"
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(
             limit=MAX_CONNECTIONS,
@@ -84,6 +83,11 @@ class Line:
         """By name in any case."""
         return self._response.headers
 
+    @property
+    def ended(self) -> bool:
+        """Whether all of the body was read, and the connection is free again."""
+        return self._response.content.at_eof()
+
     async def next(self) -> bytes:
         """The bytes that have come, b"" at the body's end. Raises Silent or Broken."""
         try:
@@ -101,14 +105,14 @@ class Gateway:
 
     def __init__(self, base_url: str, http: aiohttp.ClientSession) -> None:
         self.base_url = base_url.rstrip("/").removesuffix("/v1")
-        self._jobs_url = URL(f"{self.base_url}/v1/jobs")
+        self._jobs_url = f"{self.base_url}/v1/jobs"
         self._http = http
 
     async def json(
         self, path: str, api_key: str, *, params: Mapping[str, str] | None = None
     ) -> dict[str, Any]:
         """GET a JSON object. Raises the tree's error for the status, Unavailable for the rest."""
-        url = URL(self.base_url + path, encoded=True)
+        url = self.base_url + path
         try:
             async with asyncio.timeout(JSON_WHOLE_TIMEOUT_S):
                 line = await self._open("GET", url, _auth(api_key), None, JSON_TIMEOUT_S, params)
@@ -156,12 +160,12 @@ class Gateway:
     ) -> Line:
         """GET the sealed response from a byte offset on (206, or 200 with all of it)."""
         headers = {**_auth(api_key), "accept": SEALED_TYPE, "range": f"bytes={offset}-"}
-        url = self._jobs_url / job_id / "response"
+        url = f"{self._jobs_url}/{quote(job_id)}/response"
         line = await self._open("GET", url, headers, None, read_timeout_s)
         return await _successful(line, (200, 206))
 
     async def _open(
-        self, method: str, url: URL, headers: Mapping[str, str], body: bytes | None,
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None,
         read_timeout_s: float, params: Mapping[str, str] | None = None,
     ) -> Line:  # fmt: skip
         """Send, and return any answer once its head is there. Raises LineError."""

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from yarl import URL
+from urllib.parse import urlsplit
 
 from cocoon.client.directory import Directory
 from cocoon.client.door import Door
@@ -98,10 +97,11 @@ class Network:
 def check_options(options: NetworkOptions) -> None:
     """Raises ConfigurationError for an address or a padding that cannot work."""
     try:
-        url = URL(options.gateway_url)
+        url = urlsplit(options.gateway_url)
+        right = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
     except ValueError:
-        url = URL()
-    if url.scheme not in ("http", "https") or not url.host:
+        right = False
+    if not right:
         raise ConfigurationError(
             f"{options.gateway_url!r} is not a gateway's address; write it like "
             "https://gateway.example"
