@@ -26,6 +26,7 @@ from cocoon.eventlog.connection import connect, tree_errors
 from cocoon.eventlog.read import first_position_since, hash_at, head, read_batch
 from cocoon.kernel.clock import Clock, SystemClock
 from cocoon.kernel.errors import Fatal, LogCorrupt, NotFound, Transient
+from cocoon.telemetry import metrics
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
@@ -107,7 +108,11 @@ class _ShardRelay:
                 before = self.acked
                 try:
                     await self._follow(inbox)
+                except LogCorrupt:
+                    metrics.RELAY_HALTED.set(1, self.shard)
+                    raise
                 except (Transient, nats.errors.Error) as error:
+                    metrics.RELAY_REWINDS.inc(self.shard)
                     _log.info(
                         "relay rewinds", extra={"shard": self.shard, "kind": type(error).__name__}
                     )
@@ -125,6 +130,7 @@ class _ShardRelay:
             with tree_errors():
                 await conn.add_listener(f"log_{self.shard}", self._on_notify)
             last = await self._align(conn)
+            metrics.RELAY_HALTED.set(0, self.shard)
             prev_hash = await hash_at(conn, self.shard, last)
             self.acked, self._refused_at, self._silent_s = last, 0, 0.0
             self._generation = secrets.token_hex(4)

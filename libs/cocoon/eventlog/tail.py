@@ -24,6 +24,7 @@ from cocoon.contracts.envelope import StoredEvent
 from cocoon.eventlog.connection import connect, tree_errors
 from cocoon.eventlog.read import checkpoint, hash_at, head, read_batch
 from cocoon.kernel.errors import CocoonError, Transient
+from cocoon.telemetry import metrics
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
@@ -180,6 +181,7 @@ class Tail:
             try:
                 events = await (self._from_bus() if self._live else self._from_log())
             except Transient:
+                self._count_resubscription()
                 await self._drop_connection()
                 await asyncio.sleep(_POLL_S)
                 continue
@@ -277,6 +279,7 @@ class Tail:
         events = await self._take(live, _SILENCE_S, self._batch)
         nothing = not events and self._live is live
         if nothing and (live.silent_for_s() > _DEAD_S or await self._head_is_ahead()):
+            self._count_resubscription()
             await self._leave_bus()
         return events
 
@@ -299,8 +302,12 @@ class Tail:
             events.append(event)
             position, prev_hash = position + 1, event.hash
         if live.overflowed:
+            self._count_resubscription()
             await self._leave_bus()
         return events
+
+    def _count_resubscription(self) -> None:
+        metrics.TAIL_RESUBSCRIPTIONS.inc(self._shard, self._consumer or "memory")
 
     async def _head_is_ahead(self) -> bool:
         conn = await self._connection()

@@ -18,6 +18,7 @@ from cocoon.eventlog.connection import connect
 from cocoon.eventlog.relay import Relay
 from cocoon.eventlog.tail import Tail
 from cocoon.kernel.errors import LogCorrupt
+from cocoon.telemetry import metrics
 from tests.support.log_items import assert_sound, job_item, whole_log
 from tests.support.servers import SHARDS, Bus, Database
 
@@ -57,6 +58,10 @@ async def append_many(appender: LogAppender, first: int, count: int, waiters: in
             await appender.append(job_item(number))
 
     await asyncio.gather(*(one() for _ in range(waiters)))
+
+
+def sample(name: str, **labels: str) -> float:
+    return metrics.REGISTRY.get_sample_value(name, labels) or 0.0
 
 
 class Collector:
@@ -205,6 +210,7 @@ async def test_stream_ahead_of_the_log_halts_the_relay(
     lost = Relay(database.dsn("cocoon_billing"), await bus.connect("billing"), (1,))
     with pytest.raises(LogCorrupt, match="holds sequence 30"):
         await asyncio.wait_for(lost.run(), 10)
+    assert sample("cocoon_relay_halted", shard="1") == 1
     # ... and one that has grown again with other events is found by the hash.
     again = LogAppender(database.dsn("cocoon_matcher"), 1, "matcher")
     await again.acquire_term()
@@ -331,10 +337,12 @@ async def test_foreign_messages_in_the_stream_never_reach_a_consumer(
         "fork": fork.to_headers(),
         "gap": gap.to_headers(),
     }
+    left = sample("cocoon_tail_resubscriptions_total", shard="1", consumer="memory")
     await nc.jetstream().publish("evt.1.job.x.funds_held", last.data, headers=headers[kind])
     await append_many(appender, 100, 10)
     await eventually(lambda: len(collector.events) >= 60)
     await collector.stop()
+    assert sample("cocoon_tail_resubscriptions_total", shard="1", consumer="memory") > left
     assert collector.events == await whole_log(database.admin_dsn)
 
 
