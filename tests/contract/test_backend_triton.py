@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from cocoon.chat import Capabilities
@@ -177,6 +178,10 @@ class TestTritonBackend(BackendContract):
         assert "Count from" not in log
         assert "canary" not in log
 
+    def test_the_memory_where_prompts_pass_is_its_owners_alone(self, server: TritonServer) -> None:
+        assert server.shared_memory()
+        assert all(region.stat().st_mode & 0o777 == 0o600 for region in server.shared_memory())
+
     def test_its_other_doors_are_shut(self, server: TritonServer) -> None:
         with pytest.raises(httpx.HTTPError):
             httpx.get(server.url.replace("grpc", "http") + "/v2/health/ready", trust_env=False)
@@ -190,13 +195,21 @@ async def test_a_server_that_dies_is_unavailable_and_comes_back(
         await backend.start()
         outputs = backend.generate(request(**ENDLESS), max_input_tokens=400, max_output_tokens=600)
         await anext(outputs)
-        server.kill()
+        assert server.pid is not None
+        process = psutil.Process(server.pid)
+        models = process.children(recursive=True)
+        process.kill()
         with pytest.raises(Unavailable) as caught:
             async for _ in outputs:
                 pass
         assert caught.value.code == "engine_failed"
         assert not await backend.healthy()
+        assert models
+        for model in models:
+            model.wait(10)  # nobody is left with the model and the prompts
+        left = server.shared_memory()
         server.start()
+        assert not any(region.exists() for region in left)
         for _ in range(200):
             if await backend.healthy():
                 break

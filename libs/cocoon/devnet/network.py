@@ -338,19 +338,23 @@ class Network:
 
     async def stop(self) -> None:
         """Stop everything: clients' door first, then providers, services, servers."""
-        for group in (
-            ("sidecar", "gateway"),
-            self._providers,
-            ("matcher", "billing", "attestation"),
-        ):
-            children = [self._children[name] for name in group if name in self._children]
-            await asyncio.gather(*(child.stop() for child in children))
-        for server in (self._triton, self._nats):
-            if server is not None:
-                await asyncio.to_thread(server.stop)
-        await asyncio.to_thread(self._postgres.stop)
+        await self._stop_children("sidecar", "gateway")
+        await self._stop_children(*self._providers)
+        # Triton looks once a second whether it may go: meanwhile the others do
+        triton = [asyncio.to_thread(self._triton.stop)] if self._triton else []
+        await asyncio.gather(*triton, self._stop_servers())
         self._folder.running.unlink(missing_ok=True)
         self._folder.processes.unlink(missing_ok=True)
+
+    async def _stop_servers(self) -> None:
+        await self._stop_children("matcher", "billing", "attestation")
+        if self._nats is not None:
+            await asyncio.to_thread(self._nats.stop)
+        await asyncio.to_thread(self._postgres.stop)
+
+    async def _stop_children(self, *names: str) -> None:
+        children = [self._children[name] for name in names if name in self._children]
+        await asyncio.gather(*(child.stop() for child in children))
 
 
 def _base_environment() -> dict[str, str]:

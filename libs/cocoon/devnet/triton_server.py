@@ -7,6 +7,7 @@ gRPC and metrics doors are open, and the gRPC calls that could make it write dow
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import secrets
 import signal
@@ -22,7 +23,9 @@ from cocoon.kernel.errors import ConfigurationError, Unavailable
 MODEL: Final = "skills-1"
 CONTEXT_TOKENS: Final = 640
 CAPABILITIES: Final = ("logprobs", "logit_bias", "penalties", "seed")
-EXIT_TIMEOUT_S: Final = 5
+EXIT_TIMEOUT_S: Final = (
+    2  # whoever asks it has ended before; it waits in vain for what was cancelled
+)
 INSTALL_TIMEOUT_S: Final = 900.0
 _SHUT: Final = "shared-memory,model-repository,logging,trace"
 _CHECKOUT: Final = Path(__file__).resolve().parents[3]
@@ -83,6 +86,7 @@ class TritonServer:
         self.log_file = log_file
         self._port = free_port()
         self._metrics_port = free_port()
+        self._shared = f"cocoon-{hashlib.sha256(str(log_file).encode()).hexdigest()[:16]}-"
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -97,6 +101,10 @@ class TritonServer:
     def pid(self) -> int | None:
         return self._process.pid if self._process and self._process.poll() is None else None
 
+    def shared_memory(self) -> list[Path]:
+        """Where the server and its models' processes pass requests and answers to each other."""
+        return list(Path("/dev/shm").glob(f"{self._shared}*"))  # noqa: S108 - the kernel's own
+
     def start(self, timeout_s: float = 60.0) -> None:
         """Start it and wait until its doors are open, which is after the model is loaded.
 
@@ -104,6 +112,7 @@ class TritonServer:
         """
         if self.pid is not None:
             return
+        self._remove_shared_memory()  # a killed one's
         with contextlib.ExitStack() as stack:
             log = os.open(self.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             stack.callback(os.close, log)
@@ -130,14 +139,20 @@ class TritonServer:
     def kill(self) -> None:
         """SIGKILL to the server and the processes of its models."""
         process, self._process = self._process, None
-        if process is not None:
+        if process is not None and process.poll() is None:
             _kill(process)
             process.wait(10)
+        self._remove_shared_memory()
+
+    def _remove_shared_memory(self) -> None:
+        for region in self.shared_memory():
+            region.unlink(missing_ok=True)
 
     def _command(self) -> list[str]:
         options = {
             "model-repository": _CHECKOUT / "infra" / "triton" / "models",
             "backend-directory": _environment_folder() / "backends",
+            "backend-config": f"python,shm-region-prefix-name={self._shared}",
             "log-file": self.log_file,
             "grpc-address": "127.0.0.1",
             "grpc-port": self._port,
@@ -150,7 +165,7 @@ class TritonServer:
             "exit-timeout-secs": EXIT_TIMEOUT_S,
         }
         parts = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-        return [_installed()[0], *parts]
+        return [_installed()[0], *parts, "--disable-auto-complete-config"]
 
 
 def _environment_folder() -> Path:

@@ -56,6 +56,7 @@ from services.provider.backends.triton_wire import (
 MAX_SENT_BYTES: Final = 64 * 1024 * 1024
 MAX_RECEIVED_BYTES: Final = 4 * 1024 * 1024
 ASK_TIMEOUT_S: Final = 5.0
+END_TIMEOUT_S: Final = 1.0
 _BROKEN: Final = (grpc.RpcError, grpc.aio.UsageError, InferenceServerException, OSError)
 
 
@@ -216,10 +217,19 @@ class TritonBackend:
                     made = max(made, output.usage.completion)
                 if made > max_output_tokens:
                     raise failed("The engine's server gave more than was asked.")
-                yield output
                 if isinstance(output, Ended):
+                    await self._end_of(replies)
+                    yield output
                     return
+                yield output
             first = False
+
+    async def _end_of(self, replies: Any) -> None:
+        """Read the stream to its end: a server may break on the cancelling of what it has ended."""
+        with contextlib.suppress(StopAsyncIteration, TimeoutError):
+            async with asyncio.timeout(END_TIMEOUT_S):
+                await anext(replies)
+                raise failed("The engine's server went on after its end.")
 
     async def _next(self, replies: Any, *, first: bool) -> list[Output]:
         try:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +28,7 @@ from cocoon.telemetry.metrics import REGISTRY  # noqa: E402
 from services.provider.backends.base import Ended, Output, Piece, Started  # noqa: E402
 from services.provider.backends.onnx import OnnxBackend  # noqa: E402
 
+ORPHAN_S: Final = 0.5  # how often it is seen whether the server still lives
 SWEEP_S: Final = 0.02  # how often cancelled requests are looked for; asking costs a round trip
 START_TIMEOUT_S, STOP_TIMEOUT_S = 60.0, 10.0
 _STEPS: Final = "cocoon_engine_step_seconds_count"
@@ -36,6 +39,8 @@ class TritonPythonModel:
     """Triton's contract: initialize, execute, finalize. The engine lives on a loop of its own."""
 
     def initialize(self, args: dict[str, str]) -> None:
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+        _close_shared_memory()
         told = json.loads(args["model_config"])["parameters"]
         context, queue = (int(told[k]["string_value"]) for k in ("context_tokens", "queue_limit"))
         folder = ROOT / "models" / args["model_name"]
@@ -48,17 +53,17 @@ class TritonPythonModel:
         self._thread = threading.Thread(target=self._loop.run_forever, name="answers", daemon=True)
         self._thread.start()
         self._do(self._engine.start(), START_TIMEOUT_S)
-        self._sweeper = asyncio.run_coroutine_threadsafe(self._sweep(), self._loop)
+        self._do(self._begin_sweeping(), START_TIMEOUT_S)
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
             self._loop.call_soon_threadsafe(self._begin, request, request.get_response_sender())
 
     def finalize(self) -> None:
-        self._sweeper.cancel()
-        self._do(self._engine.close(), STOP_TIMEOUT_S)
+        self._do(self._end(), STOP_TIMEOUT_S)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(STOP_TIMEOUT_S)
+        del self._gauges  # later, the backend that they speak to is gone
 
     def _do(self, work: Any, timeout_s: float) -> None:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout_s)
@@ -92,13 +97,45 @@ class TritonPythonModel:
         self._gauges.ended(outcome)
         sender.send(flags=_FINAL)
 
+    async def _begin_sweeping(self) -> None:
+        self._sweeper = asyncio.create_task(self._sweep())
+
     async def _sweep(self) -> None:
         while True:
-            for sender, task in list(self._live.items()):
-                if sender.is_cancelled():
-                    task.cancel()
+            self._cancel_left()
             self._gauges.show(len(self._live))
             await asyncio.sleep(SWEEP_S)
+
+    def _cancel_left(self) -> None:
+        """A function of its own, so that no sleeping frame holds on to a sender."""
+        for sender, task in list(self._live.items()):
+            if sender.is_cancelled():
+                task.cancel()
+
+    async def _end(self) -> None:
+        tasks = [self._sweeper, *self._live.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._engine.close()
+
+
+def _end_with(server_pid: int) -> None:
+    """A killed server leaves its models' processes behind; this one ends itself."""
+    while os.getppid() == server_pid:
+        time.sleep(ORPHAN_S)
+    os._exit(1)
+
+
+def _close_shared_memory() -> None:
+    """Triton passes requests to this process in memory that it makes readable for everybody."""
+    with open("/proc/self/maps", encoding="utf-8") as maps:
+        parts = [part for line in maps for part in line.split()]
+    shared = {part for part in parts if part.startswith("/dev/shm/")}  # noqa: S108 - the kernel's
+    if not shared:
+        raise pb_utils.TritonModelException("the backend's shared memory was not found")
+    for path in shared:
+        os.chmod(path, 0o600)
 
 
 class _Gauges:
