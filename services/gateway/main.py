@@ -6,14 +6,18 @@ import asyncio
 import contextlib
 import logging
 import secrets
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cocoon.bus.connection import broker, close, connect
+from cocoon.bus.keys import raw_public, read_seed_file
 from cocoon.bus.permissions import inbox_prefix
 from cocoon.bus.service import Stop, announce_ready, run
 from cocoon.contracts import subjects
 from cocoon.eventlog.connection import create_pool
 from cocoon.kernel.clock import SystemClock
+from cocoon.kernel.ids import GatewayId
+from cocoon.kernel.ids import gateway_id as gateway_id_of
 from cocoon.telemetry.observe import serve_observe
 from services.gateway.directory import Directory
 from services.gateway.handlers import Gateway
@@ -36,8 +40,8 @@ async def serve(settings: GatewaySettings, stop: Stop) -> None:
     # uvicorn reports every body that is cut on purpose; real failures are caught and logged by us.
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
     dsn = settings.postgres_dsn_file.read_text(encoding="utf-8").strip()
-    gateway_id = f"gw{secrets.token_hex(6)}"
-    prefix = inbox_prefix("gateway")
+    gateway_id = _own_id(settings.nats_seed_file)
+    prefix = inbox_prefix(gateway_id)
     clock = SystemClock()
     async with contextlib.AsyncExitStack() as stack:
         nc = await connect(settings.nats_url, settings.nats_seed_file, "gateway", prefix, stop)
@@ -72,6 +76,13 @@ async def serve(settings: GatewaySettings, stop: Stop) -> None:
         announce_ready("gateway", port=port, observe_port=observe_port, gateway_id=gateway_id)
         await stop.wait()
         gateway.admission.draining = True
+
+
+def _own_id(seed_file: Path | None) -> GatewayId:
+    """The id that the bus binds to the seed; any, on a bus without users."""
+    if seed_file is None:
+        return GatewayId(f"gw{secrets.token_hex(6)}")
+    return gateway_id_of(raw_public(read_seed_file(seed_file)))
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

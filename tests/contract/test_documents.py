@@ -91,7 +91,11 @@ def matches(pattern: str, subject: str) -> bool:
 
 def roles() -> dict[str, Permissions]:
     made = {name: make([0, 1]) for name, make in ROLES.items()}
-    return {**made, "provider": permissions.provider(ALICE.id)}
+    return {
+        **made,
+        "gateway": permissions.gateway(EXAMPLE["gateway_id"]),
+        "provider": permissions.provider(ALICE.id),
+    }
 
 
 def example(channel: catalogue.Channel) -> str:

@@ -63,7 +63,6 @@ from services.provider.frames import LAST, decode
 from services.provider.settings import ProviderSettings
 from tests.support.servers import Bus
 
-GATEWAY = "gw0123456789ab"
 NETWORK = "dev-test"
 WAIT_S = 20.0
 FEE_BPS = 500
@@ -138,6 +137,7 @@ class ProviderWorld:
         self.bus = bus
         self.folder = folder
         self.provider_id = bus.providers[0]
+        self.gateway_id = bus.gateways[0]
         self.authority = DevAuthority.create(now_ms())
         self._signer = SigningKey(secrets.token_bytes(32))
         signer = bytes(self._signer.verify_key)
@@ -189,7 +189,7 @@ class ProviderWorld:
         self.billing = await self.bus.connect("billing")
         self.matcher = await self.bus.connect("matcher")
         await self.attestation.subscribe("rpc.attestation.>", cb=self._on_attestation)
-        await self.gateway.subscribe(f"tok.{GATEWAY}.>", cb=self._on_frame)
+        await self.gateway.subscribe(f"tok.{self.gateway_id}.>", cb=self._on_frame)
         await self.matcher.subscribe(subjects.HEARTBEATS, cb=self._on_heartbeat)
         for client in (self.attestation, self.gateway, self.matcher):
             await client.flush()
@@ -341,7 +341,7 @@ class ProviderWorld:
 
     async def dispatch(
         self, sealed: SealedRequest, *, epoch: int = 1, quote: Quote | None = None,
-        gateway: str = GATEWAY, through_sealed: bool = False, **headers: str,
+        gateway: str | None = None, through_sealed: bool = False, **headers: str,
     ) -> tuple[m.DispatchReply, Job]:  # fmt: skip
         quote = quote or self.quote()
         job = Job(sealed, quote, epoch)
@@ -350,7 +350,7 @@ class ProviderWorld:
             m.H_JOB: job.job_id,
             m.H_EPOCH: str(epoch),
             m.H_REQ_HASH: sealed.secrets.req_hash.hex(),
-            m.H_GATEWAY: gateway,
+            m.H_GATEWAY: gateway or self.gateway_id,
             m.H_QUOTE: quote.to_canonical().decode(),
             **headers,
         }
@@ -470,7 +470,6 @@ async def provider_world(bus: Bus, folder: Path) -> AsyncIterator[ProviderWorld]
 
 __all__ = [
     "ENDLESS",
-    "GATEWAY",
     "Client",
     "Job",
     "Opened",

@@ -8,7 +8,7 @@ import itertools
 import secrets
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -54,15 +54,20 @@ class Bus:
     server: NatsServer
     folder: Path
     providers: tuple[str, ...]
+    gateways: tuple[str, ...]
     opened: list[BusClient] = field(default_factory=list)
 
     def seed_file(self, name: str) -> Path:
-        return self.folder / f"{name}.seed"
+        return self.folder / f"{self.id_of(name)}.seed"
+
+    def id_of(self, name: str) -> str:
+        """What an identity is called on the bus: "gateway" is the first of `gateways`."""
+        return self.gateways[0] if name == "gateway" else name
 
     async def connect(self, name: str) -> BusClient:
-        """Connect as a role ("billing") or as a provider (one of `providers`)."""
+        """Connect as a role ("billing"), one of `gateways` or one of `providers`."""
         client = await connection.connect(
-            self.server.url, self.seed_file(name), name, permissions.inbox_prefix(name)
+            self.server.url, self.seed_file(name), name, permissions.inbox_prefix(self.id_of(name))
         )
         self.opened.append(client)
         return client
@@ -141,20 +146,25 @@ async def own_postgres() -> AsyncIterator[Database]:
 
 @pytest.fixture
 async def bus() -> AsyncIterator[Bus]:
-    """A fresh nats-server with every role, two providers and the streams of `SHARDS`."""
+    """A fresh nats-server with every role, two gateways, two providers, the streams of `SHARDS`."""
     folder = scratch("nats")
-    seeds = {name: keys.new_seed(secrets.token_bytes(32)) for name in permissions.ROLES}
-    identities = [keys.new_seed(secrets.token_bytes(32)) for _ in range(2)]
-    providers = {ids.provider_id(keys.raw_public(seed)): seed for seed in identities}
-    for name, seed in {**seeds, **providers}.items():
+
+    def seeds(names: Iterable[str]) -> dict[str, bytes]:
+        return {name: keys.new_seed(secrets.token_bytes(32)) for name in names}
+
+    roles, pair = seeds(permissions.ROLES), ("1", "2")
+    gateways = {ids.gateway_id(keys.raw_public(seed)): seed for seed in seeds(pair).values()}
+    providers = {ids.provider_id(keys.raw_public(seed)): seed for seed in seeds(pair).values()}
+    for name, seed in {**roles, **gateways, **providers}.items():
         keys.write_seed_file(folder / f"{name}.seed", seed)
     users = nats_users_for_devnet(
-        {name: keys.public_nkey(seed) for name, seed in seeds.items()},
-        {name: keys.public_nkey(seed) for name, seed in providers.items()},
+        {name: keys.public_nkey(seed) for name, seed in roles.items()},
+        [keys.public_nkey(seed) for seed in gateways.values()],
+        [keys.public_nkey(seed) for seed in providers.values()],
         SHARDS,
     )
     server = NatsServer(folder / "server", users=users)
-    running = Bus(server, folder, tuple(providers))
+    running = Bus(server, folder, tuple(providers), tuple(gateways))
     try:
         server.start()
         await streams.declare_streams(await running.connect("infra"), SHARDS)

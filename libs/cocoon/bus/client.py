@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("cocoon.bus")
 _FETCHED: Final = b"Nats-Stream"  # the server puts this header on every message that it fetches
+_DELIVERED: Final = b"$JS.ACK."  # and a reply like this on every message that a consumer delivers
 _WRITE_BUFFER_BYTES: Final = 1024 * 1024  # above it nats-py's flusher waits for the server
 
 DirectHandler = Callable[["Msg"], None]
@@ -65,12 +66,13 @@ class BusClient(Client):
     async def _process_msg(
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes
     ) -> None:
-        """Drop what JetStream was asked to send to a subject that is not an inbox of ours.
+        """Drop what JetStream was asked to send here and not to an inbox of ours.
 
-        Whoever may fetch a stored message names any reply subject, and the server does not ask
-        whether he may publish there: a provider's own bytes would come as an operator's request.
+        Whoever may fetch a stored message, or make a consumer, names the subject that it goes to,
+        and the server does not ask whether he may publish there.
         """
-        if headers and _FETCHED in headers and not subject.startswith(self._inbox_prefix):
+        stored = (headers and _FETCHED in headers) or (reply and reply.startswith(_DELIVERED))
+        if stored and not self._is_inbox(sid):
             _log.warning("bus message refused", extra={"kind": "ForgedReply"})
             return
         handler = self._direct.get(sid)
@@ -81,6 +83,11 @@ class BusClient(Client):
         self.stats["in_bytes"] += len(data)
         found = await self._process_headers(headers) if headers else None
         self._hand(handler, self._build_message(sid, subject, reply, data, found))
+
+    def _is_inbox(self, sid: int) -> bool:
+        subscription = self._subs.get(sid)
+        own = self._inbox_prefix.decode()
+        return subscription is not None and subscription.subject.startswith(f"{own}.")
 
     def _hand(self, handler: DirectHandler, message: Msg) -> None:
         try:

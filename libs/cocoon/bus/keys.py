@@ -5,6 +5,7 @@ A provider's nkey is its identity key. Seeds never appear on command lines or in
 
 from __future__ import annotations
 
+import base64
 import os
 from pathlib import Path
 
@@ -40,6 +41,12 @@ def public_nkey(seed: bytes) -> str:
     """The public name of a user ("U...")."""
     public: bytes = nkeys.from_seed(bytearray(seed.strip())).public_key
     return public.decode()
+
+
+def raw_of_public(nkey: str) -> bytes:
+    """The 32-byte Ed25519 public key behind a user's public name ("U...")."""
+    padded = nkey + "=" * (-len(nkey) % 8)
+    return base64.b32decode(padded)[1:33]  # a kind byte before it, a checksum behind
 
 
 def write_seed_file(path: Path, seed: bytes) -> None:

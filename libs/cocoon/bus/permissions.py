@@ -1,7 +1,8 @@
 """What each role may publish and hear: the whole table, in one place. Pure.
 
-A role has its own inbox prefix, so nobody can listen to another's replies. Subjects that start
-with $JS are JetStream's API; wildcards there are whole words, so streams are named one by one.
+Everyone has an inbox prefix of his own, so nobody can listen to another's replies. Subjects that
+start with $JS are JetStream's API; wildcards there are whole words, so streams are named one by
+one. Which of these subjects leave the account is in bus/accounts.py.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from cocoon.bus.accounts import GATEWAYS, LOOK, OPERATORS, PLATFORM, READ_SEALED
 from cocoon.contracts import subjects
 
 INGRESS_DURABLE = "billing"
@@ -16,15 +18,20 @@ INGRESS_DURABLE = "billing"
 
 @dataclass(frozen=True, slots=True)
 class Permissions:
-    """Subjects that a user may publish to and subscribe to. `responses`: it may answer requests."""
+    """Subjects that a user may publish to and subscribe to, in the account where he lives.
+
+    `responses`: he may answer a request once, wherever its asker wants the answer. Only who lives
+    outside PLATFORM has it; services there answer to requests from other accounts only.
+    """
 
     publish: tuple[str, ...]
     subscribe: tuple[str, ...]
-    responses: bool = True
+    account: str = PLATFORM
+    responses: bool = False
 
 
 def inbox_prefix(name: str) -> str:
-    """The private inbox of a role or a provider: `_INBOX_<name>`."""
+    """The private inbox of a service, a gateway or a provider by its id: `_INBOX_<name>`."""
     return f"_INBOX_{name}"
 
 
@@ -60,11 +67,14 @@ def _relay(shards: Sequence[int]) -> tuple[str, ...]:
     )
 
 
-_READ_SEALED = f"$JS.API.DIRECT.GET.{subjects.SEALED_STREAM}"
+_ANSWERS = "_R_.>"  # where the server takes the answers to requests from other accounts
 
 
-def gateway(shards: Sequence[int], gateway_id: str = "*") -> Permissions:
-    """Asks the matcher, dispatches, relays frames; keeps requests and reads responses in SEALED."""
+def gateway(gateway_id: str) -> Permissions:
+    """Asks the matcher, dispatches, relays frames; keeps requests and reads responses in SEALED.
+
+    It hears what is for its own id only.
+    """
     return Permissions(
         publish=(
             "rpc.matcher.*.request_job",
@@ -74,16 +84,17 @@ def gateway(shards: Sequence[int], gateway_id: str = "*") -> Permissions:
             "rpc.billing.*.balance",
             "cmd.provider.*.run_job",
             "cmd.provider.*.cancel_job",
-            "sealed.*.>",
-            f"{_READ_SEALED}.sealed.>",
-            *_tail(shards),
+            "sealed.*.*.*",
+            f"{READ_SEALED}.sealed.*.*.*",
         ),
         subscribe=(
-            f"mat.{gateway_id}.>",
+            f"mat.{gateway_id}.*",
             f"tok.{gateway_id}.>",
-            "rpc.gateway.>",
-            _inbox("gateway"),
+            "rpc.gateway.keys.*",
+            _inbox(gateway_id),
         ),
+        account=GATEWAYS,
+        responses=True,
     )
 
 
@@ -105,6 +116,7 @@ def billing(shards: Sequence[int]) -> Permissions:
             f"$JS.API.CONSUMER.INFO.{ingress}.{INGRESS_DURABLE}",
             f"$JS.API.CONSUMER.MSG.NEXT.{ingress}.{INGRESS_DURABLE}",
             f"$JS.ACK.{ingress}.{INGRESS_DURABLE}.>",
+            _ANSWERS,
             *_relay(shards),
             *_tail(shards),
         ),
@@ -115,7 +127,7 @@ def billing(shards: Sequence[int]) -> Permissions:
 def attestation(shards: Sequence[int]) -> Permissions:
     """Answers enrolment, evidence and directory requests; hears heartbeats for the directory."""
     return Permissions(
-        publish=_tail(shards),
+        publish=(_ANSWERS, *_tail(shards)),
         subscribe=("rpc.attestation.>", subjects.HEARTBEATS, _inbox("attestation")),
     )
 
@@ -124,18 +136,20 @@ def provider(provider_id: str) -> Permissions:
     """One provider's own subjects and nothing else: not its peers', not the events."""
     return Permissions(
         publish=(
-            f"tok.*.{provider_id}.>",
+            f"tok.*.{provider_id}.*.*",
             subjects.heartbeat(provider_id),
-            f"cmd.platform.{provider_id}.>",
-            f"rpc.attestation.{provider_id}.>",
-            f"sealed.{provider_id}.>",
-            f"{_READ_SEALED}.sealed.{provider_id}.>",
+            subjects.submit_result(provider_id),
+            subjects.attestation(provider_id, "*"),
+            f"sealed.{provider_id}.*.*",
+            f"{READ_SEALED}.sealed.{provider_id}.*.*",
         ),
         subscribe=(
-            f"cmd.provider.{provider_id}.>",
+            f"cmd.provider.{provider_id}.*",
             subjects.acks(provider_id),
             _inbox(provider_id),
         ),
+        account=provider_id,
+        responses=True,
     )
 
 
@@ -143,18 +157,13 @@ def operator(_shards: Sequence[int] = ()) -> Permissions:
     """The command line: reads the state of the bus and asks services; no commands to providers."""
     return Permissions(
         publish=(
-            "$JS.API.INFO",
-            "$JS.API.STREAM.NAMES",
-            "$JS.API.STREAM.LIST",
-            "$JS.API.STREAM.INFO.*",
-            "$JS.API.CONSUMER.LIST.*",
-            "$JS.API.CONSUMER.INFO.*.*",
-            "rpc.billing.>",
-            "rpc.gateway.>",
-            "rpc.attestation.platform.>",
+            *LOOK,
+            "rpc.billing.*.*",
+            "rpc.gateway.keys.*",
+            subjects.attestation("platform", "*"),
         ),
         subscribe=(subjects.HEARTBEATS, _inbox("operator")),
-        responses=False,
+        account=OPERATORS,
     )
 
 
@@ -171,13 +180,11 @@ def infra(_shards: Sequence[int] = ()) -> Permissions:
             "$JS.API.CONSUMER.INFO.*.*",
         ),
         subscribe=(_inbox("infra"),),
-        responses=False,
     )
 
 
-# Services and people by name; a provider is `provider(provider_id)`.
+# Services and people by name; the others are `gateway(gateway_id)` and `provider(provider_id)`.
 ROLES: dict[str, Callable[[Sequence[int]], Permissions]] = {
-    "gateway": gateway,
     "matcher": matcher,
     "billing": billing,
     "attestation": attestation,

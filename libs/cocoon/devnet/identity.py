@@ -11,16 +11,15 @@ from dataclasses import dataclass
 
 from nacl.signing import SigningKey
 
-from cocoon.bus.keys import public_nkey, raw_public, seed_file
+from cocoon.bus.keys import public_nkey, seed_file
 from cocoon.devnet.authority import DevAuthority, dev_policy, dev_trust
 from cocoon.devnet.folder import DataFolder
 from cocoon.devnet.nats_server import NatsUser, nats_users_for_devnet
 from cocoon.evidence.policy import sign
 from cocoon.evidence.trust import trust_document
 from cocoon.kernel.clock import Clock
-from cocoon.kernel.ids import provider_id
 
-ROLES = ("gateway", "matcher", "billing", "attestation", "operator", "infra")
+ROLES = ("matcher", "billing", "attestation", "operator", "infra")
 DATABASE_ROLES = ("matcher", "billing", "attestation", "gateway", "reader")
 
 
@@ -58,12 +57,12 @@ def make_identity(
     if not folder.policy.exists():
         signed = sign(dev_policy(authority, network_id), [signer])
         folder.policy.write_bytes(signed.to_canonical())
-    seeds = {
-        name: seed_file(folder.seed(name), secrets.token_bytes(32)) for name in (*ROLES, *providers)
-    }
+    names = ("gateway", *ROLES, *providers)
+    seeds = {name: seed_file(folder.seed(name), secrets.token_bytes(32)) for name in names}
     users = nats_users_for_devnet(
         {name: public_nkey(seeds[name]) for name in ROLES},
-        {provider_id(raw_public(seeds[name])): public_nkey(seeds[name]) for name in providers},
+        [public_nkey(seeds["gateway"])],
+        [public_nkey(seeds[name]) for name in providers],
         shards,
     )
     return Identity(network_id, tuple(users))

@@ -1,5 +1,7 @@
 """A real nats-server from a wheel: JetStream, nkey users with subject permissions, loopback only.
 
+Each user lives in the account that bus/accounts.py gives him; only the platform's has JetStream.
+
 The server syncs every JetStream write (`sync_interval: always`), which INGRESS and SEALED rely on;
 the event streams opt out of it in their own configuration.
 """
@@ -16,13 +18,19 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cocoon.bus import permissions
+from cocoon.bus.accounts import NAMED, PLATFORM, account_config, crossings
+from cocoon.bus.keys import raw_of_public
+from cocoon.bus.permissions import Permissions
 from cocoon.devnet.ports import free_port
 from cocoon.kernel.errors import ConfigurationError, Unavailable
+from cocoon.kernel.ids import gateway_id, provider_id
+
+RELOAD_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,24 +38,30 @@ class NatsUser:
     """One user: its public nkey ("U...") and what it may publish and hear."""
 
     nkey_public: str
-    allow_publish: tuple[str, ...]
-    allow_subscribe: tuple[str, ...]
-    allow_responses: bool = True
+    allowed: Permissions
 
-
-def nats_user(nkey_public: str, allowed: permissions.Permissions) -> NatsUser:
-    """A user with a role's permissions."""
-    return NatsUser(nkey_public, allowed.publish, allowed.subscribe, allowed.responses)
+    def config(self) -> dict[str, object]:
+        return {
+            "nkey": self.nkey_public,
+            "permissions": {
+                "publish": {"allow": list(self.allowed.publish)},
+                "subscribe": {"allow": list(self.allowed.subscribe)},
+                "allow_responses": self.allowed.responses,
+            },
+        }
 
 
 def nats_users_for_devnet(
-    roles: dict[str, str], providers: dict[str, str], shards: Sequence[int]
+    roles: Mapping[str, str],
+    gateways: Iterable[str],
+    providers: Iterable[str],
+    shards: Sequence[int],
 ) -> list[NatsUser]:
-    """Users for roles (name -> public nkey) and providers (provider id -> public nkey)."""
-    users = [nats_user(key, permissions.ROLES[name](shards)) for name, key in roles.items()]
-    return users + [
-        nats_user(key, permissions.provider(provider)) for provider, key in providers.items()
-    ]
+    """Users for roles (name -> public nkey), gateways and providers (public nkeys: their ids)."""
+    allowed = [(key, permissions.ROLES[name](shards)) for name, key in roles.items()]
+    allowed += [(key, permissions.gateway(gateway_id(raw_of_public(key)))) for key in gateways]
+    allowed += [(key, permissions.provider(provider_id(raw_of_public(key)))) for key in providers]
+    return [NatsUser(key, permitted) for key, permitted in allowed]
 
 
 def server_binary() -> Path:
@@ -160,11 +174,17 @@ class NatsServer:
         return self._users
 
     def set_users(self, users: Sequence[NatsUser]) -> None:
-        """Replace the users; a running server takes them over without a restart."""
+        """Replace the users; a running server takes them over without a restart.
+
+        Raises Unavailable if it does not (read the log file).
+        """
+        known = {user.allowed.account for user in self._users}
         self._users = tuple(users)
-        if self._process is not None and self.pid is not None:
-            self._write_config()
-            self._process.send_signal(signal.SIGHUP)
+        if self.pid is not None:
+            # The server forgets the requests that a new account sends elsewhere, unless the account
+            # is there already: so it gets them by a second reading.
+            self._reload(frozenset(user.allowed.account for user in users) - known)
+            self._reload()
 
     # ---- inside ----
 
@@ -177,15 +197,33 @@ class NatsServer:
         except (urllib.error.URLError, OSError):
             return False
 
-    def _write_config(self) -> None:
+    def _reload(self, silent: frozenset[str] = frozenset()) -> None:
+        assert self._process is not None  # noqa: S101 - the caller has looked
+        before = self._loaded()
+        self._write_config(silent)
+        self._process.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + RELOAD_S
+        while self._loaded() == before:
+            if time.monotonic() > deadline:
+                raise Unavailable("nats-server does not take its new users; read its log")
+            time.sleep(0.02)
+
+    def _loaded(self) -> str:
+        """When the server read its configuration."""
+        with urllib.request.urlopen(  # noqa: S310 - our own loopback address
+            f"{self.monitor_url}/varz", timeout=RELOAD_S
+        ) as answer:
+            return str(json.load(answer)["config_load_time"])
+
+    def _write_config(self, silent: frozenset[str] = frozenset()) -> None:
         fresh = self.config_file.with_suffix(".new")
         fresh.unlink(missing_ok=True)
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as out:
-            out.write(self._config())
+            out.write(self._config(silent))
         fresh.replace(self.config_file)
 
-    def _config(self) -> str:
+    def _config(self, silent: frozenset[str]) -> str:
         # NATS reads JSON; every value is quoted by json, so no id can break out of its place.
         config: dict[str, object] = {
             "server_name": "cocoon-devnet",
@@ -203,17 +241,22 @@ class NatsServer:
             },
         }
         if self._users:
-            config["authorization"] = {
-                "users": [
-                    {
-                        "nkey": user.nkey_public,
-                        "permissions": {
-                            "publish": {"allow": list(user.allow_publish)},
-                            "subscribe": {"allow": list(user.allow_subscribe)},
-                            "allow_responses": user.allow_responses,
-                        },
-                    }
-                    for user in self._users
-                ]
-            }
+            config["accounts"] = self._accounts(silent)
         return json.dumps(config, indent=1)
+
+    def _accounts(self, silent: frozenset[str]) -> dict[str, object]:
+        """Accounts with their users; those in `silent` send no requests to others."""
+        names = dict.fromkeys((*NAMED, *(user.allowed.account for user in self._users)))
+        table = [
+            crossing
+            for crossing in crossings(name for name in names if name not in NAMED)
+            if crossing.kind == "message" or crossing.source not in silent
+        ]
+        return {
+            name: {
+                **({"jetstream": "enabled"} if name == PLATFORM else {}),
+                "users": [u.config() for u in self._users if u.allowed.account == name],
+                **account_config(name, table),
+            }
+            for name in names
+        }

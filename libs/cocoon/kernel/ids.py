@@ -12,7 +12,7 @@ AccountId = NewType("AccountId", str)  # "acct_" + 16 hex
 ProviderId = NewType("ProviderId", str)  # "prov_" + 32 hex, from the agent's identity key
 ApiKeyId = NewType("ApiKeyId", str)  # "key_" + 12 hex; the public name of an API key
 ModelId = NewType("ModelId", str)  # 64 hex: SHA-256 of the model's manifest
-GatewayId = NewType("GatewayId", str)  # "gw" + 12 hex, one per gateway process
+GatewayId = NewType("GatewayId", str)  # "gw" + 12 hex, from the gateway's identity key
 
 _JOB = re.compile(r"[0-9a-f]{32}\Z")
 _NAMESPACE = uuid.UUID("6f1c2f0e-0c61-5d0b-9a53-434149310001")
@@ -33,6 +33,13 @@ def provider_id(identity_public_key: bytes) -> ProviderId:
     """Derive a provider's id from its 32-byte Ed25519 identity key."""
     return ProviderId(
         "prov_" + hashlib.sha256(b"cocoon provider id\0" + identity_public_key).hexdigest()[:32]
+    )
+
+
+def gateway_id(identity_public_key: bytes) -> GatewayId:
+    """Derive a gateway's id from its 32-byte Ed25519 identity key: the bus binds it to that key."""
+    return GatewayId(
+        "gw" + hashlib.sha256(b"cocoon gateway id\0" + identity_public_key).hexdigest()[:12]
     )
 
 
