@@ -38,6 +38,11 @@ def status(data: Data = None, as_json: Json = False) -> None:
         )
     if not found["providers"]:
         print("  no provider is listed yet")
+    for row in found["parked"]:
+        print(
+            f"\n  PARKED {row['stream']} on shard {row['shard']}: {row['reason']} at position"
+            f" {row['position']}; {row['events']} of its events wait, nobody is paid for it"
+        )
     money = found["account"]
     if money:
         print(

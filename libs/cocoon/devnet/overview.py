@@ -42,6 +42,7 @@ async def collect(nc: Client, running: RunningNetwork, folder: DataFolder) -> di
         "streams": streams,
         "providers": await _providers(nc),
         "account": await _account(nc, running),
+        "parked": await _parked(nc, running),
     }
 
 
@@ -86,6 +87,18 @@ async def _providers(nc: Client) -> list[dict[str, Any]]:
         )
         row["models"].append(entry["offer"]["name"])
     return list(found.values())
+
+
+async def _parked(nc: Client, running: RunningNetwork) -> list[dict[str, Any]]:
+    """The streams that billing could not post, on every account shard."""
+    found: list[dict[str, Any]] = []
+    for shard in running.shards[1:]:
+        try:
+            answer = json.loads(await ask(nc, subjects.billing(shard, "parked")))
+        except CocoonError:
+            continue
+        found += [{"shard": shard, **row} for row in answer["streams"]]
+    return found
 
 
 async def _account(nc: Client, running: RunningNetwork) -> dict[str, str]:
