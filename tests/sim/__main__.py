@@ -1,4 +1,4 @@
-"""`python -m tests.sim` (`./cocoon sim`): run histories, print how they went, stop at a violation."""
+"""`./cocoon sim`, or `python -m tests.sim`: run histories and print how they went."""
 
 from __future__ import annotations
 

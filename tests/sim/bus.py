@@ -10,15 +10,14 @@ import json
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
 import nats.errors
 
-from cocoon.bus import ingress
+from cocoon.bus.ingress import Incoming, verdict
 from cocoon.contracts import subjects
-from cocoon.kernel.errors import NotFound, Transient, Unavailable
+from cocoon.kernel.errors import CocoonError, NotFound, Transient, Unavailable
 from tests.sim.faults import Faults
 from tests.sim.loop import Process, SimLoop, current_process
 from tests.support.collected import StreamMessage
@@ -171,15 +170,23 @@ class Bus:
         self.loop.run_as(process, self._work, item, handler, item.delivery)
 
     def _work(self, item: Submitted, handler: Callback, delivery: int) -> None:
-        raw = SimpleNamespace(
-            subject=item.subject, headers=item.headers, data=item.body,
-            metadata=SimpleNamespace(
-                num_delivered=item.deliveries,
-                timestamp=datetime.fromtimestamp(item.stored_s, tz=UTC),
-            ),
-        )  # fmt: skip
-        task = ingress._settle(_Settling(self, item, raw, delivery), handler)  # type: ignore[arg-type]
-        asyncio.create_task(task)  # noqa: RUF006
+        asyncio.create_task(self._handle(item, handler, delivery))  # noqa: RUF006
+
+    async def _handle(self, item: Submitted, handler: Callback, delivery: int) -> None:
+        """What the work queue's worker does with one delivery, by its own verdict."""
+        deliveries, age_s = item.deliveries, self.loop.now_s - item.stored_s
+        error: Exception | None = None
+        try:
+            await handler(Incoming(item.subject, item.headers, item.body, deliveries, age_s))
+        except Exception as caught:  # noqa: BLE001 - whatever it is, the message must be settled
+            error = caught
+        if error is not None and not isinstance(error, CocoonError):
+            self.loop.errors.append(f"a submission broke billing: {error!r}")
+        what, delay_s = verdict(error, deliveries)
+        if what in ("ack", "drop"):
+            self.settle(item, current_process())
+        elif delivery == item.delivery and self.reachable(current_process()):
+            self._offer_later(item, delay_s)
 
     def settle(self, item: Submitted, process: Process) -> None:
         """An acknowledgement on its way: it may be lost, and the message comes again."""
@@ -215,25 +222,6 @@ class Bus:
         for shard in self.streams:
             self.streams[shard], self.first_sequence[shard] = [], 1
         self.tails.clear()
-
-
-@dataclass
-class _Settling:
-    """What FastStream gives a handler of a work queue."""
-
-    bus: Bus
-    item: Submitted
-    raw_message: Any
-    delivery: int
-
-    async def ack(self) -> None:
-        self.bus.settle(self.item, current_process())
-
-    reject = ack
-
-    async def nack(self, delay: float) -> None:
-        if self.delivery == self.item.delivery and self.bus.reachable(current_process()):
-            self.bus._offer_later(self.item, delay)
 
 
 class Live:

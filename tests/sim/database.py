@@ -19,7 +19,7 @@ from cocoon.eventlog.read import Head
 from cocoon.kernel.errors import CocoonError, Fatal, Unavailable
 from services.billing.decide import Projection
 from tests.sim.faults import Faults
-from tests.sim.loop import Process, SimLoop, current_process
+from tests.sim.loop import SimLoop, current_process
 from tests.support.model_log import ModelLog
 
 T = TypeVar("T")

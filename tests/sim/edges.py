@@ -14,10 +14,10 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-from cocoon.bus import ingress
 from cocoon.contracts import envelope
 from cocoon.eventlog import append, relay, tail
 from cocoon.telemetry import logs
+from services.billing import handlers as billing_handlers
 from services.billing import results
 from services.gateway import handlers as gateway_handlers
 from services.gateway import jobs as gateway_jobs
@@ -30,7 +30,6 @@ from tests.sim.providers import SimRun
 
 # What a service logs of an exception that it did not expect; everything else stays unsaid.
 _BROKEN = frozenset({"job_broke", "dispatch_broke", "task_died", "engine_failed"})
-_EXPECTED = frozenset({"StaleTerm"})  # a fenced billing parks what it was handling
 _DECODED = 16_384
 
 
@@ -55,10 +54,6 @@ def _edges(loop: SimLoop) -> list[tuple[Any, str, Any]]:
         if event in _BROKEN:
             loop.errors.append(f"{event}: {error!r}")
 
-    def parked(_text: str, extra: dict[str, Any]) -> None:
-        if extra["kind"] not in _EXPECTED:
-            loop.errors.append(f"a message is parked: {extra['kind']}")
-
     numbers = iter(range(1, 2**62))
     counted = SimpleNamespace(token_hex=lambda size: f"{next(numbers):0{2 * size}x}")
     of_log = ("acquire_term", "append_once", "connect", "read_batch")
@@ -72,7 +67,7 @@ def _edges(loop: SimLoop) -> list[tuple[Any, str, Any]]:
         (relay, "api", bus.api),
         (relay, "create_events_stream", _no_stream),
         (relay, "secrets", counted),
-        (ingress, "time", SimpleNamespace(time=lambda: loop.now_s)),
+        (billing_handlers, "time", SimpleNamespace(monotonic=loop.time, perf_counter=loop.time)),
         (results, "acquired", database.acquired),
         (results, "stream_events", database.stream_events),
         (gateway_jobs, "stream_events", database.stream_events),
@@ -87,7 +82,6 @@ def _edges(loop: SimLoop) -> list[tuple[Any, str, Any]]:
         # a pure function of its bytes, which many read: decoded once
         (envelope, "decode_event", lru_cache(_DECODED)(envelope.decode_event)),
         (logs.Logger, "_emit", emit),
-        (ingress, "_log", SimpleNamespace(error=parked)),
         (relay, "_log", SimpleNamespace(info=_unsaid, error=_unsaid)),
     ]
 

@@ -170,7 +170,7 @@ class SimLoop(asyncio.AbstractEventLoop):
         return task
 
     def run_in_executor(self, executor: Any, func: Any, *args: Any) -> asyncio.Future[Any]:
-        """A thread's work is done at once and heard of a little later (a crash may come between)."""
+        """A thread's work is done at once and heard of later: a crash may come between."""
         future = self.create_future()
         try:
             result = func(*args)

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 from cocoon.bus.service import Stop
 from cocoon.contracts import subjects
 from cocoon.contracts.envelope import StoredEvent
-from cocoon.contracts.messages import CancelJob, DispatchReport, Heartbeat, JobRequest
+from cocoon.contracts.messages import (
+    CancelJob,
+    DispatchReport,
+    Heartbeat,
+    JobRequest,
+    MatchUpdate,
+)
 from cocoon.eventlog.append import LogAppender
 from cocoon.eventlog.relay import Relay
 from cocoon.eventlog.tail import Tail
@@ -22,9 +28,8 @@ from services.billing.handlers import Ingress
 from services.billing.results import LiveJobs, Results
 from services.gateway.handlers import Gateway
 from services.gateway.settings import GatewaySettings
-from services.matcher import main as matcher_main
 from services.matcher.handlers import Matcher
-from services.matcher.leases import Leases
+from services.matcher.leases import Leases, News
 from services.matcher.memory import Memory
 from services.matcher.settings import MatcherSettings
 from tests.sim import database as db
@@ -58,13 +63,13 @@ async def run_matcher(world: World, process: Process) -> None:
     appender = LogAppender(dsn, SHARD, "matcher")
     await appender.acquire_term()
     memory = Memory(MATCHER.fee_bps, MATCHER.provider_silence_s)
-    news = matcher_main._news(nc)
+    news = _news(nc)
     leases = Leases(MATCHER, memory, appender, news, clock, randomness, stop)
     matcher = Matcher(MATCHER, memory, leases, appender, news, clock, randomness, stop)
     for shard, apply in ((0, matcher.on_network_event), (SHARD, matcher.on_shard_event)):
         goal = world.database.head(shard).position
         caught_up = asyncio.Event()
-        follow = matcher_main._tail(dsn, nc, shard, goal, caught_up, apply)
+        follow = _fold(Tail(dsn, nc, shard, from_position=1), goal, caught_up, apply)
         stop.watch(asyncio.create_task(follow, name=f"tail-{shard}"))
         await caught_up.wait()
     matcher.resume()
@@ -75,9 +80,39 @@ async def run_matcher(world: World, process: Process) -> None:
         (subjects.request_job(SHARD), _requests(matcher)),
     ):
         await nc.subscribe(subject, cb=handle)
-    sweeping = matcher_main._sweep(MATCHER, matcher, lambda: nc.is_connected)
-    stop.watch(asyncio.create_task(sweeping, name="sweep"))
+    stop.watch(asyncio.create_task(_sweep(matcher, nc), name="sweep"))
     await stop.wait()
+
+
+def _news(nc: Nats) -> News:
+    async def publish(gateway_id: str, job_id: str, update: MatchUpdate, traceparent: str) -> None:
+        body = update.model_dump_json().encode()
+        await nc.publish(subjects.match_updates(gateway_id, job_id), body)
+
+    return publish
+
+
+async def _fold(
+    tail: Tail, goal: int, caught_up: asyncio.Event, apply: Callable[[StoredEvent], object]
+) -> None:
+    if goal == 0:
+        caught_up.set()
+    async for batch in tail:
+        for stored in batch:
+            apply(stored)
+        if batch[-1].position >= goal:
+            caught_up.set()
+
+
+async def _sweep(matcher: Matcher, nc: Nats) -> None:
+    """Sweep for ever. What was not heard meanwhile is no provider's fault."""
+    now_s = asyncio.get_running_loop().time
+    while True:
+        began_s = now_s()
+        await asyncio.sleep(MATCHER.sweep_s)
+        if now_s() - began_s > MATCHER.provider_silence_s / 2 or not nc.is_connected:
+            matcher.deaf()
+        await matcher.sweep()
 
 
 def _heartbeats(leases: Leases) -> Callable[[Message], Any]:

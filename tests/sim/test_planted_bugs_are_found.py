@@ -1,4 +1,4 @@
-"""Fourteen bugs put into the product, one at a time: the simulator finds each, by the named invariant.
+"""Bugs put into the product, one at a time: the simulator finds each, by the named invariant.
 
 Each is a patch of a product's function. The bounds say how many histories of how many steps it may
 take; a bug that needs more would not be found in CI.
@@ -17,7 +17,7 @@ import pytest
 
 from cocoon.contracts import events as e
 from cocoon.contracts.envelope import AppendItem, StoredEvent
-from cocoon.domain import ledger, leasing, matching, pricing, settling
+from cocoon.domain import leasing, ledger, matching, pricing, settling
 from cocoon.domain.job import JobState, JobStatus
 from services.billing import decide as billing
 from services.billing import results
@@ -30,6 +30,10 @@ from tests.support.model_log import ModelLog
 
 HISTORIES, STEPS = 24, 3_000
 Plant = Callable[[], AbstractContextManager[Any]]
+
+
+def nothing(*_: object, **__: object) -> None:
+    """In the place of what a bug leaves out."""
 
 
 @contextmanager
@@ -89,7 +93,7 @@ def a_hold_is_lost() -> AbstractContextManager[Any]:
 
 def balances_are_not_reserved() -> AbstractContextManager[Any]:
     """Holds on their way to the log are not subtracted: two requests spend the same money."""
-    return mock.patch.object(Memory, "reserve", lambda *_: None)
+    return mock.patch.object(Memory, "reserve", nothing)
 
 
 def an_old_owner_still_writes() -> AbstractContextManager[Any]:
@@ -156,7 +160,7 @@ def a_forged_receipt_is_paid() -> AbstractContextManager[Any]:
 
 def a_lease_never_ends() -> AbstractContextManager[Any]:
     """A provider that is gone keeps its jobs."""
-    return mock.patch.object(matcher_leases.Leases, "end", lambda *_, **__: None)
+    return mock.patch.object(matcher_leases.Leases, "end", nothing)
 
 
 def epochs_do_not_rise() -> AbstractContextManager[Any]:
