@@ -6,16 +6,10 @@ exactly once, and ends exactly once. It knows no sockets, no clocks and no plain
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Literal
 
 from cocoon.contracts.messages import ErrorBody
-from cocoon.kernel.errors import (
-    CocoonError,
-    Conflict,
-    DeadlineExceeded,
-    Unavailable,
-    error_for_status,
-)
+from cocoon.kernel.errors import CocoonError, DeadlineExceeded, Unavailable
 from services.gateway.actions import (
     Abandon,
     Action,
@@ -35,33 +29,13 @@ from services.gateway.actions import (
     Start,
     Timing,
 )  # fmt: skip
-
-# The client's sealing is out of date: it refreshes its directory and seals again, once.
-RESEAL_CODES: Final = frozenset(
-    {"unknown_key", "wrong_policy", "no_provider_recipient", "no_provider_attestation"}
+from services.gateway.refusals import (
+    client_error,
+    idempotency_mismatch,
+    provider_lost,
+    response_lost,
 )
-MAX_LOOKUP_PAUSE_MS: Final = 16_000
-
-
-def client_error(body: ErrorBody | None, refusal_code: str = "") -> CocoonError:
-    """The error a client sees for a refusal of the matcher; outdated sealing becomes `reseal`.
-
-    `refusal_code` is what the last provider said: it is nearer to the cause than a matcher that
-    only knows that nobody is left.
-    """
-    if (body is not None and body.code in RESEAL_CODES) or refusal_code in RESEAL_CODES:
-        return Conflict(
-            "the request is sealed to keys or a policy that are no longer current; fetch the "
-            "directory again and seal it anew, with a new job id",
-            code="reseal",
-        )
-    if refusal_code == "expired":
-        return DeadlineExceeded("the request's not_after has passed; seal it again", code="expired")
-    if body is None:
-        return Unavailable("the job ended without a result; send it again", code="job_failed")
-    return error_for_status(
-        body.status, body.message, code=body.code, retry_after_s=body.retry_after_s
-    )
+from services.gateway.waits import Waits
 
 
 class Relay:
@@ -72,10 +46,8 @@ class Relay:
     """
 
     __slots__ = (
-        "_asked_again", "_attached", "_buffer_limit", "_committed_epoch", "_fetching",
-        "_first_byte_at", "_held", "_held_bytes", "_job_ends_at", "_last", "_lookup_at",
-        "_lookup_pause", "_match", "_match_by", "_received", "_refusal", "_repeat_at",
-        "_started", "_stream", "_timing", "_waiting", "done",
+        "_attached", "_buffer_limit", "_committed_epoch", "_fetching", "_held", "_held_bytes",
+        "_last", "_match", "_received", "_refusal", "_started", "_stream", "_waits", "done",
     )  # fmt: skip
 
     def __init__(
@@ -85,7 +57,6 @@ class Relay:
         self.done = False
         self._stream = stream
         self._attached = attached
-        self._timing = timing
         self._buffer_limit = buffer_limit
         self._match: Match | None = None
         self._committed_epoch = 0
@@ -96,14 +67,7 @@ class Relay:
         self._last: tuple[bytes, int] | None = None  # blob hash and size of the whole response
         self._fetching = False
         self._refusal = ""
-        self._asked_again = False
-        self._waiting = False  # the matcher has the request in its queue
-        self._repeat_at = now_ms + timing.repeat_ask_ms
-        self._match_by = now_ms + timing.match_timeout_ms
-        self._first_byte_at = now_ms + min(timing.first_byte_ms, not_after_in_ms)
-        self._job_ends_at = now_ms + timing.job_ms
-        self._lookup_pause = timing.attached_lookup_ms if attached else timing.stall_ms
-        self._lookup_at = now_ms + self._lookup_pause
+        self._waits = Waits(timing, attached, not_after_in_ms, now_ms)
 
     # ---- what the shell asks ----
 
@@ -124,14 +88,10 @@ class Relay:
     @property
     def wake_at_ms(self) -> int:
         """When `on_time` has something to do, at the earliest."""
-        due = [self._job_ends_at]
-        if self._match is not None or self._attached:
-            due.append(self._lookup_at)
-        else:
-            due.append(self._match_by if self._asked_again else self._repeat_at)
-        if not self._received and not self._started:
-            due.append(self._first_byte_at)
-        return min(due)
+        asking = self._match is None and not self._attached
+        return self._waits.wake_at_ms(
+            asking=asking, silent=not self._received and not self._started
+        )
 
     # ---- the matcher ----
 
@@ -153,12 +113,12 @@ class Relay:
         if self._started:
             if not self._attached:
                 actions.append(CancelAtMatcher(match.epoch))
-            return [*actions, *self._fail(_lost())]
+            return [*actions, *self._fail(provider_lost())]
         self._match = match
         self._held.clear()
         self._held_bytes = self._received = 0
         self._last = None
-        self._progress(now_ms)
+        self._waits.on_progress(now_ms)
         return [*actions, Dispatch(match)]
 
     def on_committed(self, epoch: int, provider_id: str = "") -> list[Action]:
@@ -177,8 +137,7 @@ class Relay:
 
     def on_waiting(self, now_ms: int) -> list[Action]:
         """The matcher queues the request until a provider is free: ask rarely."""
-        self._waiting, self._asked_again = True, False
-        self._repeat_at = now_ms + self._timing.waiting_repeat_ms
+        self._waits.on_queued(now_ms)
         return []
 
     def on_existing(self, same_request: bool) -> list[Action]:
@@ -188,7 +147,7 @@ class Relay:
         if not same_request:
             return self._fail(idempotency_mismatch())
         self._attached = True
-        self._lookup_pause = self._timing.attached_lookup_ms
+        self._waits.on_attached()
         return [Lookup()]
 
     def on_ended(self, error: ErrorBody | None) -> list[Action]:
@@ -229,7 +188,7 @@ class Relay:
                 self._held.append(data)
                 self._held_bytes += len(data)
                 self._received += len(data)
-                self._progress(now_ms)
+                self._waits.on_progress(now_ms)
         if frame.last and self._last is None and frame.total >= self._received:
             self._last = (frame.blob_hash, frame.total)
         return self._pump()
@@ -252,13 +211,7 @@ class Relay:
         """SEALED has no more bytes, or never had the blob."""
         if self.done or not self._fetching:
             return []
-        return self._fail(
-            Unavailable(
-                "the response was lost on its way; GET /v1/jobs/ID says what was charged, and "
-                "GET /v1/jobs/ID/response reads it again",
-                code="response_lost",
-            )
-        )
+        return self._fail(response_lost())
 
     def on_log(self, view: LogView, now_ms: int) -> list[Action]:
         """What the log says, asked after a silence: missed updates and lost last frames."""
@@ -300,34 +253,25 @@ class Relay:
         """Whatever is due at `now_ms`."""
         if self.done:
             return []
-        if now_ms >= self._job_ends_at:
+        if now_ms >= self._waits.job_ends_at:
             return self._give_up(DeadlineExceeded("the job took longer than the gateway allows"))
-        if not self._received and not self._started and now_ms >= self._first_byte_at:
+        if not self._received and not self._started and now_ms >= self._waits.first_byte_at:
             return self._give_up(
                 DeadlineExceeded("no provider answered in time; send the request again")
             )
         if self._match is None and not self._attached:
             return self._await_matcher(now_ms)
-        if self._fetching or now_ms < self._lookup_at:
+        if self._fetching:
             return []
-        self._lookup_pause = min(self._lookup_pause * 2, MAX_LOOKUP_PAUSE_MS)
-        self._lookup_at = now_ms + self._lookup_pause
-        return [Lookup()]
+        return [Lookup()] if self._waits.lookup_due(now_ms) else []
 
     def _await_matcher(self, now_ms: int) -> list[Action]:
-        if self._waiting:
-            if now_ms < self._repeat_at:
-                return []
-            self._waiting, self._asked_again = False, True
-            self._match_by = now_ms + self._timing.match_timeout_ms
+        if self._waits.ask_due(now_ms):
             return [Ask()]
-        if now_ms >= self._match_by:
+        if self._waits.matcher_is_silent(now_ms):
             return self._give_up(
                 Unavailable("the matcher does not answer; send the request again", retry_after_s=2)
             )
-        if now_ms >= self._repeat_at and not self._asked_again:
-            self._asked_again = True
-            return [Ask()]
         return []
 
     def on_disconnect(self) -> list[Action]:
@@ -338,11 +282,6 @@ class Relay:
         return [*actions, Abandon()]
 
     # ---- inside ----
-
-    def _progress(self, now_ms: int) -> None:
-        timing = self._timing
-        self._lookup_pause = timing.attached_lookup_ms if self._attached else timing.stall_ms
-        self._lookup_at = now_ms + self._lookup_pause
 
     def _pump(self) -> list[Action]:
         """Let out what may go out: nothing before the commit, a whole body unless it streams."""
@@ -398,18 +337,3 @@ class Relay:
             return [CancelAtMatcher(0)]
         match = self._match
         return [CancelAtMatcher(match.epoch), CancelAtProvider(match.provider_id, match.epoch)]
-
-
-def idempotency_mismatch() -> CocoonError:
-    return Conflict(
-        "this Idempotency-Key was used with another request; use a new key, or send the same "
-        "sealed bytes again",
-        code="idempotency_mismatch",
-    )
-
-
-def _lost() -> CocoonError:
-    return Unavailable(
-        "the provider was lost after the first byte; GET /v1/jobs/ID says what was charged",
-        code="provider_lost",
-    )

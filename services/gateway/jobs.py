@@ -10,7 +10,7 @@ from cocoon.eventlog.connection import tree_errors
 from cocoon.eventlog.read import stream_events
 from cocoon.kernel.errors import CocoonError, Conflict, InsufficientFunds, NotFound, Unavailable
 from services.gateway.actions import LogView, Match
-from services.gateway.decide import idempotency_mismatch
+from services.gateway.refusals import idempotency_mismatch
 
 if TYPE_CHECKING:
     from cocoon.contracts.events import ProviderMatched

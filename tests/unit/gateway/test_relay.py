@@ -20,7 +20,7 @@ from services.gateway.actions import (
     Report,
     Start,
 )  # fmt: skip
-from services.gateway.decide import client_error
+from services.gateway.refusals import client_error
 from tests.support.relay_world import (
     BLOB,
     RESPONSE,
