@@ -55,11 +55,17 @@ def test_the_same_key_at_the_same_time_is_one_job_and_the_same_bytes(
 
 
 def test_two_clients_with_one_key_never_make_two_jobs(
-    network: LiveNetwork, sidecar: Way, options: NetworkOptions
+    network: LiveNetwork, options: NetworkOptions
 ) -> None:
-    """Another client cannot have the same sealed bytes, so it is told, and pays nothing."""
+    """Another client cannot have the same sealed bytes, so it is told, and pays nothing.
+
+    That is of clients without a state directory: one that has a secret of its own has keys of
+    its own, too.
+    """
+    assert options.state_dir is None
     jobs, key = jobs_requested(network), keyed()
-    sidecar.complete(**WARM, **key)
+    with way("sync in-process", "", options) as first:
+        first.complete(**WARM, **key)
     with way("sync in-process", "", options) as other, pytest.raises(openai.ConflictError):
         other.complete(**WARM, **key)
     assert jobs_requested(network) == jobs + 1

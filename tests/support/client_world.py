@@ -193,6 +193,7 @@ class TestNetwork:
         self.keys: dict[str, str] = {}
         self.bodies: list[bytes] = []
         self.seen: list[bytes] = []  # every request body, as it came in
+        self.deleted: list[str] = []
         self.directory_reads = 0
         self.url = ""
 
@@ -218,6 +219,9 @@ class TestNetwork:
             await self._post(headers, receive, send)
         elif path.endswith("/response"):
             await self._stored(path.split("/")[3], headers, send)
+        elif method == "DELETE":
+            self.deleted.append(path.split("/")[3])
+            await _json(send, 202, {})
         elif path.startswith("/v1/jobs/"):
             ran = self.jobs.get(path.split("/")[3])
             told = {"status": "settled", "price_nanoton": str(ran.price)} if ran else {}

@@ -53,8 +53,8 @@ def connect(
     state: Annotated[
         Path | None, typer.Option(
             metavar="DIR",
-            help="Remembers across restarts what must never go backwards: the policy's version, "
-            "the numbers of the collateral.",
+            help="Remembers across restarts what must never go backwards (the policy's version, "
+            "the numbers of the collateral) and what was sealed under an Idempotency-Key.",
         ),
     ] = None,
 ) -> None:  # fmt: skip

@@ -165,6 +165,8 @@ class Door:
                 if entry.job is not None:
                     annotate(current, {"job_id": entry.job.job_id})
         except asyncio.CancelledError:
+            if entry.job is not None and (entry.cancelled or entry.asked.key is None):
+                entry.job.abandon()  # one with a key may come back after a restart
             if recording.begun:  # somebody may still read: an end must not look like an answer's
                 recording.put(sse_event(error_body(_closing())))
             raise

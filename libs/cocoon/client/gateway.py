@@ -10,6 +10,7 @@ import asyncio
 import io
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
@@ -28,6 +29,7 @@ CONNECT_TIMEOUT_S: Final = 5.0
 POOL_TIMEOUT_S: Final = 15.0  # for a free connection, the time to open one included
 JSON_TIMEOUT_S: Final = 15.0  # of silence
 JSON_WHOLE_TIMEOUT_S: Final = 60.0
+CANCEL_TIMEOUT_S: Final = 2.0
 WRITE_TIMEOUT_S: Final = 15.0  # more than this and the time for an answer: nobody reads
 _SMALL_BODY_BYTES: Final = 512 * 1024
 _MAX_MESSAGE: Final = 1000
@@ -107,6 +109,28 @@ class Gateway:
         self.base_url = base_url.rstrip("/").removesuffix("/v1")
         self._jobs_url = f"{self.base_url}/v1/jobs"
         self._http = http
+        self._cancelling: set[asyncio.Task[None]] = set()
+
+    def cancel_job(self, job_id: str, api_key: str) -> None:
+        """Say that nobody waits for a job any more, without waiting. A line that only closes may
+        be one that broke, so the gateway lets its job go on for a while.
+        """
+        if len(self._cancelling) < MAX_CONNECTIONS:
+            task = asyncio.create_task(self._cancel(job_id, api_key))
+            self._cancelling.add(task)
+            task.add_done_callback(self._cancelling.discard)
+
+    async def aclose(self) -> None:
+        """Let what was said last be heard, within bounds."""
+        if self._cancelling:
+            await asyncio.wait(self._cancelling, timeout=CANCEL_TIMEOUT_S)
+
+    async def _cancel(self, job_id: str, api_key: str) -> None:
+        url = f"{self._jobs_url}/{quote(job_id)}"
+        with suppress(LineError, CocoonError, TimeoutError):  # it would end by itself, only later
+            async with asyncio.timeout(CANCEL_TIMEOUT_S):
+                line = await self._open("DELETE", url, _auth(api_key), None, CANCEL_TIMEOUT_S)
+                line.close()
 
     async def json(
         self, path: str, api_key: str, *, params: Mapping[str, str] | None = None

@@ -90,12 +90,16 @@ class Job:
     def stream(self) -> bool:
         return bool(self._request.stream)
 
+    def abandon(self) -> None:
+        """Nobody waits for it any more: tell the gateway, so that it stops at once."""
+        self._gateway.cancel_job(self.job_id, self._api_key)
+
     async def run(self) -> AsyncGenerator[Piece, None]:
         """Send, open and check. Yields Began (again for another job), chunks of a
         stream, then Ended.
 
         Raises the tree's errors; after content of a stream came they end it without its last
-        chunk. Closing the generator closes the line, which cancels the job.
+        chunk. Closing the generator closes the line, and after a moment the job is cancelled.
         """
         while True:
             shown = False

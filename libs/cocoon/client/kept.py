@@ -39,13 +39,11 @@ _NONCE_BYTES: Final = 24
 _log = logging.getLogger("cocoon.client")
 
 
-def load_secret(state_dir: Path | None, randomness: Randomness) -> bytes:
-    """The client's 32 secret bytes: from its state directory, made there once; else for now only.
+def load_secret(state_dir: Path, randomness: Randomness) -> bytes:
+    """The client's 32 secret bytes, made once in its state directory.
 
     Raises ConfigurationError when the file cannot be made or read.
     """
-    if state_dir is None:
-        return randomness.token(SECRET_BYTES)
     path = state_dir / SECRET_FILE
     try:
         state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -123,15 +121,15 @@ class KeptRequest(msgspec.Struct, frozen=True, array_like=True):
 class KeptRequests:
     """The names that a gateway sees instead of Idempotency-Keys, and what was sealed under them.
 
-    Keeps nothing without a folder.
+    Without a state directory it keeps nothing, and its names are made with the caller's API key:
+    a restart, or another such client, then has the same name and is refused instead of paid twice.
     """
 
-    def __init__(
-        self, secret: bytes, folder: Path | None, *, clock: Clock, randomness: Randomness
-    ) -> None:
-        self._name_key = _derived(secret, "name")
-        self._file_key = _derived(secret, "file")
-        self._folder = folder
+    def __init__(self, state_dir: Path | None, *, clock: Clock, randomness: Randomness) -> None:
+        secret = None if state_dir is None else load_secret(state_dir, randomness)
+        self._name_key = None if secret is None else _derived(secret, "name")
+        self._file_key = b"" if secret is None else _derived(secret, "file")
+        self._folder = folder = None if state_dir is None else state_dir / FOLDER
         self._clock = clock
         self._randomness = randomness
         self._sizes: OrderedDict[str, tuple[int, int]] = OrderedDict()  # made at ms, bytes
@@ -140,9 +138,12 @@ class KeptRequests:
             self._find(folder)
 
     def name(self, caller: str, key: str) -> str:
-        """What stands for a caller's key at the gateway, who cannot test guesses of it."""
+        """What stands for a caller's key at the gateway: with a state directory's secret nobody
+        who does not hold that can test guesses of it, without it nobody but who sees API keys.
+        """
         message = hashlib.sha256(caller.encode()).digest() + key.encode()
-        return hmac.digest(self._name_key, message, "sha256").hex()
+        name_key = self._name_key or _derived(caller.encode(), "name")
+        return hmac.digest(name_key, message, "sha256").hex()
 
     def put(self, name: str, kept: KeptRequest) -> None:
         """Write, before the request is sent. A disk that refuses costs the memory, not the job."""

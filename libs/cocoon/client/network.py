@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from cocoon.client.directory import Directory
 from cocoon.client.door import Door
 from cocoon.client.gateway import Gateway, open_http
-from cocoon.client.kept import FOLDER, KeptRequests, load_secret
+from cocoon.client.kept import KeptRequests
 from cocoon.client.session import Preferences, SealedSession
 from cocoon.client.trust import TrustKeeper
 from cocoon.evidence.trust import TrustAnchors, load_trust
@@ -63,9 +63,8 @@ class Network:
         )
         check_options(options)
         keeper = TrustKeeper(trust, clock=options.clock, state_dir=options.state_dir)
-        folder = None if options.state_dir is None else Path(options.state_dir)
         kept = KeptRequests(
-            load_secret(folder, options.randomness), folder and folder / FOLDER,
+            None if options.state_dir is None else Path(options.state_dir),
             clock=options.clock, randomness=options.randomness,
         )  # fmt: skip
         self._http = open_http(options.gateway_url)  # last of what can fail: it must be closed
@@ -91,6 +90,7 @@ class Network:
         """Cancel running jobs, end refreshes, close the lines."""
         await self.door.aclose()
         await self._directory.aclose()
+        await self.gateway.aclose()
         await self._http.close()
 
 

@@ -116,12 +116,16 @@ class SealedSession:
         job = await self.prepare(
             body, api_key=api_key, endpoint=endpoint, idempotency_key=idempotency_key
         )
-        async with aclosing(job.run()) as pieces:
-            async for piece in pieces:
-                if isinstance(piece, Chunk):
-                    yield json.loads(piece.content)
-                elif isinstance(piece, Ended) and piece.body is not None:
-                    yield json.loads(piece.body)
+        try:
+            async with aclosing(job.run()) as pieces:
+                async for piece in pieces:
+                    if isinstance(piece, Chunk):
+                        yield json.loads(piece.content)
+                    elif isinstance(piece, Ended) and piece.body is not None:
+                        yield json.loads(piece.body)
+        except (GeneratorExit, asyncio.CancelledError):
+            job.abandon()
+            raise
 
     def _earlier(self, ask: _Ask) -> Sealing | None:
         """What was sealed under the same key before, here or by a process before this one.

@@ -210,6 +210,7 @@ def test_a_caller_that_cannot_retry_cancels_its_job_by_leaving(
     network.faults.slow_first = True
     leave(sidecar, ASK, lambda: network.paid, {})
     assert network.cancelled.wait(10)
+    until(lambda: network.deleted == list(network.jobs))  # said, not left to the line's end
 
 
 def test_a_caller_that_may_retry_gets_a_grace_and_then_a_clear_conflict(
@@ -244,6 +245,21 @@ def test_closing_the_client_cancels_what_runs(network: TestNetwork) -> None:
     next(iter(stream))
     client.close()
     assert network.cancelled.wait(2)
+    assert network.deleted == list(network.jobs)
+
+
+def test_closing_the_client_leaves_a_job_that_has_a_key_to_whoever_comes_back(
+    network: TestNetwork,
+) -> None:
+    network.faults.slow_after = 4
+    client = retrying(network, max_retries=0)
+    stream = client.chat.completions.create(
+        **ASK, stream=True, extra_headers={"idempotency-key": "k"}
+    )
+    next(iter(stream))
+    client.close()
+    assert network.cancelled.wait(2)  # its line is closed
+    assert network.deleted == []
 
 
 async def test_a_stream_that_the_client_closes_under_its_reader_ends_with_an_error(

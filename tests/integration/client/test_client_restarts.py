@@ -73,7 +73,9 @@ def test_the_gateway_can_not_test_guesses_of_a_key(network: TestNetwork, tmp_pat
     for folder in (tmp_path / "a", tmp_path / "b", None):
         with client(network, folder) as made:
             made.chat.completions.create(**ASK, **ONE)
-    assert len(network.keys) == 3  # each client has names of its own
+    assert len(network.keys) == 3  # each state directory has names of its own
+    with client(network) as made, pytest.raises(openai.ConflictError):
+        made.chat.completions.create(**ASK, **ONE)  # without one they are refused, not paid twice
     for file in (tmp_path / "a").rglob("*"):
         if file.is_file():
             assert stat.S_IMODE(file.stat().st_mode) == 0o600

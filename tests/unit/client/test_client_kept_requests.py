@@ -24,7 +24,6 @@ from cocoon.sealing import (
 )
 
 RANDOM = SystemRandomness()
-SECRET = bytes(range(32))
 
 
 class Hand:
@@ -64,11 +63,16 @@ def example(body: bytes = b"{}", again: tuple[str, ...] = ()) -> tuple[KeptReque
     return made, sealed.envelope
 
 
-def requests(folder: Path | None, clock: Hand, secret: bytes = SECRET) -> KeptRequests:
-    return KeptRequests(secret, folder, clock=clock, randomness=RANDOM)
+def requests(state_dir: Path | None, clock: Hand) -> KeptRequests:
+    return KeptRequests(state_dir, clock=clock, randomness=RANDOM)
 
 
-def test_what_was_kept_comes_back_whole_after_a_restart(tmp_path: Path) -> None:
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / keeping.FOLDER
+
+
+def test_what_was_kept_comes_back_whole_after_a_restart(tmp_path: Path, folder: Path) -> None:
     made, envelope = example(again=("failed",))
     clock = Hand()
     clock.at_ms = int((tmp_path.stat().st_mtime_ns) // 1_000_000)
@@ -76,50 +80,51 @@ def test_what_was_kept_comes_back_whole_after_a_restart(tmp_path: Path) -> None:
     again = requests(tmp_path, clock)
     assert again.get("name") == made
     assert again.get("other") is None
-    assert envelope not in (tmp_path / "name").read_bytes()
+    assert envelope not in (folder / "name").read_bytes()
     assert str(len(envelope)) in repr(made)
     assert "ab" not in repr(made)
 
 
-def test_a_file_that_was_changed_moved_or_anothers_is_dropped(tmp_path: Path) -> None:
+def test_a_file_that_was_changed_moved_or_anothers_is_dropped(tmp_path: Path, folder: Path) -> None:
     clock = Hand()
     clock.at_ms = int((tmp_path.stat().st_mtime_ns) // 1_000_000)
     first = requests(tmp_path, clock)
     for name in ("changed", "moved", "cut", "foreign"):
         first.put(name, example()[0])
-    data = bytearray((tmp_path / "changed").read_bytes())
+    data = bytearray((folder / "changed").read_bytes())
     data[-1] ^= 1
-    (tmp_path / "changed").write_bytes(data)
-    (tmp_path / "moved").rename(tmp_path / "elsewhere")
-    (tmp_path / "cut").write_bytes(b"12")
+    (folder / "changed").write_bytes(data)
+    (folder / "moved").rename(folder / "elsewhere")
+    (folder / "cut").write_bytes(b"12")
     again = requests(tmp_path, clock)
     assert [again.get(name) for name in ("changed", "elsewhere", "cut")] == [None] * 3
-    assert requests(tmp_path, clock, bytes(32)).get("foreign") is None
-    assert not list(tmp_path.iterdir())
+    (tmp_path / keeping.SECRET_FILE).write_bytes(bytes(32))
+    assert requests(tmp_path, clock).get("foreign") is None
+    assert not list(folder.iterdir())
 
 
 def test_the_store_is_bounded_in_number_bytes_and_age(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keeping, "MAX_KEPT", 3)
     clock = Hand()
     store = requests(tmp_path, clock)
     for number in range(6):
         store.put(str(number), example()[0])
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["3", "4", "5"]
-    size = (tmp_path / "3").stat().st_size
+    assert sorted(file.name for file in folder.iterdir()) == ["3", "4", "5"]
+    size = (folder / "3").stat().st_size
     monkeypatch.setattr(keeping, "MAX_KEPT_BYTES", 2 * size)
     store.put("6", example()[0])
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["5", "6"]
+    assert sorted(file.name for file in folder.iterdir()) == ["5", "6"]
     store.put("6", example()[0])  # sealed again: one file, counted once
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["5", "6"]
+    assert sorted(file.name for file in folder.iterdir()) == ["5", "6"]
     clock.at_ms = keeping.KEPT_MS + 1
     assert store.get("6") is None
-    assert not list(tmp_path.iterdir())
+    assert not list(folder.iterdir())
 
 
 def test_a_full_disk_costs_the_memory_and_not_the_job(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = requests(tmp_path, Hand())
 
@@ -131,19 +136,19 @@ def test_a_full_disk_costs_the_memory_and_not_the_job(
     assert store.get("name") is None
 
 
-def test_names_differ_by_client_caller_and_key(tmp_path: Path) -> None:
+def test_names_differ_by_client_caller_and_key(tmp_path: Path, folder: Path) -> None:
     clock = Hand()
-    mine, others = requests(None, clock), requests(None, clock, bytes(32))
-    names = {mine.name("a", "k"), mine.name("b", "k"), mine.name("a", "l"), others.name("a", "k")}
-    assert len(names) == 4
+    plain, mine, others = (requests(at, clock) for at in (None, tmp_path, tmp_path / "other"))
+    names = {item.name(*who) for item in (plain, mine, others) for who in ("ak", "bk", "al")}
+    assert len(names) == 9
     assert mine.name("a", "k") == requests(tmp_path, clock).name("a", "k")
+    assert plain.name("a", "k") == requests(None, clock).name("a", "k")
     assert all(len(name) == 64 for name in names)
 
 
 def test_the_secret_is_made_once(tmp_path: Path) -> None:
-    folder = tmp_path / "new" / "state"
-    first = load_secret(folder, RANDOM)
-    assert load_secret(folder, RANDOM) == first
+    state_dir = tmp_path / "new" / "state"
+    first = load_secret(state_dir, RANDOM)
+    assert load_secret(state_dir, RANDOM) == first
     assert len(first) == 32
-    assert [file.name for file in folder.iterdir()] == [keeping.SECRET_FILE]
-    assert load_secret(None, RANDOM) != load_secret(None, RANDOM)
+    assert [file.name for file in state_dir.iterdir()] == [keeping.SECRET_FILE]
