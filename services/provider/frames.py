@@ -34,14 +34,6 @@ def encode(kind: int, offset: int, data: bytes, blob_hash: bytes = b"") -> bytes
     return bytes((kind,)) + offset.to_bytes(8, "big") + blob_hash + data
 
 
-def decode(body: bytes) -> tuple[int, int, bytes, bytes]:
-    """Return (kind, offset, blob hash or b"", data). Raises ValueError if it is malformed."""
-    if len(body) < 9 or body[0] not in (MORE, LAST) or (body[0] == LAST and len(body) < 41):
-        raise ValueError("this is not a frame message")
-    start = 41 if body[0] == LAST else 9
-    return body[0], int.from_bytes(body[1:9], "big"), body[9:start], body[start:]
-
-
 class FrameSender:
     """Publishes frames for this provider."""
 

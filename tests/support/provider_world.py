@@ -59,7 +59,7 @@ from cocoon.sealing import (
     verify_bundle,
 )
 from services.provider import main as agent_main
-from services.provider.frames import LAST, decode
+from services.provider.frames import LAST, MORE
 from services.provider.settings import ProviderSettings
 from tests.support.servers import Bus
 
@@ -263,7 +263,10 @@ class ProviderWorld:
         job = self.jobs.get((job_id, int(epoch)))
         if job is None:
             return
-        kind, offset, blob_hash, data = decode(message.data)
+        kind, offset = message.data[0], int.from_bytes(message.data[1:9], "big")
+        assert kind in (MORE, LAST)
+        start = 41 if kind == LAST else 9
+        blob_hash, data = message.data[9:start], message.data[start:]
         job.frames[offset] = data
         job.began.set()
         if kind == LAST:

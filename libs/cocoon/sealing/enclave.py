@@ -85,14 +85,12 @@ def accept_request(
     policy_hashes: Collection[bytes],
     model_ids: Collection[bytes],
     expected_req_hash: bytes | None = None,
-    latest_not_after_ms: int | None = None,
 ) -> Accepted:
     """Check all that the clear header tells, before any key is used.
 
     policy_hashes: the current one and, for an hour, the one before. expected_req_hash: what the
-    dispatch named, so that no other body runs under the same header. latest_not_after_ms: the
-    held keys' end. Raises SealingError: what parse_header raises, wrong_job, expired,
-    wrong_policy, wrong_model, unknown_key, bad_request.
+    dispatch named, so that no other body runs under the same header. Raises SealingError: what
+    parse_header raises, wrong_job, expired, wrong_policy, wrong_model, unknown_key.
     """
     header, header_len = parse_header(envelope)
     req_hash = request_hash(envelope)
@@ -100,8 +98,6 @@ def accept_request(
         refuse("wrong_job", "These are not the bytes that the dispatch named.")
     if now_ms > header.not_after_ms:
         refuse("expired", "The request's time is over; make a new one.")
-    if latest_not_after_ms is not None and header.not_after_ms > latest_not_after_ms:
-        refuse("bad_request", "The request outlives the enclave's key.", param="not_after_ms")
     if header.policy_hash not in policy_hashes:
         refuse("wrong_policy", "The request was made under another policy; refresh and reseal.")
     if header.model_id not in model_ids:
@@ -152,7 +148,6 @@ def open_request(
     policy_hashes: Collection[bytes],
     model_ids: Collection[bytes],
     expected_req_hash: bytes | None = None,
-    latest_not_after_ms: int | None = None,
 ) -> OpenedRequest:
     """Accept, derive and open in one call; `resp_eph_sk` is 32 fresh random bytes, used once.
 
@@ -162,7 +157,6 @@ def open_request(
     accepted = accept_request(
         envelope, key_ids=keys.key_ids(), now_ms=now_ms, policy_hashes=policy_hashes,
         model_ids=model_ids, expected_req_hash=expected_req_hash,
-        latest_not_after_ms=latest_not_after_ms,
     )  # fmt: skip
     slot = accepted.slot
     exports = keys.job_exports(slot.key_id, slot.enc, accepted.fixed_header, resp_eph_sk)

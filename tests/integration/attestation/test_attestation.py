@@ -32,6 +32,7 @@ from cocoon.kernel.errors import (
     RateLimited,
     Unavailable,
 )
+from cocoon.telemetry import metrics
 from tests.support.attestation_world import (
     MODEL_ID,
     OTHER_MODEL_ID,
@@ -153,6 +154,20 @@ async def test_every_refusal_reaches_the_provider_with_its_code_and_none_is_in_t
             assert " " in refused.value.message
             assert status == 413 or (refused.value.retry_after_s or 0) > 0
     assert await network.types() == ["PolicyPublished", "ProviderEnrolled"]
+
+
+async def test_verdicts_are_counted_under_their_codes(network: Network) -> None:
+    def counted(outcome: str, code: str) -> float:
+        labels = {"outcome": outcome, "code": code}
+        return metrics.REGISTRY.get_sample_value("cocoon_verdicts_total", labels) or 0.0
+
+    before = counted("ok", "ok"), counted("reject", "models_mismatch"), counted("reject", "other")
+    async with network.running():
+        provider = await (await Provider.connect(network)).admitted()
+        with pytest.raises(CocoonError):
+            await provider.attest(claims={"models_root": bytes(32)})
+    after = counted("ok", "ok"), counted("reject", "models_mismatch"), counted("reject", "other")
+    assert after == (before[0] + 1, before[1] + 1, before[2])
 
 
 async def test_a_challenge_is_good_once_and_for_five_minutes_of_its_provider(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import tracemalloc
 from dataclasses import replace
 
 import pytest
@@ -17,6 +18,7 @@ from cocoon.sealing import (
     KeyBundle,
     KeyRing,
     Receipt,
+    Remembered,
     ReplayMemory,
     Status,
     check_chain,
@@ -27,6 +29,7 @@ from cocoon.sealing import (
     verify_receipt,
 )
 from cocoon.sealing.keys import BUNDLE_BYTES, CLOCK_SKEW_MS, MAX_BUNDLE_MS
+from cocoon.sealing.replay import JOB_BYTES, MAX_OUTCOMES, MINUTE_MS
 from tests.support import sealing_world as world
 
 OTHER = SigningKey(b"\x07" * 32)
@@ -257,56 +260,83 @@ def test_another_body_under_the_same_header_is_a_replay() -> None:
 
 
 def test_a_full_memory_is_busy_and_forgets_only_what_expired() -> None:
-    memory: ReplayMemory[str] = ReplayMemory(capacity=2)
-    begin(memory, 1, not_after_ms=50)
-    begin(memory, 2)
+    memory: ReplayMemory[str] = ReplayMemory(2 * JOB_BYTES)
+    begin(memory, 1, not_after_ms=MINUTE_MS - 1)
+    begin(memory, 2, not_after_ms=MINUTE_MS)
     with pytest.raises(SealingError) as refused:
         begin(memory, 3)
     assert code_of(refused) == "busy"
     with pytest.raises(SealingError):
-        begin(memory, 3, now_ms=50)
-    assert begin(memory, 3, now_ms=51) is None
+        begin(memory, 3, not_after_ms=MINUTE_MS, now_ms=MINUTE_MS - 1)
+    assert begin(memory, 3, not_after_ms=MINUTE_MS, now_ms=MINUTE_MS) is None
     with pytest.raises(SealingError) as late:
-        begin(memory, 1, not_after_ms=50, now_ms=51)
+        begin(memory, 1, not_after_ms=MINUTE_MS - 1, now_ms=MINUTE_MS)
     assert code_of(late) == "expired"
     memory.finish(bytes([1]) * 16, b"enc", "too late")
     assert len(memory) == 2
     with pytest.raises(ValueError, match="at least one"):
-        ReplayMemory(capacity=0)
+        ReplayMemory(JOB_BYTES - 1)
+
+
+def test_a_repeat_never_runs_again_however_many_jobs_came_since() -> None:
+    memory: ReplayMemory[str] = ReplayMemory()
+    begin(memory, 1)
+    memory.finish(bytes([1]) * 16, b"enc", "stored")
+    for number in range(MAX_OUTCOMES):
+        name = number.to_bytes(16, "big")
+        memory.begin(name, b"other", req_hash=b"h", not_after_ms=100, now_ms=0)
+    repeat = begin(memory, 1)
+    assert repeat == Remembered(b"h")  # begun, but its outcome is no longer at hand
+
+
+def test_what_a_remembered_job_costs_stays_under_what_is_counted_for_it() -> None:
+    memory: ReplayMemory[str] = ReplayMemory()
+    names = [number.to_bytes(16, "big") for number in range(200_000)]
+    for name in names[:MAX_OUTCOMES]:
+        memory.begin(name, b"e", req_hash=b"h", not_after_ms=0, now_ms=0)
+    tracemalloc.start()
+    try:
+        for name in names[MAX_OUTCOMES:]:
+            memory.begin(name, b"e", req_hash=b"h", not_after_ms=0, now_ms=0)
+        used, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    outcomes = 400 * MAX_OUTCOMES  # theirs are bounded by their number
+    assert used < JOB_BYTES * len(names) + outcomes
 
 
 class ReplayMachine(RuleBasedStateMachine):
-    """Whatever comes in whatever order: within its time a job begins at most once."""
+    """Whatever comes in whatever order: a job begins at most once, and repeats are known."""
 
     jobs = Bundle("jobs")
 
     def __init__(self) -> None:
         super().__init__()
-        self.memory: ReplayMemory[int] = ReplayMemory(capacity=3)
+        self.memory: ReplayMemory[int] = ReplayMemory(3 * JOB_BYTES)
         self.now = 0
-        self.begun: dict[bytes, int] = {}
+        self.begun: set[bytes] = set()
 
-    @rule(target=jobs, number=st.integers(0, 8), ttl=st.integers(0, 30))
+    @rule(target=jobs, number=st.integers(0, 255), ttl=st.integers(0, 3 * MINUTE_MS))
     def job(self, number: int, ttl: int) -> tuple[bytes, int]:
-        return bytes([number]) * 16, ttl
+        name = bytes([number]) * 8 + (self.now + ttl).to_bytes(8, "big")
+        return name, self.now + ttl
 
     @rule(job=jobs)
     def begin(self, job: tuple[bytes, int]) -> None:
-        name, ttl = job
+        name, not_after_ms = job
         try:
             known = self.memory.begin(
-                name, b"e", req_hash=b"h", not_after_ms=self.now + ttl, now_ms=self.now
+                name, b"e", req_hash=b"h", not_after_ms=not_after_ms, now_ms=self.now
             )
         except SealingError as refused:
-            if refused.code != "busy":
-                raise
+            expected = "expired" if self.now > not_after_ms else "busy"
+            assert refused.code == expected  # noqa: PT017 - inside a state machine's rule
+            assert expected == "expired" or name not in self.begun
             return
-        live = name in self.begun and self.begun[name] >= self.now
-        assert (known is not None) == live
-        if known is None:
-            self.begun[name] = self.now + ttl
+        assert (known is not None) == (name in self.begun)
+        self.begun.add(name)
 
-    @rule(step=st.integers(0, 20))
+    @rule(step=st.integers(0, 2 * MINUTE_MS))
     def pass_time(self, step: int) -> None:
         self.now += step
 
