@@ -32,6 +32,8 @@ from cocoon.sealing import (
 )
 from services.provider.backends.base import Ended, Piece
 
+FIXED_ANSWER_BYTES: Final = 16 * 1024  # the head, usage, receipt and one object's padding
+TOKEN_ANSWER_BYTES: Final = 1024  # one token alone in its record, and what surrounds it
 NOTHING: Final = TokenUsage(prompt=0, completion=0)
 
 
@@ -96,6 +98,11 @@ def read_request(
             param="stream", code="invalid_value",
         )  # fmt: skip
     return request
+
+
+def spooled_bytes(max_output_tokens: int, most: int) -> int:
+    """Room on disk that a job's sealed answer is expected to need, at most `most` bytes."""
+    return min(most, FIXED_ANSWER_BYTES + TOKEN_ANSWER_BYTES * max_output_tokens)
 
 
 class Telling:

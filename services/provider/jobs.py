@@ -24,7 +24,7 @@ from cocoon.sealing import MAX_ENVELOPE_BYTES, Status, outside_code
 from cocoon.telemetry import metrics
 from cocoon.telemetry.logs import get_logger
 from cocoon.telemetry.tracing import span
-from services.provider.answering import check_price
+from services.provider.answering import check_price, spooled_bytes
 from services.provider.enclave import Enclave
 from services.provider.frames import FrameSender, Route
 from services.provider.running import JobRun, RunningJob, SealedResult, Served
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 _log = get_logger("cocoon.provider.jobs")
 MAX_CANCELS: Final = 1024
+JOB_MAX_BYTES: Final = 16 * 1024 * 1024
 _WORDS: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
 Prices = tuple[int, int, int]  # input, cached input, output; nanoTON per million tokens
 
@@ -75,7 +76,7 @@ class Jobs:
     def __init__(
         self, nc: Client, provider_id: str, enclave: Enclave, served: Served, spool: Spool,
         submitter: Submitter, sender: FrameSender, clock: Clock, *, concurrency: int,
-        prices: Collection[Prices], job_timeout_s: float,
+        prices: Collection[Prices], job_timeout_s: float, job_max_bytes: int = JOB_MAX_BYTES,
     ) -> None:  # fmt: skip
         self._nc = nc
         self._provider_id = provider_id
@@ -88,6 +89,7 @@ class Jobs:
         self._concurrency = concurrency
         self._prices = frozenset(prices)
         self._job_timeout_s = job_timeout_s
+        self._job_max_bytes = job_max_bytes
         self._running: dict[str, RunningJob] = {}
         self._opening = 0
         self._cancels: dict[str, int] = {}  # of jobs that do not run yet, or no more; oldest first
@@ -194,6 +196,9 @@ class Jobs:
             raise BadRequest("the dispatch names another job than the envelope")
         self._check_terms(dispatch, header.model_id)
         now_ms = self._clock.now_ms()
+        kept_bytes = spooled_bytes(header.max_output_tokens, self._job_max_bytes)
+        if not self._spool.has_room(kept_bytes):
+            _busy("The disk has no room for this job's result.")
         known = self._enclave.replay.begin(
             header.job_id, enc, req_hash=opened.req_hash, not_after_ms=header.not_after_ms,
             now_ms=now_ms,
@@ -210,9 +215,10 @@ class Jobs:
         job.cancelled = self._cancels.pop(dispatch.job_id, None) in (0, dispatch.route.epoch)
         run = JobRun(
             job, self._enclave, self._served, self._sender.send, self._clock,
-            job_timeout_s=self._job_timeout_s,
+            job_timeout_s=self._job_timeout_s, max_bytes=self._job_max_bytes,
         )  # fmt: skip
         run.begin()  # before the reply goes out: the first token waits for the engine alone
+        self._spool.reserve(dispatch.job_id, kept_bytes)
         self._running[dispatch.job_id] = job
         metrics.IN_FLIGHT.inc()
         self._start(self._run(job, run))
@@ -249,6 +255,7 @@ class Jobs:
 
     def _forget(self, job: RunningJob) -> None:
         if self._running.pop(job.job_id, None) is not None:
+            self._spool.release(job.job_id)
             metrics.IN_FLIGHT.dec()
 
     async def _deliver(self, job: RunningJob, result: SealedResult) -> None:

@@ -225,6 +225,7 @@ def _jobs(
     return Jobs(
         nc, name, enclave, served, spool, submitter, FrameSender(nc, name), clock,
         concurrency=settings.concurrency, prices=[prices], job_timeout_s=settings.job_timeout_s,
+        job_max_bytes=settings.job_max_bytes,
     )  # fmt: skip
 
 

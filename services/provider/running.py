@@ -90,7 +90,7 @@ class JobRun:
 
     def __init__(
         self, job: RunningJob, enclave: Enclave, served: Served, send: Send, clock: Clock,
-        *, job_timeout_s: float,
+        *, job_timeout_s: float, max_bytes: int,
     ) -> None:  # fmt: skip
         self._job = job
         self._enclave = enclave
@@ -98,6 +98,8 @@ class JobRun:
         self._send = send
         self._clock = clock
         self._timeout_s = job_timeout_s
+        self._max_bytes = max_bytes
+        self._said_bytes = 0  # of text; sealed, it is no shorter
         self._sealer = ResponseSealer(job.opened)
         self._news = asyncio.Event()
         self._unsent = bytearray()
@@ -193,6 +195,12 @@ class JobRun:
                 telling.prompt_tokens = prompt_tokens or 0
             case Piece():
                 self._first()
+                self._said_bytes += len(output.text)
+                if max(self._said_bytes, len(self._job.whole)) > self._max_bytes:
+                    raise Unavailable(
+                        "The answer is longer than this provider keeps; ask for fewer tokens.",
+                        code="answer_too_long",
+                    )
                 telling.add(output)
             case Ended():
                 self._closing = True

@@ -63,6 +63,7 @@ class ProviderSettings(BaseSettings):
     lease_hold_s: Annotated[float, Field(ge=0)] = 600.0  # heartbeats name unsettled results so long
     spool_max_items: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
     spool_max_bytes: Annotated[int, Field(ge=2**20)] = 1024 * 1024 * 1024
+    job_max_bytes: Annotated[int, Field(ge=2**16, le=2**26)] = 16 * 1024 * 1024  # of one answer
 
     observe_host: str = "127.0.0.1"
     observe_port: Annotated[int, Field(ge=0, le=65_535)] = 0

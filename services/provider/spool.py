@@ -22,6 +22,7 @@ from cocoon.kernel.errors import ConfigurationError
 
 SUFFIX: Final = ".sealed"
 MAX_HEAD_BYTES: Final = 4096
+MIN_FREE_BYTES: Final = 64 * 1024  # of the disk; room for heads and the folder itself
 
 
 class SpoolHead(Contract):
@@ -56,12 +57,17 @@ class SpoolItem:
 
 @dataclass(slots=True)
 class Spool:
-    """A folder of at most `max_items` results and `max_bytes` of ciphertext."""
+    """A folder of at most `max_items` results and `max_bytes` of ciphertext.
+
+    What runs has room reserved, so that a result finds its place when it is done.
+    """
 
     folder: Path
     max_items: int
     max_bytes: int
     _jobs: dict[str, dict[int, SpoolItem]] = field(default_factory=dict)  # by job, by epoch
+    _reserved: dict[str, int] = field(default_factory=dict)  # by job
+    _reserved_bytes: int = 0
     _count: int = 0
     _bytes: int = 0
 
@@ -78,8 +84,33 @@ class Spool:
         except OSError:
             raise ConfigurationError(f"the spool folder {self.folder} cannot be used") from None
 
-    def has_room(self) -> bool:
-        return self._count < self.max_items and self._bytes < self.max_bytes
+    def has_room(self, size: int = 1) -> bool:
+        """Whether another result of `size` bytes fits, within the bounds and on the disk."""
+        wanted = self._reserved_bytes + size
+        return (
+            self._count + len(self._reserved) < self.max_items
+            and self._bytes + wanted <= self.max_bytes
+            and wanted + MIN_FREE_BYTES <= self._free_bytes()
+        )
+
+    def reserve(self, job_id: str, size: int) -> bool:
+        """Keep room for a job that begins. False if there is none."""
+        if job_id in self._reserved or not self.has_room(size):
+            return False
+        self._reserved[job_id] = size
+        self._reserved_bytes += size
+        return True
+
+    def release(self, job_id: str) -> None:
+        """The job has ended: its result, if any, is counted in."""
+        self._reserved_bytes -= self._reserved.pop(job_id, 0)
+
+    def _free_bytes(self) -> int:
+        try:
+            disk = os.statvfs(self.folder)
+        except OSError:
+            return self.max_bytes * 2  # it does not tell: what is written there will
+        return disk.f_bavail * disk.f_frsize
 
     def __len__(self) -> int:
         return self._count
@@ -93,15 +124,18 @@ class Spool:
         return epochs[max(epochs)] if epochs else None
 
     def write(self, head: SpoolHead, response: bytes) -> SpoolItem:
-        """Write and fsync one result; call it off the event loop. Raises OSError."""
+        """Write and fsync one result; call it off the event loop.
+
+        Raises OSError, a full disk's too, and leaves nothing half-written behind.
+        """
         path = self.folder / f"{head.job_id}.{head.epoch}{SUFFIX}"
         partial = path.with_suffix(".partial")
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(head.to_canonical() + b"\n" + response)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        try:
+            _write_durably(partial, head.to_canonical() + b"\n" + response)
+            partial.replace(path)
+        except OSError:
+            partial.unlink(missing_ok=True)  # it would hold the very space that lacks
+            raise
         folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(folder)
@@ -126,6 +160,17 @@ class Spool:
         if not epochs:
             self._jobs.pop(item.head.job_id, None)
         item.path.unlink(missing_ok=True)
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        left = memoryview(data)
+        while left:
+            left = left[os.write(descriptor, left) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _load(path: Path) -> SpoolItem | None:

@@ -181,8 +181,9 @@ class Enclave:
 class SimRun:
     """services.provider.running.JobRun with an engine that needs time and says random bytes."""
 
-    def __init__(self, job: RunningJob, enclave: Enclave, served: Served, send: Any, clock: Any,
-                 *, job_timeout_s: float) -> None:  # fmt: skip
+    def __init__(
+        self, job: RunningJob, enclave: Enclave, served: Served, send: Any, clock: Any, **_: object
+    ) -> None:
         self._job, self._enclave, self._send = job, enclave, send
         self._stopped = asyncio.Event()
 
@@ -244,7 +245,7 @@ class Agent:
         self.id = provider_id(bytes(self.identity.verify_key))
         self.boots = 0
         self.clock = world.new_clock()
-        self.spool = MemorySpool(Path("spool"), 100, 2**20, world=world)
+        self.spool = MemorySpool(Path("spool"), 100, 2**30, world=world)
         self.enclave: Enclave | None = None
 
     async def run(self) -> None:

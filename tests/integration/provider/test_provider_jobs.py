@@ -6,11 +6,14 @@ import asyncio
 import secrets
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cocoon.bus.sealed import get_sealed
+from cocoon.contracts import messages as m
+from cocoon.contracts import subjects
 from cocoon.domain.pricing import TokenCounts, price
 from cocoon.kernel.clock import SystemRandomness
 from cocoon.sealing import Profile, Status, check_chain
@@ -18,6 +21,7 @@ from services.provider.backends.onnx import OnnxBackend
 from services.provider.settings import SHIPPED_MODEL
 from tests.support.engine_server import EngineServer
 from tests.support.provider_world import ENDLESS, ProviderWorld
+from tests.support.small_disk import fill, small_disk
 
 COUNTED = "1 2 3 4 5 6 7 8 9"
 
@@ -292,3 +296,50 @@ def test_the_agent_loads_no_database_code_and_no_devnet() -> None:
         f"sys.exit(any(name.startswith({forbidden}) for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+async def test_a_disk_that_fills_up_costs_no_answer_and_takes_no_new_jobs(
+    world: ProviderWorld, tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "disk", 1024) as disk:
+        async with world.agent(data_dir=disk):
+            job = await world.accepted(world.seal(**{**ENDLESS, "max_output": 100}))
+            await job.began.wait()
+            fill(disk / "filler")
+            assert (await world.ended(job)).receipt.status is Status.LENGTH
+            await world.until(lambda: len(world.submitted) == 1, "submitted without the disk")
+            reply, _ = await world.dispatch(world.seal())
+            assert (reply.accepted, reply.code) == (False, "busy")
+            (disk / "filler").unlink()
+            assert (await world.ask()).receipt.status is Status.COMPLETE
+        assert [path.suffix for path in (disk / "spool").iterdir()] == []
+
+
+async def test_an_answer_over_the_agents_bound_fails_and_is_free(world: ProviderWorld) -> None:
+    async with world.agent(job_max_bytes=2**16):
+        opened = await world.ask(**ENDLESS)
+    assert (opened.receipt.status, opened.receipt.price_nanoton) == (Status.FAILED, 0)
+    assert opened.error is not None
+    assert opened.error["code"] == "answer_too_long"
+
+
+async def test_a_cancel_that_comes_while_the_request_is_being_opened_is_heeded(
+    world: ProviderWorld,
+) -> None:
+    async with world.agent():
+        for early in (True, False):  # before the dispatch, or right behind it
+            sealed = world.seal(**ENDLESS)
+            job_id = sealed.secrets.header.job_id.hex()
+            cancel = m.CancelJob(job_id=job_id, epoch=1).to_canonical()
+            subject = subjects.cancel_job(world.provider_id)
+            if early:
+                await world.gateway.publish(subject, cancel)
+            asked = asyncio.create_task(world.dispatch(sealed))
+            if not early:
+                await asyncio.sleep(0)  # the dispatch is on its way
+                await world.gateway.publish(subject, cancel)
+            reply, job = await asked
+            assert reply.accepted
+            opened = await world.ended(job)
+            assert (opened.receipt.status, opened.receipt.price_nanoton) == (Status.CANCELLED, 0)
+            assert opened.data == []

@@ -9,6 +9,7 @@ import pytest
 
 from cocoon.kernel.errors import ConfigurationError
 from services.provider.spool import Spool, SpoolHead
+from tests.support.small_disk import fill, small_disk
 
 RESPONSE = b"CAI1" + bytes(range(256)) + b"\n" * 3
 
@@ -74,6 +75,40 @@ def test_a_full_spool_says_so(tmp_path: Path) -> None:
     made.remove(next(iter(made)))
     assert made.has_room()
     assert not spool(tmp_path, max_bytes=len(RESPONSE)).has_room()
+
+
+def test_what_runs_has_its_room_reserved(tmp_path: Path) -> None:
+    made = spool(tmp_path)  # 3 results, 10,000 bytes
+    assert made.reserve("a", 6000)
+    assert not made.reserve("a", 1)
+    assert not made.reserve("b", 4001)
+    assert made.reserve("b", 3000)
+    assert made.reserve("c", 1000)
+    assert not made.has_room(0)  # three results will come
+    made.release("a")
+    made.release("a")
+    assert made.has_room(6000)
+    assert not made.has_room(6001)
+    made.keep(made.write(head(), RESPONSE))
+    assert not made.has_room(0)
+
+
+def test_a_full_disk_is_an_error_that_leaves_nothing_behind(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 256) as disk:
+        made = spool(disk / "spool", max_bytes=10**9)
+        assert made.has_room(128 * 1024)
+        assert not made.has_room(256 * 1024)  # the disk is smaller than the bound
+        filler = disk / "filler"
+        fill(filler)
+        assert not made.has_room(1)
+        big = bytes(64 * 1024)
+        with pytest.raises(OSError, match="No space"):
+            made.write(head(response=big), big)
+        assert list((disk / "spool").iterdir()) == []
+        filler.unlink()
+        made.keep(made.write(head(response=big), big))
+        assert made.has_room(1)
+        assert len(spool(disk / "spool")) == 1
 
 
 def test_others_cannot_read_it(tmp_path: Path) -> None:
