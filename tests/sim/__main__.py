@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
+import threading
 from collections import Counter
 from collections.abc import Sequence
 
@@ -13,6 +15,7 @@ from tests.sim.history import Outcome, run_history
 
 STEPS = 4_000
 PROGRESS_S = 10.0
+_asked_to_end: list[bool] = []  # by SIGTERM
 
 
 def run(
@@ -26,6 +29,8 @@ def run(
     failed: list[Outcome] = []
     began_s = told_s = wall_s()
     for number in range(histories):
+        if _asked_to_end:
+            break  # what was run until now is told
         outcome = run_history(seed + number, steps)
         add(total, outcome)
         if outcome.violations:
@@ -98,6 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--go-on", action="store_true", help="after a violation, the next seed")
     parser.add_argument("--json", action="store_true", help="print one line of JSON instead")
     chosen = parser.parse_args(arguments)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: _asked_to_end.append(True))
     total, failed = run(
         chosen.seed, chosen.steps, chosen.histories, say=not chosen.json, go_on=chosen.go_on
     )
