@@ -63,12 +63,13 @@ def _lives(pid: int | None) -> bool:
 async def _streams(http: httpx.AsyncClient, running: RunningNetwork) -> dict[str, int]:
     try:
         answer = await http.get(f"{running.nats_monitor_url}/jsz?streams=1")
-        details = answer.json()["account_details"][0]["stream_detail"]
-    except (httpx.HTTPError, KeyError, IndexError, ValueError):
+        accounts = answer.json()["account_details"]
+    except (httpx.HTTPError, KeyError, ValueError):
         return {}
     heads = {
         int(item["name"].removeprefix("EVENTS_")): int(item["state"]["last_seq"])
-        for item in details
+        for account in accounts
+        for item in account.get("stream_detail", ())
         if item["name"].startswith("EVENTS_")
     }
     return {str(shard): heads[shard] for shard in sorted(heads)}
