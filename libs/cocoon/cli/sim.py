@@ -24,6 +24,9 @@ def sim(
     histories: Annotated[
         int, typer.Option(min=1, metavar="K", help="How many seeds, counted up from the first.")
     ] = 1,
+    go_on: Annotated[
+        bool, typer.Option("--go-on", help="After a violation, go on with the next seed.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Run simulated histories of the whole network and check the sixteen invariants at each step.
@@ -35,5 +38,6 @@ def sim(
         raise ConfigurationError("there is no simulator here; run this from a checkout of Cocoon")
     os.chdir(root)
     arguments = [f"--seed={seed}", f"--steps={steps}", f"--histories={histories}"]
-    arguments += ["--json"] if as_json else []
+    flags = {"--go-on": go_on, "--json": as_json}
+    arguments += [name for name, given in flags.items() if given]
     os.execv(sys.executable, [sys.executable, "-m", "tests.sim", *arguments])  # noqa: S606
