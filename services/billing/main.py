@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 LEADER_SHARD = 0
 RETRY_S = 0.25
-GATHER_S = 0.025  # the ledger's transaction waits this long for more events: a commit costs more
+GATHER_S = 0.1  # the ledger's transaction waits this long for more events: a commit costs more
+SETTLE_S = 0.02  # and so do payments: no client waits for one, and its commit holds up the matches'
 GATHER_EVENTS = 512
 
 
@@ -53,7 +54,7 @@ async def serve(settings: BillingSettings, stop: Stop) -> None:
         stack.push_async_callback(close, nc)
         pool = await create_pool(dsn, "cocoon-billing", size=8)
         stack.push_async_callback(pool.close)
-        appenders = {shard: LogAppender(dsn, shard, ROLE) for shard in shards}
+        appenders = {shard: LogAppender(dsn, shard, ROLE, gather_s=SETTLE_S) for shard in shards}
         for appender in appenders.values():
             await appender.acquire_term()
             stack.push_async_callback(appender.close)

@@ -92,14 +92,23 @@ class _Waiting:
 class LogAppender:
     """Appends for one role on one shard, over one connection.
 
-    Whatever was queued while a call was being committed goes into the next call.
+    Whatever was queued while a call was being committed goes into the next call; with `gather_s`
+    a call also waits that long for more, because its commit costs more than many items.
     """
 
     def __init__(
-        self, dsn: str, shard: int, role: str, *, queue_limit: int = 8192, batch_limit: int = 256
+        self,
+        dsn: str,
+        shard: int,
+        role: str,
+        *,
+        queue_limit: int = 8192,
+        batch_limit: int = 256,
+        gather_s: float = 0.0,
     ) -> None:
         self._dsn, self._shard, self._role = dsn, shard, role
         self._queue_limit, self._batch_limit = queue_limit, batch_limit
+        self._gather_s = gather_s
         self._queue: deque[_Waiting] = deque()
         self._by_command: dict[str, _Waiting] = {}
         self._wake = asyncio.Event()
@@ -170,6 +179,10 @@ class LogAppender:
                 self._wake.clear()
                 await self._wake.wait()
                 continue
+            if self._gather_s and len(self._queue) < self._batch_limit:
+                await asyncio.sleep(self._gather_s)
+                if self._closed is not None:
+                    break
             count = min(len(self._queue), self._batch_limit)
             batch = [self._queue.popleft() for _ in range(count)]
             await self._commit(batch)

@@ -167,6 +167,24 @@ async def test_two_roles_write_one_dense_log(appender: LogAppender, database: Da
     assert_sound(events)
 
 
+async def test_a_writer_that_gathers_takes_later_items_into_the_same_commit(
+    database: Database,
+) -> None:
+    writer = LogAppender(database.dsn("cocoon_matcher"), 1, "matcher", gather_s=0.2)
+    await writer.acquire_term()
+    first = asyncio.create_task(writer.append(job_item(1)))
+    await asyncio.sleep(0.02)
+    later = asyncio.create_task(writer.append(job_item(2)))
+    one, other = appended(await first), appended(await later)
+    assert one.events[0].recorded_at_us == other.events[0].recorded_at_us  # one call's time
+    waiting = asyncio.create_task(writer.append(job_item(3)))
+    await asyncio.sleep(0)
+    await writer.close()
+    with pytest.raises(Unavailable):
+        await waiting
+    assert len(await whole_log(database.admin_dsn)) == 6
+
+
 async def test_shards_have_their_own_positions_and_chains(database: Database) -> None:
     writers = [LogAppender(database.dsn("cocoon_billing"), shard, "billing") for shard in (0, 1, 2)]
     for writer in writers:
