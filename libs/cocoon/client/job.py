@@ -21,6 +21,9 @@ from cocoon.sealing import Data, ErrorRecord, Finished, SealedRequest, Usage
 
 RESEAL: Final = "reseal"
 CANCELLED: Final = "job_cancelled"
+# why a job is sealed again, besides a reseal: its last status in the log
+PROVIDER_FAILED: Final = "failed"
+LINE_BROKE: Final = "cancelled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +133,7 @@ class Job:
             except CocoonError:
                 return None
             cause = str(job.get("status"))
-            causes = ("failed", "cancelled") if self._line_broke else ("failed",)
+            causes = (PROVIDER_FAILED, LINE_BROKE) if self._line_broke else (PROVIDER_FAILED,)
             if cause not in causes or job.get("price_nanoton") is not None:
                 return None
         else:

@@ -19,7 +19,7 @@ from cocoon.client.bounds import token_bounds
 from cocoon.client.choice import choose, one_model, with_assurance
 from cocoon.client.directory import Directory
 from cocoon.client.gateway import Gateway
-from cocoon.client.job import Chunk, Ended, Job, Sealing
+from cocoon.client.job import LINE_BROKE, Chunk, Ended, Job, Sealing
 from cocoon.client.kept import KeptRequest, KeptRequests
 from cocoon.client.trace import child_traceparent
 from cocoon.domain.pricing import greatest_price
@@ -101,7 +101,7 @@ class SealedSession:
         earlier = sealing is not None
         if sealing is None:
             deadline_ms = self._clock.now_ms() + REQUEST_TTL_MS
-            sealing = await self._seal(ask, deadline_ms=deadline_ms)
+            sealing = await self._seal(ask, deadline_ms)
         return Job(
             self.gateway, request, sealing, api_key=api_key,
             traceparent=child_traceparent(traceparent, self._randomness),
@@ -148,29 +148,39 @@ class SealedSession:
     async def _seal_again(self, ask: _Ask, before: Sealing, cause: str) -> Sealing:
         """Seal as another job, within the request's deadline, once there is somebody to seal to.
 
-        Raises DeadlineExceeded, Unavailable where nobody came, and what `_seal` raises.
+        The keys that did not answer are not sealed to while others may come: a provider that died
+        is listed for some seconds, and its successor has other keys. Raises what `_seal` raises.
         """
         again = (*before.again, cause)
-        waits = iter(REPLACED_AFTER_S)
-        while True:
+        header = before.sealed.secrets.header
+        for wait_s in REPLACED_AFTER_S:
+            late = self._clock.now_ms() >= header.not_after_ms  # then the keys were not at fault
+            avoid = None if cause == LINE_BROKE or late else header
             try:
-                return await self._seal(ask, deadline_ms=before.deadline_ms, again=again)
+                return await self._seal(ask, before.deadline_ms, again=again, avoid=avoid)
             except Unavailable:
-                wait_s = next(waits, None)
-                if wait_s is None:
-                    raise
                 await asyncio.sleep(wait_s)
+        return await self._seal(ask, before.deadline_ms, again=again)
 
-    async def _seal(self, ask: _Ask, *, deadline_ms: int, again: tuple[str, ...] = ()) -> Sealing:
+    async def _seal(
+        self, ask: _Ask, deadline_ms: int, *, again: tuple[str, ...] = (),
+        avoid: RequestHeader | None = None,
+    ) -> Sealing:  # fmt: skip
         """Choose and seal, and keep what a repeat after a restart needs.
 
-        To seal again the directory is read again.
+        To seal again the directory is read again. Raises Unavailable when the policy and all keys
+        are those of the header to avoid.
         """
         request = ask.request
         listing = await self._directory.listing(request.model, ask.api_key, refresh=bool(again))
         now_ms = self._clock.now_ms()
         wanted = self._preferences
-        able = one_model(with_assurance(listing.usable(now_ms), wanted.assurances))
+        usable = listing.usable(now_ms)
+        if avoid is not None and avoid.policy_hash == listing.policy_hash:
+            usable = [item for item in usable if item.bundle.key_id not in avoid.key_ids]
+            if not usable:
+                raise Unavailable("No provider has a newer key; try again.", code="no_provider")
+        able = one_model(with_assurance(usable, wanted.assurances))
         bounds = token_bounds(request, max(item.context_tokens for item in able))
         chosen = choose(
             able, max_input_tokens=bounds.max_input_tokens,

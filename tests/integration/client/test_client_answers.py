@@ -8,7 +8,7 @@ from typing import Any
 import openai
 import pytest
 
-from cocoon.client import NetworkOptions, openai_client
+from cocoon.client import NetworkOptions, openai_client, session
 from cocoon.sealing import Status
 from tests.support.client_world import KEY, TEXT, Faults, TestNetwork, served, trust
 
@@ -116,8 +116,9 @@ def test_a_rotated_key_is_sealed_to_again_once(client: openai.OpenAI, network: T
 
 
 def test_a_gateway_that_always_asks_for_a_reseal_is_obeyed_once(
-    client: openai.OpenAI, network: TestNetwork
+    client: openai.OpenAI, network: TestNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(session, "REPLACED_AFTER_S", (0.01,))  # for another key to come
     told = {"error": {"message": "Seal again.", "type": "t", "param": None, "code": "reseal"}}
     network.faults = Faults(refuse=[(409, told, {})] * 3)
     with pytest.raises(openai.ConflictError):

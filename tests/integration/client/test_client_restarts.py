@@ -25,6 +25,11 @@ FAILED_LOG = {"status": "failed", "price_nanoton": None}
 CANCELLED_LOG = {"status": "cancelled", "price_nanoton": None}
 
 
+@pytest.fixture(autouse=True)
+def _little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "REPLACED_AFTER_S", (0.01, 0.01, 0.6))
+
+
 @pytest.fixture
 def network() -> Iterator[TestNetwork]:
     world = TestNetwork()
@@ -129,7 +134,6 @@ def test_what_was_sealed_again_is_what_a_restart_repeats(
 def test_a_replacement_for_the_lost_provider_is_waited_for(
     network: TestNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "REPLACED_AFTER_S", (0.01, 0.01, 0.6))
     network.faults = Faults(refuse=[(503, LOST, {})], log=FAILED_LOG)
     enclaves, reads = network.enclaves, network.directory_reads
     with client(network) as made:
@@ -145,6 +149,27 @@ def test_a_replacement_for_the_lost_provider_is_waited_for(
         answer = made.chat.completions.create(**ASK, **ONE)
     assert answer.choices[0].message.content == TEXT
     assert network.directory_reads >= reads + 3
+
+
+def test_the_key_that_did_not_answer_is_not_sealed_to_while_another_may_come(
+    network: TestNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A provider that died stays listed for a moment; its successor has other keys."""
+    stale = {"error": {"message": "Seal again.", "type": "t", "param": None, "code": "reseal"}}
+    network.faults = Faults(refuse=[(409, stale, {})])
+    original, reads = TestNetwork._directory, network.directory_reads
+
+    async def late(self: TestNetwork, scope: Any, send: Any) -> None:
+        if self.directory_reads == reads + 2:
+            self.enclaves[0].rotate()
+        await original(self, scope, send)
+
+    monkeypatch.setattr(TestNetwork, "_directory", late)
+    with client(network) as made:
+        made.chat.completions.create(**ASK)
+    first, second = (parse_header(envelope)[0].key_ids for envelope in network.seen)
+    assert first != second
+    assert network.directory_reads == reads + 3
 
 
 def test_a_job_that_a_broken_line_cancelled_is_sealed_again(network: TestNetwork) -> None:
