@@ -156,7 +156,7 @@ async def test_an_answer_without_room_comes_from_sealed(bus: Bus, database: Data
     async with gateway_world(bus, database, buffer_bytes=2 * 1024 * 1024) as world:
         provider = world.provider
         provider.response = secrets.token_bytes(5 * 1024 * 1024)
-        step = 128 * 1024
+        step, settled = 128 * 1024, asyncio.Event()
 
         async def run(job: Dispatch) -> None:
             size = len(provider.response)
@@ -164,13 +164,14 @@ async def test_an_answer_without_room_comes_from_sealed(bus: Bus, database: Data
                 await provider.frame(job, start, start + step)
             await provider.last_frame(job, size - step)
             await provider.settle(job.job_id)
+            settled.set()
 
         provider.run = run
         for stream in (False, True, False):
             job_id, sealed = envelope(stream=stream)
             assert (await world.post(sealed)).content == provider.response
-            while (await world.get(f"/v1/jobs/{job_id}")).json()["status"] != "settled":
-                pass
+            await settled.wait()
+            settled.clear()
             stored = await world.get(f"/v1/jobs/{job_id}/response")
             assert stored.content == provider.response
 
@@ -187,16 +188,17 @@ async def test_a_stored_response_needs_room_for_two_pieces(bus: Bus, database: D
         world.provider.response = secrets.token_bytes(200_000)
         job_id, sealed = envelope()
 
+        settled = asyncio.Event()
+
         async def frame_and_settle(job: Dispatch) -> None:
             await world.provider.frame(job, 0, 100)
+            await until(lambda: world.matcher.reports)  # so the match is in the log
             await world.provider.settle(job.job_id)
+            settled.set()
 
         world.provider.run = frame_and_settle
         asked = asyncio.create_task(world.post(sealed))
-        await until(lambda: world.provider.dispatches)
-        async with asyncio.timeout(10):
-            while (await world.get(f"/v1/jobs/{job_id}")).json().get("status") != "settled":
-                pass
+        await settled.wait()
         refused = await world.get(f"/v1/jobs/{job_id}/response")
         assert (refused.status_code, code(refused)) == (429, "gateway_full")
         assert refused.headers["retry-after"]
