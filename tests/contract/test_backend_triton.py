@@ -23,6 +23,7 @@ from cocoon.kernel.errors import (
 from services.provider.backends.base import Backend, EngineLoad, Piece, Started
 from services.provider.backends.triton import TritonBackend
 from tests.contract.backend_contract import MODEL, BackendContract, collect, request
+from tests.support.cutting_proxy import cutting
 from tests.support.triton import triton_metric, triton_server
 
 RUNNING = f'cocoon_engine_running{{model="{MODEL}"}}'
@@ -48,7 +49,7 @@ def made(server: TritonServer, model: str = MODEL, **changed: Any) -> TritonBack
         "load": EngineLoad(),
         "metrics_url": server.metrics_url,
     }
-    return TritonBackend(server.url, model, **{**settings, **changed})
+    return TritonBackend(changed.pop("url", server.url), model, **{**settings, **changed})
 
 
 async def until(server: TritonServer, name: str, wanted: float) -> None:
@@ -91,6 +92,60 @@ class TestTritonBackend(BackendContract):
             await collect(backend, request(**ENDLESS), max_output=600)
         await until(server, CANCELLED, before + 1)
         await backend.close()
+
+    async def test_an_agent_that_is_cut_off_stops_its_answers(self, server: TritonServer) -> None:
+        before = triton_metric(server.metrics_url, CANCELLED)
+        with cutting(server.url.replace("grpc", "http")) as line:
+            backend = made(server, url=line.url.replace("http", "grpc"))
+            await backend.start()
+            running = [  # of different lengths, so that they share no step and take a while
+                backend.generate(
+                    request("x" * length, **ENDLESS), max_input_tokens=400, max_output_tokens=600
+                )
+                for length in range(8)
+            ]
+            for outputs in running:
+                await anext(outputs)
+        for outputs in running:
+            with pytest.raises(Unavailable):
+                async for _ in outputs:
+                    pass
+        await backend.close()
+        await until(server, RUNNING, 0)
+        assert triton_metric(server.metrics_url, CANCELLED) > before
+
+    async def test_many_who_leave_do_no_harm_to_those_who_stay(
+        self, server: TritonServer, backend: Backend
+    ) -> None:
+        async def leave(after: int) -> None:
+            outputs = backend.generate(request(), max_input_tokens=400, max_output_tokens=200)
+            async for output in outputs:
+                after -= isinstance(output, Piece)
+                if after <= 0:
+                    break
+            await outputs.aclose()
+
+        pid = server.pid
+        for turn in range(20):
+            *_, (text, _) = await asyncio.gather(
+                *(leave(turn % 10 + other) for other in range(7)),
+                collect(backend, request("Reverse: cocoon")),
+            )
+            assert text == "noococ"
+        assert server.pid == pid is not None
+
+    async def test_a_second_cancellation_does_not_cut_the_stream(
+        self, server: TritonServer, backend: Backend
+    ) -> None:
+        before = triton_metric(server.metrics_url, CANCELLED)
+        task = asyncio.create_task(collect(backend, request(**ENDLESS), max_output=600))
+        await until(server, RUNNING, 1)
+        task.cancel()
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await until(server, CANCELLED, before + 1)
+        assert (await collect(backend, request("Reverse: cocoon")))[0] == "noococ"
 
     async def test_pieces_come_one_by_one_after_the_prompts_count(self, backend: Backend) -> None:
         _, outputs = await collect(backend, request(temperature=0))

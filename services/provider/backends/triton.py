@@ -1,8 +1,8 @@
 """A Triton Inference Server as an engine: gRPC, one decoupled stream a request.
 
-Closing an answer cancels its stream, and a deadline travels with it, so the server stops too. Only
-loopback or TLS addresses are taken, because the prompt is in the clear on that way; the ids that
-the server sees are drawn for it and name no job.
+Closing an answer stops it in the server, and a deadline travels with it. Only loopback or TLS
+addresses are taken, because the prompt is in the clear on that way; the ids that the server sees
+are drawn for it and name no job.
 """
 
 from __future__ import annotations
@@ -16,19 +16,15 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 import aiohttp
-import grpc
 import numpy as np
 from tritonclient.grpc import InferInput
 from tritonclient.grpc.aio import InferenceServerClient
-from tritonclient.utils import InferenceServerException
 
 from cocoon.chat import Capabilities, ChatRequest
 from cocoon.kernel.clock import Randomness
 from cocoon.kernel.errors import (
     BadRequest,
-    CocoonError,
     ConfigurationError,
-    DeadlineExceeded,
     RateLimited,
     Unavailable,
 )
@@ -41,6 +37,7 @@ from services.provider.backends.base import (
     prompt_too_long,
 )
 from services.provider.backends.openai_compatible import LOOPBACK, check_url
+from services.provider.backends.triton_stream import BROKEN, TritonStream, broke
 from services.provider.backends.triton_wire import (
     INPUTS,
     MAX_METRICS_BYTES,
@@ -51,13 +48,12 @@ from services.provider.backends.triton_wire import (
     read_load,
     read_outputs,
     request_text,
+    stop_text,
 )
 
 MAX_SENT_BYTES: Final = 64 * 1024 * 1024
 MAX_RECEIVED_BYTES: Final = 4 * 1024 * 1024
 ASK_TIMEOUT_S: Final = 5.0
-END_TIMEOUT_S: Final = 1.0
-_BROKEN: Final = (grpc.RpcError, grpc.aio.UsageError, InferenceServerException, OSError)
 
 
 def check_address(url: str) -> tuple[str, bool]:
@@ -66,7 +62,7 @@ def check_address(url: str) -> tuple[str, bool]:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError:
-        host, port = None, None
+        parts, host, port = urlsplit(""), None, None
     whole = host and port and not (parts.username or parts.query or parts.path.strip("/"))
     near = parts.scheme == "grpc" and host in LOOPBACK
     if not whole or not (near or parts.scheme == "grpcs"):
@@ -112,7 +108,8 @@ class TritonBackend:
         self._headers = {"authorization": f"Bearer {api_key}"} if api_key else None
         self._client: InferenceServerClient | None = None
         self._http: aiohttp.ClientSession | None = None
-        self._running = 0
+        self._streams: set[TritonStream] = set()  # until their ends
+        self._ending: set[asyncio.Task[None]] = set()
         self._checked = b""  # the model's configuration that was found to fit
         self.capabilities = capabilities
         self.context_tokens = context_tokens
@@ -145,8 +142,8 @@ class TritonBackend:
             )
         try:
             self._checked = await self._configuration(self._client)
-        except _BROKEN as error:
-            raise _broke(error) from None
+        except BROKEN as error:
+            raise broke(error) from None
         self.system_fingerprint = f"fp_{hashlib.sha256(self._checked).hexdigest()[:12]}"
 
     async def healthy(self) -> bool:
@@ -156,13 +153,14 @@ class TritonBackend:
         try:
             if await self._configuration(self._client) != self._checked:
                 return False
-        except (*_BROKEN, ConfigurationError):
+        except (*BROKEN, ConfigurationError):
             return False
         return await self._has_room()
 
     async def close(self) -> None:
         client, self._client = self._client, None
         http, self._http = self._http, None
+        await asyncio.gather(*(self._end(stream, whole=False) for stream in list(self._streams)))
         if client is not None:
             await client.close()
         if http is not None:
@@ -171,86 +169,57 @@ class TritonBackend:
     async def generate(
         self, request: ChatRequest, *, max_input_tokens: int, max_output_tokens: int
     ) -> AsyncGenerator[Output, None]:
-        if self._client is None:
-            raise Unavailable("The engine has stopped.")
-        if self._running >= self._queue_limit:
+        if len(self._streams) >= self._queue_limit:
             raise RateLimited("The engine is answering as many requests as it can.", code="busy")
-        self._running += 1
         max_input_tokens = min(max_input_tokens, self.context_tokens)
-        inputs = [
-            _tensor("request", request_text(request)),
-            _tensor("max_input_tokens", max_input_tokens),
-            _tensor("max_output_tokens", min(max_output_tokens, self.context_tokens)),
-        ]
-        replies = self._client.stream_infer(
-            _once(
-                {
-                    "model_name": self._model,
-                    "inputs": inputs,
-                    "request_id": self._randomness.token(8).hex(),
-                }
-            ),
-            stream_timeout=self._deadline_s,
-            headers=self._headers,
+        stream = self._open(
+            request_text(request), max_input_tokens, min(max_output_tokens, self.context_tokens)
         )
+        whole = False
         try:
-            async for output in self._outputs(replies, max_output_tokens):
+            async for output in _bounded(stream, max_output_tokens):
                 if isinstance(output, Started) and (output.prompt_tokens or 0) > max_input_tokens:
                     raise prompt_too_long(output.prompt_tokens or 0, max_input_tokens)
+                whole = isinstance(output, Ended)
                 yield output
-        except _BROKEN as error:
-            raise _broke(error) from None
         except BadRequest as error:
+            whole = True  # the server has ended it
             raise _with_bound(error, max_input_tokens) from None
         finally:
-            replies.cancel()
-            self._running -= 1
+            # in a task of its own: whoever is cancelled a second time here must not cut the stream
+            ending = asyncio.create_task(self._end(stream, whole=whole))
+            self._ending.add(ending)
+            ending.add_done_callback(self._ending.discard)
+            await asyncio.shield(ending)
 
-    async def _outputs(self, replies: Any, max_output_tokens: int) -> AsyncIterator[Output]:
-        """The stream's outputs to the end. More than was asked for is an error, never passed on."""
-        first, made = True, 0
-        while True:
-            for output in await self._next(replies, first=first):
-                if isinstance(output, Piece):
-                    made += output.tokens
-                if isinstance(output, Ended):
-                    made = max(made, output.usage.completion)
-                if made > max_output_tokens:
-                    raise failed("The engine's server gave more than was asked.")
-                if isinstance(output, Ended):
-                    await self._end_of(replies)
-                    yield output
-                    return
-                yield output
-            first = False
-
-    async def _end_of(self, replies: Any) -> None:
-        """Read the stream to its end: a server may break on the cancelling of what it has ended."""
-        with contextlib.suppress(StopAsyncIteration, TimeoutError):
-            async with asyncio.timeout(END_TIMEOUT_S):
-                await anext(replies)
-                raise failed("The engine's server went on after its end.")
-
-    async def _next(self, replies: Any, *, first: bool) -> list[Output]:
-        try:
-            async with asyncio.timeout(self._read_timeout_s):
-                result, error = await anext(replies)
-        except TimeoutError:
-            raise failed("The engine's server stopped speaking.") from None
-        except StopAsyncIteration:
-            raise failed("The engine's server broke off.") from None
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise  # ours; otherwise the stream was cancelled by its other end or by `close`
-            raise failed("The engine's server ended the answer.") from None
-        if error is not None:
-            raise read_error(error.message() or "")
-        response = result.get_response()
-        names = [tensor.name for tensor in response.outputs]
-        return read_outputs(
-            dict(zip(names, response.raw_output_contents, strict=False)), first=first
+    def _open(self, text: bytes, max_input_tokens: int, max_output_tokens: int) -> TritonStream:
+        if self._client is None:
+            raise Unavailable("The engine has stopped.")
+        name = self._randomness.token(8).hex()
+        stream = TritonStream(
+            self._client,
+            self._asking(name, text, max_input_tokens, max_output_tokens),
+            self._asking(self._randomness.token(8).hex(), stop_text(name), 0, 0),
+            deadline_s=self._deadline_s,
+            read_timeout_s=self._read_timeout_s,
+            headers=self._headers,
         )
+        self._streams.add(stream)
+        return stream
+
+    def _asking(self, name: str, text: bytes, max_input: int, max_output: int) -> dict[str, Any]:
+        inputs = [
+            _tensor("request", text),
+            _tensor("max_input_tokens", max_input),
+            _tensor("max_output_tokens", max_output),
+        ]
+        return {"model_name": self._model, "inputs": inputs, "request_id": name}
+
+    async def _end(self, stream: TritonStream, *, whole: bool) -> None:
+        try:
+            await stream.end(whole=whole)
+        finally:
+            self._streams.discard(stream)
 
     # ---- what the server says of itself ----
 
@@ -261,7 +230,7 @@ class TritonBackend:
                 await client.is_server_ready(**limits)
                 and await client.is_model_ready(self._model, **limits)
             )
-        except _BROKEN:
+        except BROKEN:
             return False
 
     async def _configuration(self, client: InferenceServerClient) -> bytes:
@@ -297,18 +266,37 @@ class TritonBackend:
         """Read the server's load. One that cannot be read leaves the last one standing."""
         if self._http is None or self._metrics_url is None:
             return True
-        before = self._running
+        before = len(self._streams)
         with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
             async with self._http.get(self._metrics_url, headers=self._headers) as answer:
                 raw = await _at_most(answer, MAX_METRICS_BYTES)
             load = read_load(raw, self._model)
             if answer.status == 200 and load is not None:
-                self._load.told(load, own=max(before, self._running))
+                self._load.told(load, own=max(before, len(self._streams)))
         return self._load.elsewhere < self._queue_limit
 
 
-async def _once(inputs: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
-    yield inputs
+async def _bounded(stream: TritonStream, max_output_tokens: int) -> AsyncIterator[Output]:
+    """The stream's outputs to the end. More than was asked for is an error, never passed on."""
+    first, made = True, 0
+    while True:
+        result, error = await stream.reply()
+        if error is not None:
+            raise read_error(error.message() or "")
+        response = result.get_response()
+        names = [tensor.name for tensor in response.outputs]
+        tensors = dict(zip(names, response.raw_output_contents, strict=False))
+        for output in read_outputs(tensors, first=first):
+            if isinstance(output, Piece):
+                made += output.tokens
+            if isinstance(output, Ended):
+                made = max(made, output.usage.completion)
+            if made > max_output_tokens:
+                raise failed("The engine's server gave more than was asked.")
+            yield output
+            if isinstance(output, Ended):
+                return
+        first = False
 
 
 async def _at_most(answer: aiohttp.ClientResponse, size: int) -> bytes:
@@ -335,12 +323,3 @@ def _with_bound(error: BadRequest, bound: int) -> BadRequest:
         "raise the request's input bound.",
         param="messages", code=error.code,
     )  # fmt: skip
-
-
-def _broke(error: Exception) -> CocoonError:
-    """A failed call in our words: the server's own may quote what it was sent."""
-    status = error.code() if isinstance(error, grpc.aio.AioRpcError) else None
-    if status is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return DeadlineExceeded("The answer took too long; ask for less.")
-    name = status.name if status is not None else type(error).__name__
-    return failed(f"The engine's server failed ({name}).")

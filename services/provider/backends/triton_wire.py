@@ -43,6 +43,11 @@ def request_text(request: ChatRequest) -> bytes:
     return json.dumps(kept, ensure_ascii=False, separators=(",", ":")).encode()
 
 
+def stop_text(name: str) -> bytes:
+    """What stops the request of this id: a request of its own in the same stream."""
+    return json.dumps({"stop_request": name}).encode()
+
+
 def read_outputs(tensors: Mapping[str, bytes], *, first: bool) -> list[Output]:
     """One response's tensors (name -> raw bytes as Triton lays them out) as outputs.
 

@@ -32,6 +32,7 @@ ORPHAN_S: Final = 0.5  # how often it is seen whether the server still lives
 SWEEP_S: Final = 0.02  # how often cancelled requests are looked for; asking costs a round trip
 START_TIMEOUT_S, STOP_TIMEOUT_S = 60.0, 10.0
 _STEPS: Final = "cocoon_engine_step_seconds_count"
+STOP: Final = '{"stop_request"'  # how a request begins that stops another, by its id
 _FINAL: Final = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
@@ -71,11 +72,16 @@ class TritonPythonModel:
     # ---- on the loop ----
 
     def _begin(self, request: Any, sender: Any) -> None:
-        self._live[sender] = self._loop.create_task(self._answer(request, sender))
+        work = self._answer(request, sender)
+        self._live[sender] = self._loop.create_task(work, name=request.request_id())
 
     async def _answer(self, request: Any, sender: Any) -> None:
         try:
-            asked = parse_chat_request(_text(request, "request").encode())
+            text = _text(request, "request")
+            if text.startswith(STOP):
+                self._stop(json.loads(text)["stop_request"])
+                return
+            asked = parse_chat_request(text.encode())
             outputs = self._engine.generate(
                 asked,
                 max_input_tokens=_number(request, "max_input_tokens"),
@@ -86,16 +92,21 @@ class TritonPythonModel:
                     sender.send(_response(output))
             finally:
                 await outputs.aclose()
-            outcome = "complete"
+            self._gauges.ended("complete")
         except asyncio.CancelledError:
-            outcome = "cancelled"
+            self._gauges.ended("cancelled")
         except Exception as error:  # noqa: BLE001 - the server writes texts of errors to its log
-            outcome = "failed"
+            self._gauges.ended("failed")
             sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError(_code(error))))
         finally:
             self._live.pop(sender, None)
-        self._gauges.ended(outcome)
-        sender.send(flags=_FINAL)
+            sender.send(flags=_FINAL)
+
+    def _stop(self, name: str) -> None:
+        """An agent that leaves says so in its stream; only its own knows the request's id."""
+        for task in self._live.values():
+            if task.get_name() == name:
+                task.cancel()
 
     async def _begin_sweeping(self) -> None:
         self._sweeper = asyncio.create_task(self._sweep())
