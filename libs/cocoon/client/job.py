@@ -98,12 +98,13 @@ class Job:
         self._gateway.cancel_job(self.job_id, self._api_key)
 
     async def run(self) -> AsyncGenerator[Piece, None]:
-        """Send, open and check. Yields Began (again for another job), chunks of a
-        stream, then Ended.
+        """Send, open and check; seal again once for each cause.
 
-        Raises the tree's errors; after content of a stream came they end it without its last
-        chunk. Closing the generator closes the line, and after a moment the job is cancelled.
+        Yields Began (again for another job), chunks of a stream, then Ended. Raises the tree's
+        errors; after content of a stream came they end it without its last chunk. Closing the
+        generator closes the line, and after a moment the job is cancelled.
         """
+        causes: set[str] = set()
         while True:
             shown = False
             try:
@@ -114,13 +115,19 @@ class Job:
                 return
             except (Conflict, Unavailable) as error:
                 cause = None if shown else await self._cause(error)
-                if cause is None:
+                if cause == RESEAL and cause in causes:
+                    raise Unavailable(
+                        "The providers' keys change at the moment; try again.", code=RESEAL,
+                        retry_after_s=1,
+                    ) from None  # fmt: skip
+                if cause is None or cause in causes:
                     raise
+                causes.add(cause)
             self._sealing = await self._seal_again(self._sealing, cause)
             self._line_broke = False
 
     async def _cause(self, error: CocoonError) -> str | None:
-        """Why this request may be sealed again as another job, once for each cause, or None.
+        """Why this request may be sealed again as another job, or None.
 
         A job that the gateway asks to reseal ended before it ran. Of any other the log must say
         that it ended without a price; cancelled it may be by a broken line, not by its owner.
@@ -138,7 +145,7 @@ class Job:
                 return None
         else:
             return None
-        return None if cause in self._sealing.again else cause
+        return cause
 
     async def _attempt(self) -> AsyncGenerator[Piece, None]:
         sealing = self._sealing

@@ -121,8 +121,9 @@ def test_a_gateway_that_always_asks_for_a_reseal_is_obeyed_once(
     monkeypatch.setattr(session, "REPLACED_AFTER_S", (0.01,))  # for another key to come
     told = {"error": {"message": "Seal again.", "type": "t", "param": None, "code": "reseal"}}
     network.faults = Faults(refuse=[(409, told, {})] * 3)
-    with pytest.raises(openai.ConflictError):
+    with pytest.raises(openai.InternalServerError) as caught:
         client.chat.completions.create(**ASK)
+    assert (caught.value.status_code, caught.value.code) == (503, "reseal")  # worth a retry
     assert len(network.seen) == 2
     assert network.seen[0] != network.seen[1]
 

@@ -106,7 +106,11 @@ def test_a_job_that_fails_again_is_not_sealed_a_third_time(network: TestNetwork)
         with pytest.raises(openai.InternalServerError) as caught:
             made.chat.completions.create(**ASK, **ONE)
         assert caught.value.code == "provider_lost"
-    assert len(network.seen) == 2
+        assert len(network.seen) == 2
+        network.faults.refuse.pop()
+        made.chat.completions.create(**ASK, **ONE)  # the same key, asked for anew
+    assert len(network.seen) == 4
+    assert network.paid == 1
 
 
 @pytest.mark.parametrize(("status", "price"), [("matched", None), ("failed", "5")])
