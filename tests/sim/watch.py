@@ -36,15 +36,19 @@ class Watch:
         self._generation = 0
         self._entries = 0
         self._steps = 0
+        self._unseen = False  # whether something has come since the last look at everything
         self.looks = 0
 
     def after_step(self) -> list[str]:
         """What the last step violated, as sentences."""
         self._steps += 1
-        if self._steps % WHOLE == 0:
+        changed = self._changed()
+        self._unseen = self._unseen or changed
+        if self._steps % WHOLE == 0 and self._unseen:
+            self._unseen = False
             self._mark()
             return self.at_everything(quiet=False)
-        if not self._changed():
+        if not changed:
             return []  # every invariant is a function of what is collected
         self.looks += 1
         said = check_all(self._added())
