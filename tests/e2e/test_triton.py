@@ -34,7 +34,7 @@ def network() -> Iterator[LiveNetwork]:
 
 @pytest.fixture(scope="module")
 def client(network: LiveNetwork) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=network.sidecar, api_key="any", timeout=30) as found:
+    with openai.OpenAI(base_url=network.sidecar, api_key=network.api_key, timeout=30) as found:
         yield found
 
 

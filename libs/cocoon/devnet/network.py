@@ -15,9 +15,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from cocoon.bus.client import BusClient
 from cocoon.bus.connection import close, connect
 from cocoon.bus.permissions import inbox_prefix
 from cocoon.bus.requests import ask
@@ -41,9 +41,6 @@ from cocoon.devnet.triton_server import CAPABILITIES, CONTEXT_TOKENS, TritonServ
 from cocoon.eventlog.migrate import apply_schema, set_role_passwords
 from cocoon.kernel.clock import SystemClock
 from cocoon.kernel.errors import ConfigurationError, Transient, Unavailable
-
-if TYPE_CHECKING:
-    from nats.aio.client import Client
 
 SHARDS = (0, 1)
 DATABASE = "postgres"
@@ -160,7 +157,7 @@ class Network:
         finally:
             await close(nc)
 
-    async def _bus(self, role: str) -> Client:
+    async def _bus(self, role: str) -> BusClient:
         assert self._nats is not None  # noqa: S101 - started first
         return await connect(
             self._nats.url, self._folder.seed(role), f"devnet-{role}", inbox_prefix(role)
