@@ -28,6 +28,7 @@ from cocoon.kernel.errors import (
 from cocoon.sealing import Event, Finished, ResponseOpener, SealedRequest
 
 RESUME_DELAYS_S: Final = (0.1, 0.3, 0.6, 1.0, 2.0)
+UNREACHED_TRIES: Final = 3  # a gateway that restarts is away for a second
 # the gateway's answers to a resume that will not change: the job ended, or has no more bytes
 NO_MORE_CODES: Final = frozenset({"job_failed", "job_cancelled", "range_not_satisfiable"})
 DRAIN_S: Final = 1.0
@@ -94,7 +95,7 @@ class Exchange:
             except Silent:
                 raise await self._silent() from None
             except Unreached as error:
-                if not attempt:
+                if not resumed and attempt >= UNREACHED_TRIES:
                     raise unreachable(self._gateway.base_url, error) from None
             except Broken:
                 self.line_broke = True

@@ -11,7 +11,8 @@ from typing import Any
 import openai
 import pytest
 
-from cocoon.client import NetworkOptions, kept, openai_client, session
+from cocoon.client import NetworkOptions, async_openai_client, kept, openai_client, session
+from cocoon.client.gateway import Gateway, Unreached
 from cocoon.client.trust import Attested, TrustKeeper
 from cocoon.kernel.errors import ConfigurationError
 from cocoon.sealing import parse_header
@@ -232,3 +233,26 @@ def test_a_state_directory_that_can_not_be_used_is_named(tmp_path: Path) -> None
             pytest.raises(ConfigurationError, match=str(folder)),
         ):
             made.models.list()
+
+
+async def test_a_gateway_that_restarts_is_tried_again_before_it_is_called_unreachable(
+    network: TestNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opening, away = Gateway._open, [2]
+
+    async def away_for_a_while(self: Gateway, method: str, *args: Any) -> Any:
+        if method == "POST" and away[0]:
+            away[0] -= 1
+            raise Unreached("ClientConnectorError")
+        return await opening(self, method, *args)
+
+    monkeypatch.setattr(Gateway, "_open", away_for_a_while)
+    options = NetworkOptions(gateway_url=network.url, trust=trust(), api_key=KEY)
+    async with async_openai_client(options, max_retries=0) as made:
+        answer = await made.chat.completions.create(**ASK)
+        assert answer.choices[0].message.content == TEXT
+        away[0] = 100
+        with pytest.raises(openai.InternalServerError, match=r"cannot be reached") as caught:
+            await made.chat.completions.create(**ASK)
+    assert caught.value.code == "gateway_unreachable"
+    assert network.paid == 1
