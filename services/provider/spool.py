@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Final
@@ -152,14 +152,18 @@ class Spool:
         epochs[item.head.epoch] = item
 
     def remove(self, item: SpoolItem) -> None:
-        """The network has it: forget the ciphertext."""
+        """The network has it: it counts no more. `delete` takes it from the disk."""
         epochs = self._jobs.get(item.head.job_id, {})
         if epochs.pop(item.head.epoch, None) is not None:
             self._count -= 1
             self._bytes -= item.head.response_bytes
         if not epochs:
             self._jobs.pop(item.head.job_id, None)
-        item.path.unlink(missing_ok=True)
+
+    def delete(self, items: Sequence[SpoolItem]) -> None:
+        """Erase removed results; call it off the event loop. What a crash leaves is sent again."""
+        for item in items:
+            item.path.unlink(missing_ok=True)
 
 
 def _write_durably(path: Path, data: bytes) -> None:

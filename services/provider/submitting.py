@@ -53,6 +53,7 @@ class Submitter:
         self._clock = clock
         self._first_backoff_s = first_backoff_s
         self._waiting: dict[tuple[str, int], _Attempt] = {}
+        self._removed: list[SpoolItem] = []  # to be deleted by the next sweep
 
     def adopt(self) -> None:
         """Take over what a former process left; it is due at once."""
@@ -97,6 +98,7 @@ class Submitter:
         if attempt is None:
             return
         self._spool.remove(attempt.item)
+        self._removed.append(attempt.item)
         SPOOL_ITEMS.set(len(self._spool))
         if ack.outcome == "result_rejected":
             _log.warning("result_rejected", job_id=ack.job_id, epoch=ack.epoch, reason=ack.reason)
@@ -107,8 +109,20 @@ class Submitter:
         return [key for key, attempt in self._waiting.items() if attempt.first_s >= since_s]
 
     async def run(self) -> None:
-        """Repeat what was not acknowledged, with a doubling pause, until cancelled."""
+        """Repeat what was not acknowledged, with a doubling pause, until cancelled.
+
+        What was acknowledged leaves the disk here, many files at a time.
+        """
+        try:
+            await self._sweep()
+        finally:
+            self._spool.delete(self._removed)
+
+    async def _sweep(self) -> None:
         while True:
+            if self._removed:
+                removed, self._removed = self._removed, []
+                await asyncio.to_thread(self._spool.delete, removed)
             now_s = self._clock.monotonic_s()
             due = [attempt for attempt in self._waiting.values() if attempt.due_s <= now_s]
             for at in range(0, len(due), PARALLEL):

@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import json
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,10 +106,10 @@ class MemorySpool(Spool):
         self.heads[path], self.disk[path] = head, response
         return _Item(head, path, self.disk)
 
-    def remove(self, item: SpoolItem) -> None:
-        self.heads.pop(item.path, None)
-        self.disk.pop(item.path, None)
-        super().remove(replace(item, path=Path("/nonexistent")))
+    def delete(self, items: Sequence[SpoolItem]) -> None:
+        for item in items:
+            self.heads.pop(item.path, None)
+            self.disk.pop(item.path, None)
 
     def reopened(self) -> MemorySpool:
         """As a new process finds it."""

@@ -37,6 +37,7 @@ def test_a_written_result_is_there_after_a_restart(tmp_path: Path) -> None:
     assert again.of_job(head().job_id) == item
     again.remove(item)
     again.remove(item)
+    again.delete([item, item])
     assert len(spool(tmp_path / "s")) == 0
 
 
