@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections import Counter, deque
 from dataclasses import dataclass, field
 
@@ -45,6 +46,8 @@ def run_history(seed: int, steps: int) -> Outcome:
     running = asyncio._get_running_loop()
     asyncio._set_running_loop(None)
     asyncio._set_running_loop(world.loop)
+    collecting = gc.isenabled()
+    gc.disable()  # a history is small and ends soon; its garbage goes with it
     try:
         with simulated(world.loop):
             try:
@@ -53,6 +56,8 @@ def run_history(seed: int, steps: int) -> Outcome:
                 world.close()
     finally:
         asyncio._set_running_loop(running)
+        if collecting:
+            gc.enable()
     outcome.wall_s = wall_s() - began_s
     return outcome
 

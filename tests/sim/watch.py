@@ -104,14 +104,14 @@ class Watch:
     def _related(self) -> list[object]:
         """What was said before under the same key or of the same job: invariant 10 compares."""
         world = self._world
-        changed = [world.calls[at] for at in world.changed_calls]
-        jobs = {call.job_id for call in changed if call is not None}
-        keys = {(c.account_id, c.idempotency_key) for c in changed if c is not None}
-        return [
-            call for at, call in enumerate(world.calls)
-            if call is not None and at not in world.changed_calls
-            and (call.job_id in jobs or (call.account_id, call.idempotency_key) in keys)
-        ]  # fmt: skip
+        found: set[int] = set()
+        for at in world.changed_calls:
+            call = world.calls[at]
+            if call is not None:
+                found.update(world.calls_of[call.job_id])
+                if call.idempotency_key:
+                    found.update(world.calls_of[call.account_id, call.idempotency_key])
+        return [world.calls[at] for at in sorted(found - world.changed_calls)]
 
     def _before(self, shard: int) -> Before:
         log, position = self._world.database.logs[shard], self._rows[shard]

@@ -74,6 +74,7 @@ class World:
         self.accounts = ACCOUNTS
         self.calls: list[ClientCall | None] = []
         self.changed_calls: set[int] = set()
+        self.calls_of: dict[object, list[int]] = {}  # by job, and by account and key
         self.processes: dict[Agent, Process] = {}
         self.started = 0
         self.services: dict[str, Process] = {}
@@ -269,6 +270,9 @@ class World:
         return len(self.calls) - 1
 
     def saw(self, call: int, seen: ClientCall) -> None:
+        if self.calls[call] is None:
+            self.calls_of.setdefault(seen.job_id, []).append(call)
+            self.calls_of.setdefault((seen.account_id, seen.idempotency_key), []).append(call)
         self.calls[call] = seen
         self.changed_calls.add(call)
 
