@@ -24,7 +24,7 @@ from cocoon.devnet.network import SHARDS
 from cocoon.eventlog.connection import connect as connect_log
 from cocoon.eventlog.read import StoredCommand, checkpoint, head, read, read_commands
 from cocoon.kernel.errors import CocoonError
-from services.billing.handlers import LEDGER_CONSUMER
+from services.billing.ledger import LEDGER_CONSUMER
 from tests.support.canaries import files_under, find_canaries
 from tests.support.collected import ClientCall, Evidence, LedgerTables, StreamMessage
 from tests.support.network import LiveNetwork
