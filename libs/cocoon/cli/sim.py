@@ -1,4 +1,4 @@
-"""`cocoon sim`: the deterministic simulator, which lives with the tests because it runs the services.
+"""`cocoon sim`: the deterministic simulator. It lives with the tests, for it runs the services.
 
 Libraries never import services, so it is started as a program of its own, like the tests.
 """
