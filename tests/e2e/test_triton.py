@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 import time
@@ -64,6 +65,11 @@ def test_a_stock_client_streams_an_answer_that_triton_made(
     assert "".join(parts).startswith("1")
     assert len(parts) > 1  # what waits together is sealed together
     wait_for(network, ANSWERS.format("complete"), before + 1)
+
+
+def test_status_names_triton(network: LiveNetwork) -> None:
+    told = json.loads(network.cli("status", "--json").stdout)
+    assert told["services"]["triton"] is True
 
 
 def test_a_client_that_leaves_stops_triton(network: LiveNetwork, client: openai.OpenAI) -> None:

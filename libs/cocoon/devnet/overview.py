@@ -32,7 +32,10 @@ async def collect(nc: Client, running: RunningNetwork, folder: DataFolder) -> di
         }
         states = await asyncio.gather(*(_healthy(http, url) for url in urls.values()))
         services = dict(zip(urls, states, strict=True))
-        services["postgres"] = _lives(folder.read_processes().get("postgres"))
+        processes = folder.read_processes()
+        for server in ("postgres", "triton"):
+            if server in processes or server == "postgres":
+                services[server] = _lives(processes.get(server))
         streams = await _streams(http, running)
     return {
         "network_id": running.network_id,
