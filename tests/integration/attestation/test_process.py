@@ -13,6 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from cocoon.kernel.errors import CocoonError
+from cocoon.telemetry import metrics
 from tests.support.attestation_world import Network, Provider
 from tests.support.servers import Bus, Database
 
@@ -71,3 +73,17 @@ async def test_production_refuses_a_dev_network_in_plain_words(network: Network)
         assert running.returncode == 1
     assert b"name the production network's trust file" in err
     assert await network.types() == []
+
+
+async def test_verdicts_are_counted_under_their_codes(network: Network) -> None:
+    def counted(outcome: str, code: str) -> float:
+        labels = {"outcome": outcome, "code": code}
+        return metrics.REGISTRY.get_sample_value("cocoon_verdicts_total", labels) or 0.0
+
+    before = counted("ok", "ok"), counted("reject", "models_mismatch")
+    async with network.running():
+        provider = await (await Provider.connect(network)).admitted()
+        with pytest.raises(CocoonError):
+            await provider.attest(claims={"models_root": bytes(32)})
+    assert counted("ok", "ok") == before[0] + 1
+    assert counted("reject", "models_mismatch") == before[1] + 1
