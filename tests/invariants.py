@@ -17,15 +17,12 @@ from cocoon.contracts.commands import decode_command
 from cocoon.contracts.envelope import GENESIS_HASH, StoredEvent
 from cocoon.domain import ledger, pricing
 from cocoon.kernel import canonical, ids
-from cocoon.kernel.errors import CocoonError
-from cocoon.sealing.receipt import Receipt, Status, verify_receipt
 from services.billing.replay import Decisions, Derived, Report
 from services.matcher.memory import Memory
 from tests.support.collected import Evidence
+from tests.support.grounds import attestation_fault, match_of, receipt_fault
 
 NETWORK_SHARD = subjects.NETWORK_SHARD
-FREE = (Status.REFUSED, Status.FAILED)
-REVOCATION_LAG_US = 5_000_000  # how long a matcher may need to hear of a revocation
 
 
 # ---- 1 to 3: the log and its copy ----
@@ -158,38 +155,11 @@ def client_is_charged_once_for_receipted_output(evidence: Evidence) -> list[str]
             sealed = [
                 d for _, d in rows if isinstance(d, e.ResultSealed) and d.epoch == charge.epoch
             ]
-            match = _match_of(rows, charge.epoch)
-            reason = _receipt_fault(sealed[0], match, charge) if sealed and match else "no receipt"
+            match = match_of(rows, charge.epoch)
+            reason = receipt_fault(sealed[0], match, charge) if sealed and match else "no receipt"
             if reason:
                 said.append(f"job {job_id} was charged on a receipt with {reason}")
     return said
-
-
-def _receipt_fault(
-    sealed: e.ResultSealed, match: e.ProviderMatched, charge: e.PaymentSettled
-) -> str | None:
-    """Why the receipt does not cover the charge, or None. Looked at afresh, not by the decider."""
-    try:
-        receipt = verify_receipt(bytes.fromhex(sealed.receipt), bytes.fromhex(match.signing_key))
-        owed = 0 if receipt.status in FREE else pricing.price(match.quote, _counts(receipt))
-    except (CocoonError, ValueError):
-        return "a wrong signature or form"
-    if (receipt.job_id.hex(), receipt.epoch) != (match.job_id, match.epoch):
-        return "another job or epoch"
-    if (receipt.key_id.hex(), receipt.evidence_id.hex()) != (match.key_id, match.evidence_id):
-        return "another key or evidence"
-    if receipt.quote_id.hex() != pricing.quote_id(match.quote):
-        return "another quote"
-    if not receipt.price_nanoton == owed == charge.price_nanoton:
-        return f"the price {receipt.price_nanoton} for {owed}, charged {charge.price_nanoton}"
-    return None
-
-
-def _counts(receipt: Receipt) -> pricing.TokenCounts:
-    return pricing.TokenCounts(
-        receipt.input_tokens, receipt.cached_input_tokens,
-        receipt.output_tokens, receipt.reasoning_tokens,
-    )  # fmt: skip
 
 
 def provider_is_paid_for_the_live_epoch(evidence: Evidence) -> list[str]:
@@ -200,7 +170,7 @@ def provider_is_paid_for_the_live_epoch(evidence: Evidence) -> list[str]:
         for index, (stored, event) in enumerate(rows):
             if isinstance(event, e.ProviderMatched):
                 live = event
-                reason = _attestation_fault(evidence, stored, event)
+                reason = attestation_fault(evidence, stored, event)
                 if reason:
                     said.append(f"job {job_id} epoch {event.epoch}: {reason}")
             elif isinstance(event, e.LeaseExpired):
@@ -218,36 +188,6 @@ def provider_is_paid_for_the_live_epoch(evidence: Evidence) -> list[str]:
                 if not isinstance(after, e.PaymentSettled):
                     said.append(f"job {job_id} has a sealed result that was not paid")
     return said
-
-
-def _match_of(
-    rows: Sequence[tuple[StoredEvent, e.EventData]], epoch: int
-) -> e.ProviderMatched | None:
-    found = [d for _, d in rows if isinstance(d, e.ProviderMatched) and d.epoch == epoch]
-    return found[0] if found else None
-
-
-def _attestation_fault(
-    evidence: Evidence, matched: StoredEvent, match: e.ProviderMatched
-) -> str | None:
-    if NETWORK_SHARD not in evidence.logs:
-        return None
-    network = evidence.whole_log(NETWORK_SHARD)
-    if not 1 <= match.attested_position <= len(network):
-        return f"the match cites position {match.attested_position}, which is not in the log"
-    attested = network[match.attested_position - 1].decode()
-    if not isinstance(attested, e.ProviderAttested) or (
-        attested.provider_id, attested.evidence_id, attested.signing_key,
-    ) != (match.provider_id, match.evidence_id, match.signing_key):  # fmt: skip
-        return "the match cites another attestation than its provider's"
-    for row, event in evidence.whole_decoded(NETWORK_SHARD)[match.attested_position :]:
-        if (
-            isinstance(event, e.AttestationRevoked)
-            and event.evidence_id == match.evidence_id
-            and row.recorded_at_us + REVOCATION_LAG_US < matched.recorded_at_us
-        ):
-            return f"the match came after the revocation at position {row.position}"
-    return None
 
 
 def no_client_below_zero(evidence: Evidence) -> list[str]:
@@ -380,7 +320,7 @@ def an_answer_implies_a_durable_job(evidence: Evidence) -> list[str]:
         rows = evidence.job(call.job_id)
         if not rows or not isinstance(rows[0][1], e.JobRequested):
             said.append(f"job {call.job_id} was answered with {call.status} and is not in the log")
-        elif call.received_bytes and _match_of(rows, call.epoch or 1) is None:
+        elif call.received_bytes and match_of(rows, call.epoch or 1) is None:
             said.append(f"job {call.job_id} gave bytes of epoch {call.epoch} without its match")
     return said
 
