@@ -24,7 +24,7 @@ from services.gateway import jobs as gateway_jobs
 from services.gateway import run as gateway_run
 from services.provider import jobs as provider_jobs
 from services.provider import submitting
-from tests.sim import bus, database
+from tests.sim import database, jetstream
 from tests.sim.loop import SimLoop
 from tests.sim.providers import SimRun
 
@@ -42,7 +42,7 @@ async def _no_stream(nc: Any, shard: int, first_seq: int, replicas: int = 1) -> 
 
 
 async def _read_sealed(nc: Any, provider: str, digest: str, size: int) -> Any:
-    yield await bus.get_sealed(nc, provider, digest)
+    yield await jetstream.get_sealed(nc, provider, digest)
 
 
 def _edges(loop: SimLoop) -> list[tuple[Any, str, Any]]:
@@ -63,8 +63,8 @@ def _edges(loop: SimLoop) -> list[tuple[Any, str, Any]]:
         *((append, name, getattr(database, name)) for name in of_log),
         *((tail, name, getattr(database, name)) for name in of_tail),
         *((relay, name, getattr(database, name)) for name in of_relay),
-        (tail, "_Live", bus.Live),
-        (relay, "api", bus.api),
+        (tail, "_Live", jetstream.Live),
+        (relay, "api", jetstream.api),
         (relay, "create_events_stream", _no_stream),
         (relay, "secrets", counted),
         (billing_handlers, "time", SimpleNamespace(monotonic=loop.time, perf_counter=loop.time)),
@@ -72,13 +72,13 @@ def _edges(loop: SimLoop) -> list[tuple[Any, str, Any]]:
         (results, "stream_events", database.stream_events),
         (gateway_jobs, "stream_events", database.stream_events),
         (gateway_run, "now_ms", now_ms),
-        (gateway_run, "put_sealed", bus.put_sealed),
+        (gateway_run, "put_sealed", jetstream.put_sealed),
         (gateway_handlers, "now_ms", now_ms),
         (gateway_handlers, "read_sealed", _read_sealed),
-        (provider_jobs, "get_sealed", bus.get_sealed),
+        (provider_jobs, "get_sealed", jetstream.get_sealed),
         (provider_jobs, "JobRun", SimRun),
-        (submitting, "put_sealed", bus.put_sealed),
-        (submitting, "publish_durable", bus.publish_durable),
+        (submitting, "put_sealed", jetstream.put_sealed),
+        (submitting, "publish_durable", jetstream.publish_durable),
         # a pure function of its bytes, which many read: decoded once
         (envelope, "decode_event", lru_cache(_DECODED)(envelope.decode_event)),
         (logs.Logger, "_emit", emit),

@@ -28,11 +28,11 @@ from tests.sim.database import BASE_US, Database
 from tests.sim.faults import Faults
 from tests.sim.loop import START_S, Process, SimLoop
 from tests.sim.providers import Agent
+from tests.sim.troubles import RESTART_S, Troubles
 from tests.support.collected import ClientCall, Evidence, LedgerTables
 
 ACCOUNTS = ("acct_rich", "acct_middle", "acct_poor")
 DEPOSITS = {"acct_rich": 2_000_000, "acct_middle": 60_000, "acct_poor": 14_000}
-RESTART_S = (0.2, 3.0)
 DRAIN_S = 1_800.0
 
 
@@ -82,6 +82,7 @@ class World:
         self.deposits: tuple[Process, LogAppender] | None = None
         self.references = 0
         self.clients = Clients(self)
+        self.troubles = Troubles(self)
         self.agents = [
             Agent(self, name, self.random.choice((1, 2, 3))) for name in ("ada", "ben", "cleo")
         ]
@@ -98,7 +99,7 @@ class World:
         for account in self.accounts:
             self.loop.at(0.5, "operator", self.credit, account, DEPOSITS[account])
         self.loop.at(1.0, "client", self._ask)
-        self.loop.at(3.0, "fault", self._befall)
+        self.loop.at(3.0, "fault", self.troubles.befall)
 
     def start(self, name: str) -> None:
         """Start a service's process beside whatever else runs under its name."""
@@ -139,117 +140,24 @@ class World:
         """A service that stopped by itself is dead; if nobody else has its place, it comes back."""
         process.alive = False
         if self.services.get(name) is process:
-            self.loop.at(self.random.uniform(*RESTART_S), "restart", self._restart, name, process)
+            self.loop.at(self.random.uniform(*RESTART_S), "restart", self.restart, name, process)
 
     def process_of(self, owner: Agent) -> Process:
         return self.processes[owner]
 
-    # ---- what befalls ----
+    # ---- ends and returns of processes ----
 
     def kill(self, process: Process) -> None:
         process.alive = False
 
-    def _restart(self, name: str, process: Process) -> None:
+    def restart(self, name: str, process: Process) -> None:
+        """Start a service again, unless somebody else has its place already."""
         if self.services.get(name) is process:
             self.start(name)
 
-    def _befall(self) -> None:
-        """One occasion for each kind of trouble, then the next occasion."""
-        if self.draining:
-            return
-        self.loop.at(self.random.uniform(0.1, 1.0), "fault", self._befall)
-        for kind, cause in (
-            ("kill", self._kill_somebody), ("freeze", self._freeze_somebody),
-            ("zombie", self._make_zombie), ("postgres_restart", self._restart_postgres),
-            ("bus_outage", self._cut_bus), ("bus_wipe", self.bus.wipe),
-            ("partition", self._cut_somebody_off), ("clock_step", self._step_a_clock),
-            ("revocation", self._revoke_somebody),
-        ):  # fmt: skip
-            if self.faults.happens(kind, 1.5):
-                cause()
-
-    def _kill_somebody(self) -> None:
-        names = [*self.services, *self.agents]
-        victim = self.random.choice(names)
-        delay_s = self.random.uniform(*RESTART_S)
-        if isinstance(victim, Agent):
-            self._kill_agent(victim, delay_s * 2)
-            return
-        process = self.services[victim]
-        if not process.alive:
-            return
-        self.kill(process)
-        if victim in self.doors:
-            self.clients.reset(self.doors[victim])
-        self.loop.at(delay_s, "restart", self._restart, victim, process)
-
-    def _kill_agent(self, agent: Agent, delay_s: float) -> None:
-        process = self.processes[agent]
-        if process.alive:
-            self.kill(process)
-            self.loop.at(delay_s, "restart", self._restart_agent, agent, process)
-
-    def _restart_agent(self, agent: Agent, process: Process) -> None:
+    def restart_agent(self, agent: Agent, process: Process) -> None:
         if self.processes[agent] is process:
             self.start_agent(agent)
-
-    def _somebody(self) -> Process:
-        everybody = [*self.services.values(), *(self.processes[agent] for agent in self.agents)]
-        return self.random.choice(everybody)
-
-    def _freeze_somebody(self) -> None:
-        """A pause of the machine: nobody takes its place."""
-        process = self._somebody()
-        if process.alive and not process.frozen:
-            process.frozen = True
-            self.loop.at(self.random.uniform(0.1, 4.0), "thaw", self.loop.thaw, process)
-
-    def _make_zombie(self) -> None:
-        """The owner of the shard stands still, another takes over, and then the first wakes up."""
-        name = self.random.choice(("matcher", "billing"))
-        process = self.services[name]
-        if not process.alive or process.frozen:
-            return
-        if self.random.random() < 0.7:
-            process.frozen = True
-            self.loop.at(self.random.uniform(0.5, 15.0), "thaw", self.loop.thaw, process)
-        self.loop.at(self.random.uniform(0.0, 2.0), "restart", self._restart, name, process)
-
-    def _restart_postgres(self) -> None:
-        self.database.down = True
-        self.database.restart()
-        self.loop.at(self.random.uniform(0.1, 5.0), "restart", self._postgres_is_back)
-
-    def _postgres_is_back(self) -> None:
-        self.database.down = False
-
-    def _cut_bus(self) -> None:
-        self.bus.down = True
-        self.loop.at(self.random.uniform(0.1, 6.0), "restart", self._bus_is_back)
-
-    def _bus_is_back(self) -> None:
-        self.bus.down = False
-
-    def _cut_somebody_off(self) -> None:
-        process = self._somebody()
-        self.bus.cut_off.add(process)
-        self.loop.at(
-            self.random.uniform(0.2, 8.0), "restart", self.bus.cut_off.discard, process
-        )  # fmt: skip
-
-    def _step_a_clock(self) -> None:
-        step_ms = self.random.choice((-30_000, -2_000, -50, 50, 2_000, 30_000))
-        clock = self.random.choice([self.clock, *self.clocks])
-        clock.skew_ms += step_ms
-        if self.random.random() < 0.2:
-            # Within what invariant 7 allows a revocation to be late: it compares two shards' times.
-            self.database.skew_us = self.random.choice((-2_000_000, -1_000_000, 0, 1_000_000))
-
-    def _revoke_somebody(self) -> None:
-        """A ban, or expired collateral; after a while the provider attests anew."""
-        agent = self.random.choice(self.agents)
-        agent.revoke()
-        self._kill_agent(agent, self.random.uniform(1.0, 8.0))
 
     # ---- clients and operators ----
 
