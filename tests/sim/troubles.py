@@ -32,7 +32,7 @@ class Troubles:
             ("partition", self._cut_somebody_off), ("clock_step", self._step_a_clock),
             ("revocation", self._revoke_somebody),
         ):  # fmt: skip
-            if world.faults.happens(kind, 1.5):
+            if world.faults.happens(kind, 4):
                 cause()
 
     def _kill_somebody(self) -> None:
