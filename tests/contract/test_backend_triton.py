@@ -29,6 +29,7 @@ from tests.support.triton import triton_metric, triton_server
 RUNNING = f'cocoon_engine_running{{model="{MODEL}"}}'
 STEPS = f'cocoon_engine_steps{{model="{MODEL}"}}'
 CANCELLED = f'cocoon_engine_answers{{model="{MODEL}",outcome="cancelled"}}'
+STOPPED = f'cocoon_engine_answers{{model="{MODEL}",outcome="stopped"}}'
 ENDLESS: dict[str, Any] = {
     "temperature": 0, "logit_bias": {str(token): -100 for token in range(256, 260)}
 }  # fmt: skip
@@ -72,13 +73,13 @@ class TestTritonBackend(BackendContract):
         self, server: TritonServer, backend: Backend
     ) -> None:
         await until(server, RUNNING, 0)
-        before = triton_metric(server.metrics_url, CANCELLED)
+        before = triton_metric(server.metrics_url, STOPPED)
         outputs = backend.generate(request(**ENDLESS), max_input_tokens=400, max_output_tokens=600)
         async for output in outputs:
             if isinstance(output, Piece):
                 break
         await outputs.aclose()
-        await until(server, CANCELLED, before + 1)
+        await until(server, STOPPED, before + 1)
         await until(server, RUNNING, 0)
         steps = triton_metric(server.metrics_url, STEPS)
         await asyncio.sleep(0.2)
@@ -87,10 +88,10 @@ class TestTritonBackend(BackendContract):
     async def test_a_deadline_ends_the_answer_and_the_engine(self, server: TritonServer) -> None:
         backend = made(server, deadline_s=0.2)
         await backend.start()
-        before = triton_metric(server.metrics_url, CANCELLED)
+        before = triton_metric(server.metrics_url, STOPPED)
         with pytest.raises(DeadlineExceeded):
             await collect(backend, request(**ENDLESS), max_output=600)
-        await until(server, CANCELLED, before + 1)
+        await until(server, STOPPED, before + 1)
         await backend.close()
 
     async def test_an_agent_that_is_cut_off_stops_its_answers(self, server: TritonServer) -> None:
@@ -135,14 +136,14 @@ class TestTritonBackend(BackendContract):
     async def test_a_second_cancellation_does_not_cut_the_stream(
         self, server: TritonServer, backend: Backend
     ) -> None:
-        before = triton_metric(server.metrics_url, CANCELLED)
+        before = triton_metric(server.metrics_url, STOPPED)
         task = asyncio.create_task(collect(backend, request(**ENDLESS), max_output=600))
         await until(server, RUNNING, 1)
         task.cancel()
         await asyncio.sleep(0)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        await until(server, CANCELLED, before + 1)
+        await until(server, STOPPED, before + 1)
         assert (await collect(backend, request("Reverse: cocoon")))[0] == "noococ"
 
     async def test_pieces_come_one_by_one_after_the_prompts_count(self, backend: Backend) -> None:

@@ -73,12 +73,12 @@ def test_status_names_triton(network: LiveNetwork) -> None:
 
 
 def test_a_client_that_leaves_stops_triton(network: LiveNetwork, client: openai.OpenAI) -> None:
-    before = metric(network, ANSWERS.format("cancelled"))
+    before = metric(network, ANSWERS.format("stopped"))
     asked = {**ENDLESS, "max_tokens": 600, "stream": True}
     for_good = {"X-Stainless-Retry-Count": openai.Omit()}
     with client.chat.completions.create(**asked, extra_headers=for_good) as stream:
         chunks = [next(stream) for _ in range(6)]
-    wait_for(network, ANSWERS.format("cancelled"), before + 1)
+    wait_for(network, ANSWERS.format("stopped"), before + 1)
     wait_for(network, RUNNING, 0)
     steps = metric(network, STEPS)
     time.sleep(0.2)

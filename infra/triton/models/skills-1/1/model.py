@@ -33,6 +33,7 @@ SWEEP_S: Final = 0.02  # how often cancelled requests are looked for; asking cos
 START_TIMEOUT_S, STOP_TIMEOUT_S = 60.0, 10.0
 _STEPS: Final = "cocoon_engine_step_seconds_count"
 STOP: Final = '{"stop_request"'  # how a request begins that stops another, by its id
+STOPPED: Final = "stopped"  # asked for in the stream, not cut
 _FINAL: Final = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
@@ -93,8 +94,8 @@ class TritonPythonModel:
             finally:
                 await outputs.aclose()
             self._gauges.ended("complete")
-        except asyncio.CancelledError:
-            self._gauges.ended("cancelled")
+        except asyncio.CancelledError as error:
+            self._gauges.ended("stopped" if STOPPED in error.args else "cancelled")
         except Exception as error:  # noqa: BLE001 - the server writes texts of errors to its log
             self._gauges.ended("failed")
             sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError(_code(error))))
@@ -106,7 +107,7 @@ class TritonPythonModel:
         """An agent that leaves says so in its stream; only its own knows the request's id."""
         for task in self._live.values():
             if task.get_name() == name:
-                task.cancel()
+                task.cancel(STOPPED)
 
     async def _begin_sweeping(self) -> None:
         self._sweeper = asyncio.create_task(self._sweep())
@@ -164,7 +165,7 @@ class _Gauges:
         self._running, self._steps = (f.Metric(labels=labels) for f in self._families[:2])
         self._ended = {
             outcome: self._families[2].Metric(labels={**labels, "outcome": outcome})
-            for outcome in ("complete", "cancelled", "failed")
+            for outcome in ("complete", "stopped", "cancelled", "failed")
         }
         self._shown, self._counted = 0, 0.0
 
