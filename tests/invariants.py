@@ -329,12 +329,14 @@ def twice_equals_once(evidence: Evidence) -> list[str]:
     """13. An event applied twice equals once: ids derive from their cause, folds ignore repeats."""
     said = []
     for shard, rows in evidence.logs.items():
+        before = evidence.before.get(shard)
+        earlier = before.event_ids if before else ()
         seen: set[str] = set()
         index: Counter[str] = Counter()
         for stored in rows:
             expected = ids.event_id(stored.causation_id, index[stored.causation_id])
             index[stored.causation_id] += 1
-            if stored.event_id in seen:
+            if stored.event_id in seen or stored.event_id in earlier:
                 said.append(f"shard {shard}: event {stored.event_id} is there twice")
             elif stored.event_id != expected:
                 said.append(f"shard {shard} position {stored.position}: an id not of its cause")

@@ -211,7 +211,7 @@ PLANTED: tuple[tuple[Plant, str], ...] = (
     (balances_are_not_reserved, "8 "),
     (an_old_owner_still_writes, "1 "),
     (bytes_go_out_before_the_commit, "12 "),
-    (a_repeated_command_is_written_again, "1 "),
+    (a_repeated_command_is_written_again, "13 "),
     (a_unit_of_the_price_is_lost, "4 "),
     (a_forged_receipt_is_paid, "6 "),
     (a_lease_never_ends, "1 "),

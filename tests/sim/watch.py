@@ -32,6 +32,7 @@ class Watch:
         self._commands = {0: 0, 1: 0}
         self._versions: dict[int, Counter[str]] = {0: Counter(), 1: Counter()}
         self._balances: dict[int, dict[str, int]] = {0: {}, 1: {}}
+        self._event_ids: dict[int, set[str]] = {0: set(), 1: set()}
         self._stream_ends = {0: 0, 1: 0}
         self._generation = 0
         self._entries = 0
@@ -122,6 +123,7 @@ class Watch:
             recorded_at_us=last.recorded_at_us if last else 0,
             versions=self._versions[shard],
             balances=self._balances[shard],
+            event_ids=self._event_ids[shard],
             log=log.events,
             stream=log.stream,
         )
@@ -133,6 +135,7 @@ class Watch:
             log = world.database.logs[shard]
             for stored in log.events[self._rows[shard] :]:
                 self._versions[shard][stored.stream] += 1
+                self._event_ids[shard].add(stored.event_id)
                 if shard != NETWORK_SHARD:
                     self._post(shard, stored)
             self._rows[shard], self._commands[shard] = len(log.events), len(log.commands)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -57,6 +57,7 @@ class Before:
     recorded_at_us: int
     versions: Mapping[str, int]
     balances: Mapping[str, int]
+    event_ids: Collection[str]
     log: Sequence[StoredEvent]
     stream: Callable[[str], Sequence[StoredEvent]]
 
