@@ -13,6 +13,7 @@ from tests.sim.watch import Watch
 from tests.sim.world import DRAIN_S, World
 
 REMEMBERED = 30
+REST_S = 30.0  # simulated, after which a service's memory holds nothing of ended jobs
 
 
 @dataclass
@@ -83,8 +84,21 @@ def _run(world: World, steps: int, outcome: Outcome) -> None:
         outcome.at_step = outcome.steps + outcome.drain_steps
         if not outcome.violations and not world.is_quiet():
             outcome.violations = [f"liveness: {world.unquiet()} after {DRAIN_S:.0f} s of calm"]
+        elif not outcome.violations:
+            outcome.violations = _after_rest(world, watch, outcome)
     outcome.last_steps = list(remembered)
     _count(world, watch, outcome)
+
+
+def _after_rest(world: World, watch: Watch, outcome: Outcome) -> list[str]:
+    """What memories still hold, a little after nothing is under way any more."""
+    until_s = world.loop.now_s + REST_S
+    while world.loop.now_s < until_s and world.remaining():
+        world.loop.step()
+        outcome.drain_steps += 1
+        if said := watch.after_step():
+            return said
+    return [f"leak: {left}" for left in world.remaining()]
 
 
 def _step(world: World, watch: Watch, outcome: Outcome, remembered: deque[str]) -> None:

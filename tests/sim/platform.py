@@ -73,6 +73,13 @@ async def run_matcher(world: World, process: Process) -> None:
         stop.watch(asyncio.create_task(follow, name=f"tail-{shard}"))
         await caught_up.wait()
     matcher.resume()
+    world.remains[process] = lambda: {
+        "leases": len(leases.live),
+        "jobs in memory": len(memory.jobs),
+        "pending holds": len(memory.pending_holds),
+        "waiting requests": len(matcher.waiting),
+        "providers' live jobs": sum(len(view.live_jobs) for view in memory.providers.values()),
+    }
     for subject, handle in (
         (subjects.HEARTBEATS, _heartbeats(leases)),
         (subjects.report_dispatch(SHARD), _reports(leases)),
@@ -198,6 +205,12 @@ class Door:
         pool: Any = db.Pool(world.database)
         self.gateway = Gateway(GATEWAY, name, nc, nc.jetstream(), pool, world.new_clock())
         self.listening = False
+        admission = self.gateway.admission
+        world.remains[process] = lambda: {
+            "bytes held": admission.budget.used_bytes,
+            "keys with open shares": admission.budget.keys,
+            "unmatched requests": admission.unmatched,
+        }
 
     async def run(self) -> None:
         nc: Any = self.gateway.nc

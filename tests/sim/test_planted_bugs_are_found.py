@@ -204,6 +204,11 @@ def an_event_is_posted_wrongly() -> AbstractContextManager[Any]:
     return mock.patch.object(ledger, "_settle", short)
 
 
+def a_hold_on_its_way_is_never_let_go() -> AbstractContextManager[Any]:
+    """The matcher's memory keeps what the log has taken over: money that nobody can spend."""
+    return mock.patch.object(Memory, "release_pending", nothing)
+
+
 PLANTED: tuple[tuple[Plant, str], ...] = (
     (a_stale_epoch_is_paid, "7 "),
     (a_result_is_settled_twice, "1 "),
@@ -219,6 +224,7 @@ PLANTED: tuple[tuple[Plant, str], ...] = (
     (a_revoked_provider_is_matched, "7 "),
     (decisions_depend_on_the_hour, "11 "),
     (an_event_is_posted_wrongly, "4 "),
+    (a_hold_on_its_way_is_never_let_go, "leak: "),
 )
 
 

@@ -79,6 +79,7 @@ class World:
         self.started = 0
         self.services: dict[str, Process] = {}
         self.doors: dict[str, platform.Door] = {}
+        self.remains: dict[Process, Callable[[], dict[str, int]]] = {}  # in a service's memory
         self.deposits: tuple[Process, LogAppender] | None = None
         self.references = 0
         self.clients = Clients(self)
@@ -290,6 +291,15 @@ class World:
             ),
         }
         return ", ".join(f"{count} {what}" for what, count in busy.items() if count)
+
+    def remaining(self) -> list[str]:
+        """What living services still hold in memory, when nothing is under way: leaks."""
+        return [
+            f"{process} holds {count} {what}"
+            for process in self.services.values()
+            for what, count in self.remains.get(process, dict)().items()
+            if count
+        ]
 
     def _stream_end(self, shard: int) -> int:
         return self.bus.first_sequence[shard] + len(self.bus.streams[shard]) - 1
