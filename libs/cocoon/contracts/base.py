@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    PlainSerializer,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, core_schema
 
 from cocoon.kernel import canonical
 from cocoon.kernel.money import MAX_NANOTON
@@ -20,21 +29,38 @@ class Contract(BaseModel):
         return canonical.dumps(self.model_dump(mode="json"))
 
 
-def _amount(value: Any) -> int:
-    if isinstance(value, str):
-        if not (value.isascii() and value.isdigit()) or (len(value) > 1 and value[0] == "0"):
-            raise ValueError("an amount of nanoTON is a decimal string without leading zeros")
-        return int(value)
-    if type(value) is not int:
-        raise ValueError("an amount of nanoTON is an integer")
-    return value
+_DIGITS = r"^(0|[1-9][0-9]{0,18})$"
+
+
+class _Amount:
+    """Strict: an int, or its decimal digits without sign, space or leading zeros. No Python runs
+    for it: a log holds several amounts per event.
+    """
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        digits = core_schema.chain_schema(
+            [
+                core_schema.str_schema(pattern=_DIGITS, strict=True),
+                core_schema.int_schema(ge=0, le=MAX_NANOTON),
+            ]
+        )
+        number = core_schema.int_schema(ge=0, le=MAX_NANOTON, strict=True)
+        return core_schema.union_schema([digits, number], mode="left_to_right")
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        if handler.mode == "serialization":
+            return {"type": "string", "pattern": _DIGITS}
+        return {"type": "integer", "minimum": 0, "maximum": MAX_NANOTON}
 
 
 # Amounts are ints in Python and decimal strings in JSON: JSON readers lose integers past 2**53.
 Nanoton = Annotated[
     int,
-    BeforeValidator(_amount),
-    Field(ge=0, le=MAX_NANOTON),
+    _Amount(),
     PlainSerializer(str, return_type=str, when_used="json"),
 ]
 Hex16 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]  # 16 bytes

@@ -233,13 +233,17 @@ ALL_EVENTS: tuple[type[EventData], ...] = (
     PolicyPublished,
 )  # fmt: skip
 
-_REGISTRY = {(cls.event_type, cls.schema_version): cls for cls in ALL_EVENTS}
+_DECODERS = {
+    (cls.event_type, cls.schema_version): cls.__pydantic_validator__.validate_json
+    for cls in ALL_EVENTS
+}
 JOB_ENDS = ("PaymentSettled", "FundsRefused", "JobFailed", "JobCancelled")
 
 
-def decode_event(event_type: str, schema_version: int, data: bytes) -> EventData:
+def decode_event(event_type: str, schema_version: int, data: bytes | str) -> EventData:
     """Return the model for stored bytes, upcast to the newest version.
 
     Raises KeyError for an unknown (type, version) and pydantic.ValidationError for bad data.
     """
-    return _REGISTRY[(event_type, schema_version)].model_validate_json(data)
+    decoded: EventData = _DECODERS[event_type, schema_version](data)
+    return decoded

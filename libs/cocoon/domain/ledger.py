@@ -7,7 +7,7 @@ of deposits), faucet (the devnet's side of them).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from cocoon.contracts.events import (
     DepositCredited,
@@ -32,8 +32,7 @@ class OutOfBounds(ValueError):
         self.reason = reason
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One line of a posting: nanoTON, signed (positive = the account gains)."""
 
     account: str
