@@ -110,12 +110,12 @@ async def throughput(arm: Arm, seconds: float) -> tuple[float, float]:
     return done / took, cpu / done * 1e6
 
 
-def client(arm: Arm) -> aiohttp.ClientSession:
+def client(arm: Arm, connections: int = AT_ONCE) -> aiohttp.ClientSession:
     """The caller: cheaper than a stock SDK, so that the arms are what is measured."""
     return aiohttp.ClientSession(
         headers={"Authorization": f"Bearer {arm.key}", "Content-Type": "application/json"},
         timeout=aiohttp.ClientTimeout(total=30),
-        connector=aiohttp.TCPConnector(limit=AT_ONCE),
+        connector=aiohttp.TCPConnector(limit=connections),
     )
 
 
