@@ -12,7 +12,7 @@ import nats.errors
 from pydantic import ValidationError
 
 from cocoon.bus.connection import broker, close, connect, is_connected
-from cocoon.bus.permissions import inbox_prefix
+from cocoon.bus.permissions import inbox_prefix, matcher_name
 from cocoon.bus.service import Stop, announce_ready, run
 from cocoon.contracts import messages, subjects
 from cocoon.contracts.envelope import StoredEvent
@@ -48,7 +48,7 @@ def main() -> None:
 async def serve(settings: MatcherSettings, stop: Stop) -> None:
     """Take the shard over, catch up with the log, then answer gateways until stopped."""
     dsn = settings.postgres_dsn_file.read_text(encoding="utf-8").strip()
-    prefix = inbox_prefix("matcher")
+    prefix = inbox_prefix(matcher_name(settings.shard))
     async with contextlib.AsyncExitStack() as stack:
         nc = await connect(settings.nats_url, settings.nats_seed_file, "matcher", prefix, stop)
         stack.push_async_callback(close, nc)

@@ -20,7 +20,6 @@ from cocoon.bus.streams import api
 from cocoon.contracts import subjects
 from cocoon.contracts.envelope import StoredEvent
 from cocoon.contracts.events import JOB_ENDS
-from cocoon.devnet.network import SHARDS
 from cocoon.eventlog.connection import connect as connect_log
 from cocoon.eventlog.read import StoredCommand, checkpoint, head, read, read_commands
 from cocoon.kernel.errors import CocoonError
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
 
     from cocoon.eventlog.connection import Connection
 
-ACCOUNT_SHARDS = SHARDS[1:]
 DRAIN_S = 45.0
 _PAUSE_S = 0.1
 _IN_FLIGHT = 64
@@ -66,9 +64,10 @@ async def drained(network: LiveNetwork, timeout_s: float = DRAIN_S) -> float:
 
 
 async def _left(network: LiveNetwork) -> str:
+    shards = network.running.shards
     conn = await reader(network)
     try:
-        for shard in ACCOUNT_SHARDS:
+        for shard in shards[1:]:
             rows = await conn.fetch(
                 "SELECT stream FROM log.events WHERE shard = $1 AND stream LIKE 'job/%'"
                 " GROUP BY stream HAVING count(*) FILTER (WHERE type = ANY($2::text[])) = 0",
@@ -84,7 +83,7 @@ async def _left(network: LiveNetwork) -> str:
             inbox_prefix("billing"),
         )  # fmt: skip
         try:
-            for shard in SHARDS:
+            for shard in shards:
                 info = await api(nc, f"STREAM.INFO.{subjects.events_stream(shard)}")
                 if int(info["state"]["last_seq"]) < (await head(conn, shard)).position:
                     return f"EVENTS_{shard} lags behind the log"
@@ -103,12 +102,13 @@ async def collect(
     quiet: bool = True,
 ) -> Evidence:
     """Everything that the invariants look at, from one snapshot of the database."""
+    shards = network.running.shards
     conn = await reader(network)
     try:
         async with conn.transaction(isolation="repeatable_read", readonly=True):
-            logs = {shard: await _log(conn, shard) for shard in SHARDS}
-            commands = {shard: await _commands(conn, shard, len(logs[shard])) for shard in SHARDS}
-            ledgers = {shard: await _ledger(conn, shard) for shard in ACCOUNT_SHARDS}
+            logs = {shard: await _log(conn, shard) for shard in shards}
+            commands = {shard: await _commands(conn, shard, len(logs[shard])) for shard in shards}
+            ledgers = {shard: await _ledger(conn, shard) for shard in shards[1:]}
     finally:
         await conn.close(timeout=2)
     places = files_under(network.data) if canaries else ()
@@ -117,7 +117,7 @@ async def collect(
         logs=logs,
         quiet=quiet,
         commands=commands,
-        streams={shard: await _messages(network, shard, len(logs[shard])) for shard in SHARDS},
+        streams={shard: await _messages(network, shard, len(logs[shard])) for shard in shards},
         ledgers=ledgers,
         calls=calls,
         canaries_found=found,

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from cocoon.devnet.folder import DataFolder
 from cocoon.devnet.identity import ROLES, make_identity, provider_names
 from cocoon.kernel.clock import SystemClock
+from cocoon.kernel.errors import ConfigurationError
 
 
 def contents(folder: DataFolder) -> dict[Path, bytes]:
@@ -23,9 +26,51 @@ def test_every_provider_has_its_own_key_machine_folder_and_user(tmp_path: Path) 
     assert len({folder.seed(name).read_bytes() for name in names}) == 3
     assert len({folder.platform(name).read_bytes() for name in names}) == 3
     assert all(folder.provider_data(name).is_dir() for name in names)
-    assert len({user.nkey_public for user in identity.nats_users}) == len(ROLES) + 3
-    own = [user.allow_subscribe for user in identity.nats_users][-3:]
+    # the roles, one matcher, one gateway, the providers
+    assert len({user.nkey_public for user in identity.nats_users}) == len(ROLES) + 2 + 3
+    own = [user.allowed.subscribe for user in identity.nats_users if "prov" in user.allowed.account]
     assert len(set(own)) == 3
+
+
+def test_every_account_shard_has_a_matcher_that_hears_its_own_requests_only(tmp_path: Path) -> None:
+    folder = DataFolder(tmp_path / "net")
+    folder.prepare()
+    identity = make_identity(folder, (0, 1, 2), SystemClock(), provider_names(1))
+
+    matchers = [
+        user.allowed for user in identity.nats_users
+        if any(subject.startswith("rpc.matcher.") for subject in user.allowed.subscribe)
+    ]  # fmt: skip
+    assert [sorted(allowed.subscribe) for allowed in matchers] == [
+        ["_INBOX_matcher.>", "hb.provider.*", "rpc.matcher.1.*"],
+        ["_INBOX_matcher-2.>", "hb.provider.*", "rpc.matcher.2.*"],
+    ]
+    for shard, allowed in enumerate(matchers, start=1):
+        streams = {word for subject in allowed.publish for word in subject.split(".")
+                   if word.startswith("EVENTS_")}  # fmt: skip
+        assert streams == {"EVENTS_0", f"EVENTS_{shard}"}
+
+
+def test_a_folder_keeps_the_number_of_its_account_shards(tmp_path: Path) -> None:
+    folder = DataFolder(tmp_path / "net")
+    folder.prepare()
+    assert (folder.account_shards(None), folder.account_shards(3)) == (1, 3)
+
+    folder.keep_account_shards(2)
+
+    assert folder.account_shards(None) == folder.account_shards(2) == 2
+    with pytest.raises(ConfigurationError, match="was made with --shards 2"):
+        folder.account_shards(1)
+
+
+def test_a_folder_from_before_there_was_a_choice_has_one_account_shard(tmp_path: Path) -> None:
+    folder = DataFolder(tmp_path / "net")
+    folder.prepare()
+    (folder.secrets / "network_id").write_bytes(b"dev-1")
+
+    assert folder.account_shards(None) == 1
+    with pytest.raises(ConfigurationError, match="was made with --shards 1"):
+        folder.account_shards(2)
 
 
 def test_a_second_start_makes_nothing_anew(tmp_path: Path) -> None:

@@ -98,11 +98,20 @@ def gateway(gateway_id: str) -> Permissions:
     )
 
 
-def matcher(shards: Sequence[int]) -> Permissions:
-    """Answers gateways, hears heartbeats; never sees ciphertext or frames."""
+def matcher_name(shard: int) -> str:
+    """What an account shard's matcher is called: the first is "matcher", then "matcher-2"."""
+    return "matcher" if shard == 1 else f"matcher-{shard}"
+
+
+def matcher(shards: Sequence[int], name: str = "matcher") -> Permissions:
+    """Answers gateways, hears heartbeats; never sees ciphertext or frames.
+
+    It hears and reads what is for its own account shard, and the network's events.
+    """
+    asked = tuple(f"rpc.matcher.{shard}.*" for shard in shards if shard != subjects.NETWORK_SHARD)
     return Permissions(
         publish=("mat.>", "cmd.provider.*.cancel_job", *_tail(shards)),
-        subscribe=("rpc.matcher.>", subjects.HEARTBEATS, _inbox("matcher")),
+        subscribe=(*asked, subjects.HEARTBEATS, _inbox(name)),
     )
 
 

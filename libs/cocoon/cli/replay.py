@@ -40,8 +40,9 @@ def replay(
         typer.Option("--to", min=1, metavar="M", help="The last position (default: the end)."),
     ] = None,
     shards: Annotated[
-        str, typer.Option(metavar="LIST", help="Which shards, with commas between them.")
-    ] = "0,1",
+        str | None,
+        typer.Option(metavar="LIST", help="Which shards, with commas between them (default: all)."),
+    ] = None,
     data: Data = None,
     as_json: Json = False,
 ) -> None:
@@ -51,10 +52,11 @@ def replay(
     64: wrong usage.
     """
     folder = folder_of(data)
-    folder.read_running()
+    running = folder.read_running()
     flags = {"--verify": verify, "--decisions": decisions, "--json": as_json}
     arguments = [name for name, given in flags.items() if given]
-    arguments += [f"--from={first}", f"--shards={shards}"]
+    wanted = shards or ",".join(map(str, running.shards))
+    arguments += [f"--from={first}", f"--shards={wanted}"]
     if last is not None:
         arguments.append(f"--to={last}")
     done = subprocess.run(

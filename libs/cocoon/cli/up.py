@@ -64,6 +64,15 @@ def up(
         ),
     ] = Engine.EMBEDDED,
     providers: Annotated[int, typer.Option(min=1, max=8, help="How many providers to run.")] = 1,
+    shards: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=8,
+            help="How many account shards a new network gets (default: 1); each has its own log "
+            "and matcher. It cannot be changed afterwards.",
+        ),
+    ] = None,
     key_epoch: Annotated[
         float | None,
         typer.Option(
@@ -109,7 +118,15 @@ def up(
             folder.clear()
         folder.prepare()
         options = Options(
-            gateway_port, sidecar_port, backend, model, otlp, providers, key_epoch, triton
+            gateway_port,
+            sidecar_port,
+            backend,
+            model,
+            otlp,
+            providers,
+            key_epoch,
+            triton,
+            shards,
         )
         code = asyncio.run(_run(folder, options, as_json, say))
     raise typer.Exit(code)

@@ -50,6 +50,7 @@ class DataFolder:
         self.api_key = self.secrets / "api_key"
         self.running = self.root / "running.json"
         self.processes = self.root / "processes.json"
+        self._shards = self.root / "account_shards"
         self._lock_file = self.root / "lock"
 
     def seed(self, name: str) -> Path:
@@ -82,6 +83,31 @@ class DataFolder:
                 f"the disk of {self.root} has {free // 2**20} MiB free and the network needs "
                 f"{MIN_FREE_BYTES // 2**20}; free some space, or name another --data DIR"
             )
+
+    def account_shards(self, asked: int | None) -> int:
+        """How many account shards this network has: what it was made with, else what is asked for.
+
+        Raises ConfigurationError when both are named and differ: an account's place follows from
+        the number.
+        """
+        try:
+            made: int | None = int(self._shards.read_text(encoding="ascii"))
+        except FileNotFoundError:
+            made = 1 if (self.secrets / "network_id").exists() else None
+        except ValueError:
+            raise ConfigurationError(
+                f"{self._shards} does not hold a number; --fresh starts anew"
+            ) from None
+        if made is not None and asked not in (None, made):
+            raise ConfigurationError(
+                f"the network in {self.root} was made with --shards {made}; start it so, name "
+                "another folder with --data DIR, or forget everything in it with --fresh"
+            )
+        return made or asked or 1
+
+    def keep_account_shards(self, count: int) -> None:
+        """Write down with how many account shards this network is made."""
+        self._shards.write_text(f"{count}\n", encoding="ascii")
 
     def _not_made(self, error: OSError) -> ConfigurationError:
         return ConfigurationError(

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from nacl.signing import SigningKey
 
 from cocoon.bus.keys import public_nkey, seed_file
+from cocoon.bus.permissions import matcher_name
+from cocoon.contracts.subjects import NETWORK_SHARD
 from cocoon.devnet.authority import DevAuthority, dev_policy, dev_trust
 from cocoon.devnet.folder import DataFolder
 from cocoon.devnet.nats_server import NatsUser, nats_users_for_devnet
@@ -19,7 +21,7 @@ from cocoon.evidence.policy import sign
 from cocoon.evidence.trust import trust_document
 from cocoon.kernel.clock import Clock
 
-ROLES = ("matcher", "billing", "attestation", "operator", "infra")
+ROLES = ("billing", "attestation", "operator", "infra")  # and a matcher for each account shard
 DATABASE_ROLES = ("matcher", "billing", "attestation", "gateway", "reader")
 
 
@@ -57,13 +59,15 @@ def make_identity(
     if not folder.policy.exists():
         signed = sign(dev_policy(authority, network_id), [signer])
         folder.policy.write_bytes(signed.to_canonical())
-    names = ("gateway", *ROLES, *providers)
+    matchers = {shard: matcher_name(shard) for shard in shards if shard != NETWORK_SHARD}
+    names = ("gateway", *ROLES, *matchers.values(), *providers)
     seeds = {name: seed_file(folder.seed(name), secrets.token_bytes(32)) for name in names}
     users = nats_users_for_devnet(
         {name: public_nkey(seeds[name]) for name in ROLES},
         [public_nkey(seeds["gateway"])],
         [public_nkey(seeds[name]) for name in providers],
         shards,
+        {shard: public_nkey(seeds[name]) for shard, name in matchers.items()},
     )
     return Identity(network_id, tuple(users))
 

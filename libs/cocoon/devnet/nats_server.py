@@ -26,6 +26,7 @@ from cocoon.bus import permissions
 from cocoon.bus.accounts import NAMED, PLATFORM, account_config, crossings
 from cocoon.bus.keys import raw_of_public
 from cocoon.bus.permissions import Permissions
+from cocoon.contracts.subjects import NETWORK_SHARD
 from cocoon.devnet.ports import free_port
 from cocoon.kernel.errors import ConfigurationError, Unavailable
 from cocoon.kernel.ids import gateway_id, provider_id
@@ -56,9 +57,16 @@ def nats_users_for_devnet(
     gateways: Iterable[str],
     providers: Iterable[str],
     shards: Sequence[int],
+    matchers: Mapping[int, str] | None = None,
 ) -> list[NatsUser]:
-    """Users for roles (name -> public nkey), gateways and providers (public nkeys: their ids)."""
+    """Users for roles (name -> public nkey), gateways and providers (public nkeys: their ids).
+
+    `matchers`: account shard -> the public nkey of its matcher, which may do no other's work.
+    """
     allowed = [(key, permissions.ROLES[name](shards)) for name, key in roles.items()]
+    for shard, key in (matchers or {}).items():
+        own = (NETWORK_SHARD, shard)
+        allowed.append((key, permissions.matcher(own, permissions.matcher_name(shard))))
     allowed += [(key, permissions.gateway(gateway_id(raw_of_public(key)))) for key in gateways]
     allowed += [(key, permissions.provider(provider_id(raw_of_public(key)))) for key in providers]
     return [NatsUser(key, permitted) for key, permitted in allowed]

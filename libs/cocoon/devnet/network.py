@@ -1,4 +1,4 @@
-"""The whole network on one machine: its servers and six processes, started, watched, stopped.
+"""The whole network on one machine: its servers and processes, started, watched, stopped.
 
 Everything listens on loopback. A child that dies is started again a few times; whatever cannot be
 started is reported in a sentence with the place of its log.
@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from cocoon.bus.client import BusClient
 from cocoon.bus.connection import close, connect
-from cocoon.bus.permissions import inbox_prefix
+from cocoon.bus.permissions import inbox_prefix, matcher_name
 from cocoon.bus.requests import ask
 from cocoon.bus.streams import declare_streams
 from cocoon.contracts import subjects
@@ -42,7 +42,6 @@ from cocoon.eventlog.migrate import apply_schema, set_role_passwords
 from cocoon.kernel.clock import SystemClock
 from cocoon.kernel.errors import ConfigurationError, Transient, Unavailable
 
-SHARDS = (0, 1)
 DATABASE = "postgres"
 RESTARTS, RESTARTS_WITHIN_S = 5, 60.0
 WATCH_S = 0.5
@@ -66,6 +65,7 @@ class Options:
     providers: int = 1
     key_epoch_s: float | None = None
     triton: bool = False
+    shards: int | None = None  # of accounts; None: as the folder was made, else one
 
 
 def _port(asked: int | None, usual: int, what: str, option: str, say: Callable[[str], None]) -> int:
@@ -100,6 +100,9 @@ class Network:
             options.sidecar_port, DEFAULT_SIDECAR_PORT, "sidecar", "--sidecar-port", say
         )
         self._providers = provider_names(options.providers)
+        accounts = range(1, folder.account_shards(options.shards) + 1)
+        self._shards = (subjects.NETWORK_SHARD, *accounts)
+        self._matchers = {matcher_name(shard): shard for shard in accounts}
         self._account_id, self._network_id = "", ""
 
     # ---- start ----
@@ -107,8 +110,9 @@ class Network:
     async def start(self) -> RunningNetwork:
         """Bring everything up. Raises CocoonError with a sentence for a person."""
         identity = await asyncio.to_thread(
-            make_identity, self._folder, SHARDS, SystemClock(), self._providers
+            make_identity, self._folder, self._shards, SystemClock(), self._providers
         )
+        self._folder.keep_account_shards(len(self._matchers))
         self._nats = NatsServer(self._folder.nats, users=identity.nats_users)
         starts = [self._postgres.start, self._nats.start]
         if self._triton is not None:
@@ -119,7 +123,7 @@ class Network:
         await asyncio.gather(self._prepare_database(), self._prepare_bus())
         # All at once: each waits for what it needs, and two cores spend the time on imports.
         self._say("starting attestation, billing, matcher, gateway and the provider")
-        names = ("attestation", "billing", "matcher", "gateway", *self._providers)
+        names = ("attestation", "billing", *self._matchers, "gateway", *self._providers)
         children = [self._service(name) for name in names]
         await asyncio.gather(*(child.start() for child in children))
         self._record()
@@ -142,7 +146,7 @@ class Network:
 
     async def _prepare_database(self) -> None:
         superuser = self._postgres.dsn(DATABASE)
-        await apply_schema(superuser, SHARDS)
+        await apply_schema(superuser, self._shards)
         passwords = database_passwords(self._folder)
         await set_role_passwords(superuser, passwords)
         for role in DATABASE_ROLES:
@@ -153,7 +157,7 @@ class Network:
     async def _prepare_bus(self) -> None:
         nc = await self._bus("infra")
         try:
-            await declare_streams(nc, SHARDS)
+            await declare_streams(nc, self._shards)
         finally:
             await close(nc)
 
@@ -167,7 +171,7 @@ class Network:
         """On the first start: an account with dev credit and a key; later the same ones."""
         nc = await self._bus("operator")
         try:
-            self._account_id = await first_account(nc, self._folder, SHARDS[1:])
+            self._account_id = await first_account(nc, self._folder, self._shards[1:])
         finally:
             await close(nc)
 
@@ -202,15 +206,21 @@ class Network:
         self._children[name] = child
         return child
 
+    def _program(self, name: str) -> str:
+        """The service that a process of this name runs."""
+        if name in self._providers:
+            return "provider"
+        return "matcher" if name in self._matchers else name
+
     def _command(self, name: str) -> Sequence[str]:
-        service = "provider" if name in self._providers else name
+        service = self._program(name)
         module = "cocoon.client" if name == "sidecar" else f"services.{service}"
         return [sys.executable, "-m", module]
 
     def _environment(self, name: str) -> dict[str, str]:
         assert self._nats is not None  # noqa: S101 - started first
-        folder, provider = self._folder, name in self._providers
-        prefix = "COCOON_PROVIDER_" if provider else f"COCOON_{name.upper()}_"
+        folder, program = self._folder, self._program(name)
+        prefix = f"COCOON_{program.upper()}_"
         values: dict[str, str | Path | int] = {}
         if name == "sidecar":
             values = {
@@ -224,8 +234,8 @@ class Network:
                 values["OTLP_ENDPOINT"] = self._options.otlp_endpoint
             return {prefix + key: str(value) for key, value in values.items()}
         values = {"NATS_URL": self._nats.url, "NATS_SEED_FILE": folder.seed(name)}
-        if not provider:
-            values["POSTGRES_DSN_FILE"] = folder.dsn(name)
+        if program != "provider":
+            values["POSTGRES_DSN_FILE"] = folder.dsn(program)
         if self._options.otlp_endpoint:
             values["OTLP_ENDPOINT"] = self._options.otlp_endpoint
         values.update(self._special(name))
@@ -233,8 +243,13 @@ class Network:
 
     def _special(self, name: str) -> dict[str, str | Path | int]:
         folder = self._folder
+        accounts = json.dumps(self._shards[1:])
         if name == "gateway":
-            return {"LISTEN_PORT": self._gateway_port}
+            return {"LISTEN_PORT": self._gateway_port, "ACCOUNT_SHARDS": accounts}
+        if name == "billing":
+            return {"ACCOUNT_SHARDS": accounts}
+        if name in self._matchers:
+            return {"SHARD": self._matchers[name]}
         if name == "attestation":
             return {
                 "TRUST_FILE": folder.trust,
@@ -290,7 +305,7 @@ class Network:
             observe_urls=observe,
             account_id=self._account_id,
             engine_metrics_url=self._triton.metrics_url if self._triton else None,
-            shards=SHARDS,
+            shards=self._shards,
         )
 
     # ---- watch ----
@@ -344,7 +359,7 @@ class Network:
         self._folder.processes.unlink(missing_ok=True)
 
     async def _stop_servers(self) -> None:
-        await self._stop_children("matcher", "billing", "attestation")
+        await self._stop_children(*self._matchers, "billing", "attestation")
         if self._nats is not None:
             await asyncio.to_thread(self._nats.stop)
         await asyncio.to_thread(self._postgres.stop)
