@@ -75,6 +75,7 @@ class Memory:
         self.keys: dict[str, str] = {}  # key_id -> provider_id
         self.accounts: dict[str, AccountView] = {}
         self.jobs: dict[str, JobState] = {}  # live jobs only
+        self.position = 0  # of this shard's log, as far as the tail has read
         self.pending_holds: dict[str, tuple[str, int]] = {}  # job -> (account, nanoTON)
         self._pending_by_account: dict[str, int] = {}
 
@@ -104,6 +105,7 @@ class Memory:
     def apply_shard(self, stored: StoredEvent) -> EventData:
         """Fold an event of this shard: balances always, jobs unless applied before."""
         event = stored.decode()
+        self.position = stored.position
         aggregate, _, ident = stored.stream.partition("/")
         for entry in postings(event):
             kind, _, owner = entry.account.partition(":")
@@ -140,10 +142,14 @@ class Memory:
             self.jobs[job_id] = state
 
     def apply_appended(self, events: Iterable[StoredEvent]) -> None:
-        """Fold this process's own events before the tail brings them back."""
+        """Fold this process's own events before the tail brings them back.
+
+        An answer may come so late that the tail was first: a job that it has seen end must not
+        begin again here, or its provider would lose a place for ever.
+        """
         for stored in events:
             aggregate, _, ident = stored.stream.partition("/")
-            if aggregate == "job":
+            if aggregate == "job" and stored.position > self.position:
                 self.apply_job(ident, stored.version, stored.decode())
 
     def _account(self, account_id: str) -> AccountView:

@@ -194,6 +194,20 @@ def test_own_events_are_folded_once_though_the_tail_brings_them_again() -> None:
     assert twice.accounts == once.accounts
 
 
+def test_an_append_that_is_answered_after_the_jobs_end_does_not_bring_the_job_back() -> None:
+    """Else its provider would have one place less for ever (found by the simulator)."""
+    state = matched_job()
+    memory, log = fed(*decide_request_job(JobState(), request_command()))
+    own = list(log.events)
+    put(log, JOB, decide_settle_result(state, settle_command(state)))
+    for stored in log.events[len(own) :]:
+        memory.apply_shard(stored)
+    assert memory.jobs == {}
+    memory.apply_appended(own)
+    assert memory.jobs == {}
+    assert all(view.live_jobs == set() for view in memory.providers.values())
+
+
 def test_a_late_rejection_does_not_bring_an_ended_job_back() -> None:
     state = matched_job()
     ended = decide_expire_lease(state, expire_command(cancelled=True))
