@@ -153,7 +153,7 @@ class Connection:
             await asyncio.sleep(delay_s)
             raise Unavailable("the connection to Postgres was lost")
         if faults.happens("delay", 0.2):
-            delay_s += faults.random.uniform(0.05, 3.0)
+            delay_s += faults.random.uniform(0.05, 1.0)
         database.loop.at(delay_s, "commit", self._serve, serve, answer)
         return await answer
 

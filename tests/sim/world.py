@@ -228,7 +228,10 @@ class World:
     # ---- attestation ----
 
     def decide_in_network(self, *commands: Command) -> None:
-        """Append what attestation decides to shard 0, at once."""
+        """Append what attestation decides to shard 0, at once or when Postgres is back."""
+        if self.database.down:
+            self.loop.at(0.5, "attestation", self.decide_in_network, *commands)
+            return
         log = self.database.logs[0]
         for command in commands:
             stream = domain.stream_of(command)
