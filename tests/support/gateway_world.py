@@ -97,6 +97,7 @@ class Matcher:
     def __init__(self, nc: Client, appender: LogAppender, providers: tuple[str, ...]) -> None:
         self._nc, self.appender, self._providers = nc, appender, providers
         self.requests: list[JobRequest] = []
+        self.committed: set[tuple[str, int]] = set()  # job and epoch
         self.reports: list[DispatchReport] = []
         self.cancels: list[CancelJob] = []
         self.on_request: Callable[[JobRequest], Awaitable[None]] = self.match_and_commit
@@ -147,6 +148,7 @@ class Matcher:
             )
         )  # fmt: skip
         await append(self.appender, request.job_id, f"match-{epoch}", events)
+        self.committed.add((request.job_id, epoch))
         await self.tell(request, "committed", epoch=epoch, position=1)
 
     async def match_and_commit(self, request: JobRequest) -> None:
@@ -189,8 +191,10 @@ class Dispatch:
 class Provider:
     """One provider, as a test scripts it. By default it accepts and sends `response` in halves."""
 
-    def __init__(self, nc: Client, provider_id: str, billing: LogAppender) -> None:
-        self.nc, self.id, self._billing = nc, provider_id, billing
+    def __init__(
+        self, nc: Client, provider_id: str, billing: LogAppender, committed: set[tuple[str, int]]
+    ) -> None:
+        self.nc, self.id, self._billing, self._committed = nc, provider_id, billing, committed
         self.dispatches: list[Dispatch] = []
         self.cancels: list[CancelJob] = []
         self.response = b"CAI1" + secrets.token_bytes(5000)
@@ -240,8 +244,9 @@ class Provider:
         return await put_sealed(self.nc.jetstream(), self.id, self.response)
 
     async def settle(self, job_id: str, epoch: int = 1, price_nanoton: int = 700) -> None:
-        """Store the response, and append what billing would."""
+        """Store the response, and append what billing would: nothing before the match."""
         blob_hash = await self.store()
+        await until(lambda: (job_id, epoch) in self._committed)
         result = ResultSealed(
             job_id=job_id, provider_id=self.id, epoch=epoch, status="complete",
             receipt="00" * 420, resp_hash="0" * 64, blob_hash=blob_hash,
@@ -330,7 +335,10 @@ async def gateway_world(bus: Bus, database: Database, **changes: Any) -> AsyncIt
         matcher = Matcher(await bus.connect("matcher"), appenders[0], bus.providers)
         await matcher.listen()
         providers = tuple(
-            [Provider(await bus.connect(name), name, appenders[1]) for name in bus.providers]
+            [
+                Provider(await bus.connect(name), name, appenders[1], matcher.committed)
+                for name in bus.providers
+            ]
         )
         for provider in providers:
             await provider.listen()
