@@ -83,6 +83,8 @@ class Answer:
 
     def _tell(self) -> None:
         digest = hashlib.sha256(self.body).hexdigest() if self.whole else None
+        if digest in self.world.forged:
+            digest = None  # the client checks the receipt and refuses the answer
         self.world.saw(
             self.call,
             ClientCall(

@@ -163,6 +163,7 @@ class Enclave:
         signer = self.signer
         if self.agent.world.faults.happens("forgery"):
             receipt, signer = self._forged(receipt)
+            self.agent.world.forged.add(hashlib.sha256(response).hexdigest())
         raw = receipt.sign(signer)
         self._sequence, self._previous = self._sequence + 1, receipt_hash(raw)
         return raw

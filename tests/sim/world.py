@@ -79,6 +79,7 @@ class World:
         self.started = 0
         self.services: dict[str, Process] = {}
         self.doors: dict[str, platform.Door] = {}
+        self.forged: set[str] = set()  # responses that end in a forged receipt
         self.remains: dict[Process, Callable[[], dict[str, int]]] = {}  # in a service's memory
         self.deposits: tuple[Process, LogAppender] | None = None
         self.references = 0
