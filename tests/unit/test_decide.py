@@ -71,6 +71,11 @@ SCENARIOS: list[tuple[State, c.Command, list[str]]] = [
         c.PublishPolicy(policy_hash=POLICY, version=2, previous_hash=hex32("before")),
         ["PolicyPublished"],
     ),
+    (
+        None,
+        c.TakeLedgerSnapshot(shard=1, position=7, sha256=hex32("books")),
+        ["LedgerSnapshotTaken"],
+    ),
 ]  # fmt: skip
 
 
@@ -116,7 +121,9 @@ def test_a_command_without_a_stream_is_refused() -> None:
         stream_of(Unknown())
 
 
-@pytest.mark.parametrize("stored", [b'{"type":"Nothing","command":{}}', b"{}", b"[]", b"x"])
+@pytest.mark.parametrize(
+    "stored", [b'{"type":"Nothing","command":{}}', b'{"type":[],"command":{}}', b"{}", b"[]", b"x"]
+)
 def test_stored_bytes_of_no_command_are_refused(stored: bytes) -> None:
     with pytest.raises((KeyError, ValueError)):
         c.decode_command(stored)

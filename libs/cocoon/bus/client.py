@@ -1,6 +1,6 @@
 """nats-py's client for hot routes: fewer wake-ups a message, and a guard against forged replies.
 
-Overrides six private methods of the pinned nats-py (>=2.16,<2.17); the tests of this package run
+Overrides seven private methods of the pinned nats-py (>=2.16,<2.17); the tests of this package run
 them against a real server.
 """
 
@@ -119,6 +119,18 @@ class BusClient(Client):
         if self._pending and self.is_connected and self._transport is not None:
             pending, self._pending, self._pending_data_size = self._pending, [], 0
             self._transport.writelines(pending)
+
+    async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
+        """As nats-py does; a header block that cannot be read counts as no headers.
+
+        Whoever may publish writes these bytes, and an exception here would end the reading loop:
+        the connection would stay open and hear nothing more.
+        """
+        try:
+            return await super()._process_headers(headers)
+        except (ValueError, IndexError):
+            _log.warning("bus message refused", extra={"kind": "BadHeaders"})
+            return None
 
     @staticmethod
     def _parse_header_lines(raw: bytes) -> dict[str, str]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal, NoReturn
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -24,6 +25,7 @@ from cocoon.chat.refusals import refuse_validation
 from cocoon.kernel.errors import BadRequest
 
 MAX_MESSAGES: Final = 4096
+MAX_SCHEMA_DEPTH: Final = 64
 _INT64: Final = 2**63 - 1
 
 
@@ -74,9 +76,27 @@ class StreamOptions(_Strict):
     include_obfuscation: bool | None = None
 
 
+def _writable(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema goes to the engine as JSON again: no halves of characters, no endless nesting."""
+    _check_depth(schema, MAX_SCHEMA_DEPTH)
+    try:
+        json.dumps(schema, ensure_ascii=False, allow_nan=False).encode()
+    except TypeError:
+        raise ValueError("a schema is JSON") from None
+    return schema
+
+
+def _check_depth(value: Any, left: int) -> None:
+    if isinstance(value, dict | list):
+        if not left:
+            raise ValueError("a schema is not nested so deeply")
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_depth(item, left - 1)
+
+
 class ResponseFormat(_Strict):
     type: Literal["text", "json_object", "json_schema"]
-    json_schema: dict[str, Any] | None = None
+    json_schema: Annotated[dict[str, Any], AfterValidator(_writable)] | None = None
 
 
 _Penalty = Annotated[float, Field(ge=-2, le=2)]

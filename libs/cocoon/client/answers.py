@@ -26,6 +26,7 @@ from cocoon.kernel.errors import (
 from cocoon.sealing import Receipt, Status
 
 SSE_DONE: Final = b"data: [DONE]\n\n"
+_NO_LINE_ENDS: Final = bytes.maketrans(b"\r\n", b"  ")
 _BY_TYPE: Final[dict[str, type[CocoonError]]] = {
     cls.openai_type: cls
     for cls in (
@@ -88,7 +89,9 @@ class StreamShaper:
         """Return the object if it may be shown now. What follows a finish reason waits too."""
         try:
             shape = _shape.decode(content)
-        except (msgspec.DecodeError, RecursionError):
+            if not content.isascii():
+                content.decode("utf-8")  # the decoder skips what it does not look for
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             refuse_answer("bad_answer", "a part of it is not a chat completion chunk")
         if not shape.choices and bytes(shape.usage) != b"null":
             self._usage_chunk = content
@@ -103,31 +106,46 @@ class StreamShaper:
         """What a checked receipt sets free: the held objects, then usage where it was asked."""
         if not self._include_usage:
             return self._held
-        chunk = json.loads(self._usage_chunk or self._last)
+        chunk = _object(self._usage_chunk or self._last)
         if self._usage_chunk is None:
             chunk |= {"choices": [], "usage": usage_object(usage or b"{}")}
+        if not isinstance(chunk["usage"], dict):
+            refuse_answer("bad_answer", "its usage is not a JSON object")
         chunk["usage"] = {**chunk["usage"], "cocoon": settlement.to_usage()}
-        return [*self._held, to_json(chunk)]
+        return [*self._held, _written(chunk)]
 
 
 def whole_body(content: bytes, settlement: Settlement) -> bytes:
     """The one body, with `usage.cocoon` added. Raises EvidenceRejected(bad_answer)."""
-    try:
-        body = json.loads(content)
-    except (ValueError, RecursionError):
-        body = None
-    if not isinstance(body, dict):
-        refuse_answer("bad_answer", "it is not a JSON object")
+    body = _object(content)
     usage = body.get("usage")
     cocoon = {"cocoon": settlement.to_usage()}
     body["usage"] = {**usage, **cocoon} if isinstance(usage, dict) else cocoon
-    return to_json(body)
+    return _written(body)
+
+
+def _object(content: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        refuse_answer("bad_answer", "it is not a JSON object")
+    return value
+
+
+def _written(value: dict[str, Any]) -> bytes:
+    """JSON that everybody reads: what Python takes beyond it is refused (NaN, half characters)."""
+    try:
+        return to_json(value)
+    except (ValueError, RecursionError):
+        refuse_answer("bad_answer", "it holds what is not JSON")
 
 
 def sse_event(content: bytes) -> bytes:
-    """One server-sent event. JSON with raw line ends is written again without them."""
+    """One server-sent event. Line ends in JSON stand between its words: blanks say the same."""
     if b"\n" in content or b"\r" in content:
-        content = to_json(json.loads(content))
+        content = content.translate(_NO_LINE_ENDS)
     return b"data: " + content + b"\n\n"
 
 
@@ -158,7 +176,12 @@ def _told_error(record: bytes, receipt: Receipt) -> CocoonError:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return default("The provider answered with an error that cannot be read.")
     return cls(
-        str(message)[:1000],
-        code=code[:128] if isinstance(code, str) else None,
-        param=param[:128] if isinstance(param, str) else None,
+        _shown(str(message))[:1000],
+        code=_shown(code)[:128] if isinstance(code, str) else None,
+        param=_shown(param)[:128] if isinstance(param, str) else None,
     )
+
+
+def _shown(text: str) -> str:
+    """Text that can be written again: JSON may hold halves of characters, UTF-8 cannot."""
+    return text.encode("utf-8", "replace").decode()

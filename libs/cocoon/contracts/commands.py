@@ -158,9 +158,17 @@ class PublishPolicy(Command):
     previous_hash: Hex32 | None
 
 
+class TakeLedgerSnapshot(Command):
+    command_type: ClassVar[str] = "TakeLedgerSnapshot"
+    shard: Annotated[int, Field(ge=1, le=2**31 - 1)]
+    position: Annotated[int, Field(ge=1, le=2**53)]
+    sha256: Hex32
+
+
 ALL_COMMANDS: tuple[type[Command], ...] = (
     RequestJob, ExpireLease, SettleResult, OpenAccount, CreditDeposit, EnrolProvider,
     PublishOffer, AttestProvider, RevokeAttestation, PublishKeyBundle, PublishPolicy,
+    TakeLedgerSnapshot,
 )  # fmt: skip
 _REGISTRY = {cls.command_type: cls for cls in ALL_COMMANDS}
 
@@ -168,4 +176,4 @@ _REGISTRY = {cls.command_type: cls for cls in ALL_COMMANDS}
 def decode_command(stored: bytes) -> Command:
     """Return the command for stored bytes. Raises KeyError or ValueError for anything else."""
     value = canonical.loads_object(stored, strict=False)
-    return _REGISTRY[value["type"]].model_validate_json(canonical.dumps(value["command"]))
+    return _REGISTRY[str(value["type"])].model_validate_json(canonical.dumps(value["command"]))

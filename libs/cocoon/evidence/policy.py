@@ -157,5 +157,11 @@ def parse_policy(data: bytes) -> SignedPolicy:
     try:
         return SignedPolicy.model_validate(canonical.loads_object(data, strict=False))
     except ValidationError as error:
-        where = ".".join(str(part) for part in error.errors(include_input=False)[0]["loc"])
-        raise ValueError(f"the policy does not have the expected form at {where!r}") from None
+        raise ValueError(
+            f"the policy does not have the expected form at {wrong_place(error)!r}"
+        ) from None
+
+
+def wrong_place(error: ValidationError) -> str:
+    """Where a document is wrong: the field's path, cut, for the last name may be the document's."""
+    return ".".join(str(part) for part in error.errors(include_input=False)[0]["loc"])[:100]

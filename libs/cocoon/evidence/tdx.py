@@ -155,7 +155,7 @@ def _signed_by_root_child(pem_chain: str, anchor: Anchor) -> bool:
     try:
         certificates = chain_der(pem_chain)
         leaf = x509.load_der_x509_certificate(certificates[0])
-    except (ValueError, IndexError):
+    except (ValueError, IndexError, x509.InvalidVersion):
         return False
     return leaf.issuer.public_bytes() == anchor.subject
 

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 
 from cocoon.contracts.base import Contract, Hex32, Name
 from cocoon.evidence.claims import TeeKind
-from cocoon.evidence.policy import NetworkClass
+from cocoon.evidence.policy import NetworkClass, wrong_place
 from cocoon.kernel import canonical
 from cocoon.kernel.errors import ConfigurationError
 
@@ -54,7 +54,10 @@ class Anchor:
 
 def anchor(tee: TeeKind, der: bytes) -> Anchor:
     """Read a root certificate. Raises ValueError if it is not one in DER."""
-    certificate = x509.load_der_x509_certificate(der)
+    try:
+        certificate = x509.load_der_x509_certificate(der)
+    except x509.InvalidVersion:  # the library's own kind of error, and no ValueError
+        raise ValueError("the root is a certificate of an unknown version") from None
     subject = certificate.subject.public_bytes()
     return Anchor(tee, der, hashlib.sha256(der).hexdigest(), subject)
 
@@ -121,9 +124,8 @@ def parse_trust(data: bytes) -> TrustAnchors:
     try:
         document = _TrustDocument.model_validate(canonical.loads_object(data, strict=False))
     except ValidationError as error:
-        where = ".".join(str(part) for part in error.errors(include_input=False)[0]["loc"])
         raise ConfigurationError(
-            f"the trust file is wrong at {where!r}; take the network's own file again"
+            f"the trust file is wrong at {wrong_place(error)!r}; take the network's own file again"
         ) from None
     except ValueError:
         raise ConfigurationError(

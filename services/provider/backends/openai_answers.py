@@ -1,59 +1,133 @@
 """What an OpenAI-compatible server's JSON says, read with suspicion: pieces, ends, token counts.
 
-Pure. Nothing of a server's text reaches an error: it may quote the prompt.
+Pure. Nothing of a server's text reaches an error: it may quote the prompt. What is read here can
+be written: texts have a UTF-8 form, log probabilities are finite, counts are whole numbers.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-from typing import Any
+import math
+from collections.abc import Iterator
+from typing import Any, Final
 
 from cocoon.chat import TokenLogprob, TokenUsage
 from cocoon.kernel.errors import Unavailable
 from services.provider.backends.base import Ended, Piece
 
+MAX_COUNT: Final = 2**31 - 1
+LEAST_LOGPROB: Final = -9999.0  # OpenAI's way to say minus infinity
+Json = dict[str, Any]
 
-def ended(reason: Any, usage: Any) -> Ended:
-    """The end of an answer. Raises Unavailable without a reason or counts."""
+
+@contextlib.contextmanager
+def _reading() -> Iterator[None]:
+    """Whatever is wrong with a reply is one error of ours."""
+    try:
+        yield
+    except (LookupError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+        raise failed("The engine's server sent what is not an answer.") from None
+
+
+def read_item(value: bytes) -> Json | None:
+    """One item of a stream, None if it is no object. Raises Unavailable."""
+    try:
+        item = json.loads(value)
+    except (ValueError, RecursionError):
+        raise failed("The engine's server sent what is not JSON.") from None
+    return item if isinstance(item, dict) else None
+
+
+class StreamReader:
+    """Folds a stream's items into pieces, and the end that they tell."""
+
+    def __init__(self) -> None:
+        self._reason: Any = None
+        self._usage: Any = None
+
+    def take(self, item: Json) -> list[Piece]:
+        """What one item says. Raises Unavailable, also for an error of the server's."""
+        if "error" in item:
+            raise failed("The engine's server failed.")
+        with _reading():
+            self._usage = item.get("usage") or self._usage
+            pieces = []
+            for choice in item.get("choices") or ():
+                self._reason = choice.get("finish_reason") or self._reason
+                pieces.append(_piece(choice, "delta", 1))
+            return [piece for piece in pieces if piece is not None]
+
+    def end(self) -> Ended:
+        """The end of the answer. Raises Unavailable without a reason or counts."""
+        return _ended(self._reason, self._usage)
+
+
+def read_whole(raw: bytes) -> tuple[Piece | None, Ended]:
+    """The one body of an answer: its text, if any, and its end. Raises Unavailable."""
+    with _reading():
+        value = json.loads(raw)
+        choice, usage = value["choices"][0], value["usage"]
+        end = _ended(choice.get("finish_reason"), usage)
+        return _piece(choice, "message", end.usage.completion), end
+
+
+def _ended(reason: Any, usage: Any) -> Ended:
     if reason not in ("stop", "length") or not isinstance(usage, dict):
         raise failed("The engine's server ended without a reason or token counts.")
     try:
         return Ended(reason, _usage(usage))
-    except (KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError, AttributeError):
         raise failed("The engine's server gave token counts that are none.") from None
 
 
-def piece(choice: dict[str, Any], where: str, tokens: int = 1) -> Piece | None:
+def _piece(choice: Json, where: str, tokens: int) -> Piece | None:
     """What one choice says, or None. `tokens` counts where no log probabilities do."""
-    text = (choice.get(where) or {}).get("content") or ""
+    text = _text((choice.get(where) or {}).get("content") or "")
     found = ((choice.get("logprobs") or {}).get("content")) or ()
-    logprobs = tuple(_logprob(entry) for entry in found)
+    logprobs = tuple(_logprob(entry, entry.get("top_logprobs")) for entry in found)
     if not text and not logprobs:
         return None
     return Piece(text, len(logprobs) or tokens, logprobs)
 
 
-def _logprob(entry: dict[str, Any]) -> TokenLogprob:
-    raw = entry.get("bytes")
-    text = str(entry["token"])
+def _text(value: Any) -> str:
+    """A text with a UTF-8 form: the halves of a pair that JSON allows alone are replaced."""
+    if not isinstance(value, str):
+        raise TypeError
+    if value.isascii():
+        return value
+    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _logprob(entry: Json, rivals: Any = None) -> TokenLogprob:
+    raw, text, logprob = entry.get("bytes"), _text(entry["token"]), float(entry["logprob"])
+    if not (raw is None or isinstance(raw, list)) or math.isnan(logprob) or logprob == math.inf:
+        raise ValueError
     return TokenLogprob(
         text,
-        bytes(raw) if raw is not None else text.encode(),
-        float(entry["logprob"]),
-        tuple(_logprob(rival) for rival in entry.get("top_logprobs") or ()),
+        text.encode() if raw is None else bytes(raw),
+        max(logprob, LEAST_LOGPROB),
+        tuple(_logprob(rival) for rival in rivals or ()),
     )
 
 
-def _usage(value: dict[str, Any]) -> TokenUsage:
-    prompt_details = value.get("prompt_tokens_details") or {}
-    details = value.get("completion_tokens_details") or {}
-    prompt, completion = int(value["prompt_tokens"]), int(value["completion_tokens"])
+def _usage(value: Json) -> TokenUsage:
+    prompt, completion = _count(value["prompt_tokens"]), _count(value["completion_tokens"])
+    cached = (value.get("prompt_tokens_details") or {}).get("cached_tokens")
+    reasoning = (value.get("completion_tokens_details") or {}).get("reasoning_tokens")
     return TokenUsage(
         prompt=prompt,
         completion=completion,
-        cached=min(int(prompt_details.get("cached_tokens") or 0), prompt),
-        reasoning=min(int(details.get("reasoning_tokens") or 0), completion),
+        cached=min(_count(cached or 0), prompt),
+        reasoning=min(_count(reasoning or 0), completion),
     )
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value <= MAX_COUNT:
+        raise ValueError
+    return value
 
 
 def failed(message: str) -> Unavailable:
@@ -66,7 +140,7 @@ def named(body: bytes) -> tuple[str | None, str | None]:
     try:
         error = json.loads(body)["error"]
         found = [error.get(name) for name in ("code", "param")]
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None, None
     code, param = (
         value if isinstance(value, str) and value.isidentifier() and len(value) <= 64 else None

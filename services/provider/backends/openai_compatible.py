@@ -26,7 +26,13 @@ from cocoon.kernel.errors import (
     Unavailable,
 )
 from services.provider.backends.base import Ended, Output, Started, prompt_too_long
-from services.provider.backends.openai_answers import ended, failed, named, piece
+from services.provider.backends.openai_answers import (
+    StreamReader,
+    failed,
+    named,
+    read_item,
+    read_whole,
+)
 
 MAX_LINE_BYTES: Final = 1024 * 1024
 MAX_ERROR_BYTES: Final = 64 * 1024
@@ -137,7 +143,15 @@ class OpenAICompatibleBackend:
             return answer.status == 200 and any(
                 item.get("id") == self._model for item in json.loads(raw)["data"]
             )
-        except (*_BROKEN, CocoonError, ValueError, KeyError, TypeError, AttributeError):
+        except (
+            *_BROKEN,
+            CocoonError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+        ):
             return False
 
     async def close(self) -> None:
@@ -166,36 +180,23 @@ class OpenAICompatibleBackend:
             if answer.status != 200:
                 raise await _refusal(answer)
             yield Started(None)
-            reason: Any = None
-            usage: Any = None
+            reader = StreamReader()
             async for item in _lines(answer):
                 if item is None:
-                    yield ended(reason, usage)
+                    yield reader.end()
                     continue
-                if "error" in item:
-                    raise failed("The engine's server failed.")
-                usage = item.get("usage") or usage
-                for choice in item.get("choices") or ():
-                    reason = choice.get("finish_reason") or reason
-                    text = piece(choice, "delta")
-                    if text is not None:
-                        yield text
+                for piece in reader.take(item):
+                    yield piece
 
     async def _whole(self, body: dict[str, Any]) -> AsyncGenerator[Output, None]:
         async with self._post(body) as answer:
             if answer.status != 200:
                 raise await _refusal(answer)
             raw = await _whole_body(answer)
-        try:
-            value = json.loads(raw)
-            choice, usage = value["choices"][0], value["usage"]
-        except (ValueError, KeyError, IndexError, TypeError):
-            raise failed("The engine's server sent what is not an answer.") from None
-        end = ended(choice.get("finish_reason"), usage)
+        piece, end = read_whole(raw)
         yield Started(end.usage.prompt)
-        text = piece(choice, "message", end.usage.completion)
-        if text is not None:
-            yield text
+        if piece is not None:
+            yield piece
         yield end
 
     def _body(self, request: ChatRequest, max_output_tokens: int) -> dict[str, Any]:
@@ -244,11 +245,8 @@ async def _lines(answer: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]
                 done = True
                 yield None
                 continue
-            try:
-                item = json.loads(value)
-            except ValueError:
-                raise failed("The engine's server sent what is not JSON.") from None
-            if isinstance(item, dict):
+            item = read_item(value)
+            if item is not None:
                 yield item
     if not done:
         raise failed("The engine's server broke off.")

@@ -60,7 +60,7 @@ def read_outputs(tensors: Mapping[str, bytes], *, first: bool) -> list[Output]:
         reason = _text(tensors["finish_reason"])
         prompt, completion, cached, reasoning = _numbers(tensors["usage"], 4)
         logprobs = _logprobs(json.loads(told), depth=1) if told else ()
-    except (KeyError, ValueError, TypeError, RecursionError, struct.error):
+    except (KeyError, ValueError, TypeError, OverflowError, RecursionError, struct.error):
         raise failed("The engine's server sent what is not an answer.") from None
     outputs: list[Output] = [Started(prompt or None)] if first else []
     if text or tokens or logprobs:

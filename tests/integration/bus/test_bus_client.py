@@ -52,6 +52,32 @@ async def test_a_failing_direct_handler_loses_its_message_only(
     assert any(getattr(record, "kind", "") == "RuntimeError" for record in caplog.records)
 
 
+@pytest.mark.parametrize(
+    "block", [b"NATS/1.0 \xff\xfe\xfd\r\n\r\n", b"NATS/1.0 503 \xff\xfe\r\n\r\n", b"NATS/1.0"]
+)
+@pytest.mark.parametrize("direct", [True, False])
+async def test_a_header_block_that_is_none_does_not_deafen_the_connection(
+    bus: Bus, block: bytes, direct: bool
+) -> None:
+    mine = bus.providers[0]
+    matcher, provider = await bus.connect("matcher"), await bus.connect(mine)
+    heard: asyncio.Queue[Msg] = asyncio.Queue()
+    if direct:
+        await matcher.subscribe_direct("hb.provider.*", heard.put_nowait)
+    else:
+        await matcher.subscribe("hb.provider.*", cb=heard.put)
+    await matcher.flush()
+    sizes = f"{len(block)} {len(block) + 3}"
+    hostile = f"HPUB hb.provider.{mine} {sizes}\r\n".encode() + block + b"bad\r\n"
+    await provider._send_command(hostile)
+    await provider.publish(f"hb.provider.{mine}", b"good", headers={"A": "b"})
+    await provider.flush()
+    async with asyncio.timeout(10):
+        bad, good = await heard.get(), await heard.get()
+    assert (bad.data, bad.headers) == (b"bad", None)
+    assert (good.data, good.headers) == (b"good", {"A": "b"})
+
+
 async def test_a_direct_subscription_survives_a_lost_connection(bus: Bus) -> None:
     mine = bus.providers[0]
     matcher, provider = await bus.connect("matcher"), await bus.connect(mine)

@@ -27,6 +27,13 @@ def parse(**changes: Any) -> ChatRequest:
     return parse_chat_request(json.dumps({**BASE, **changes}).encode())
 
 
+SCHEMA: dict[str, Any] = {"type": "json_schema"}
+
+
+def deep(levels: int) -> Any:
+    return [deep(levels - 1)] if levels else 1
+
+
 def refusal(**changes: Any) -> BadRequest:
     with pytest.raises(BadRequest) as caught:
         parse(**changes)
@@ -112,6 +119,10 @@ def test_an_unknown_parameter_is_refused_by_name() -> None:
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
          "messages.content", "unsupported_value"),
         ({"response_format": {"type": "json_schema"}}, "response_format", "invalid_value"),
+        ({"response_format": SCHEMA | {"json_schema": {"\ud800": 1}}},
+         "response_format.json_schema", "invalid_value"),
+        ({"response_format": SCHEMA | {"json_schema": {"a": deep(64)}}},
+         "response_format.json_schema", "invalid_value"),
         ({"response_format": {"type": "xml"}}, "response_format.type", "invalid_value"),
         ({"metadata": {"k" * 65: "v"}}, "metadata", "invalid_value"),
         ({"user": "u" * 513}, "user", "invalid_value"),

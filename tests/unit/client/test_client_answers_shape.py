@@ -78,7 +78,7 @@ def test_the_usage_chunk_holds_the_cost_when_asked_for(enclave_sends_it: bool) -
     assert last["usage"]["cocoon"] == SETTLEMENT.to_usage()
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff", b'{"choices":1}'])
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff", b'{"choices":1}', b'{"x":"\xff"}'])
 def test_what_is_not_a_chunk_is_refused(content: bytes) -> None:
     with pytest.raises(EvidenceRejected):
         StreamShaper(include_usage=False).take(content)
@@ -102,9 +102,24 @@ def test_a_whole_body_keeps_everything_and_gains_its_cost() -> None:
     told = json.loads(whole_body(to_json(body), SETTLEMENT))
     assert told["usage"].pop("cocoon") == SETTLEMENT.to_usage()
     assert told == body
-    for bad in (b"", b"[]", b"{"):
+    for bad in (b"", b"[]", b"{", b'{"a":NaN}', b'{"a":1e999}', b'{"a":"\\ud800"}'):
         with pytest.raises(EvidenceRejected):
             whole_body(bad, SETTLEMENT)
+
+
+@pytest.mark.parametrize("last", [b'{"usage":[1]}', b'{"usage":"canary"}'])
+def test_a_usage_that_is_no_object_is_refused(last: bytes) -> None:
+    shaper = StreamShaper(include_usage=True)
+    assert shaper.take(last) is None
+    with pytest.raises(EvidenceRejected, match="JSON"):
+        shaper.finish(SETTLEMENT, None)
+
+
+def test_a_usage_record_that_cannot_be_written_is_refused() -> None:
+    shaper = StreamShaper(include_usage=True)
+    shaper.take(b'{"choices":[]}')
+    with pytest.raises(EvidenceRejected, match="not JSON"):
+        shaper.finish(SETTLEMENT, b'{"a":"\\ud800"}')
 
 
 def test_an_error_record_becomes_the_trees_error() -> None:
@@ -115,6 +130,9 @@ def test_an_error_record_becomes_the_trees_error() -> None:
     assert (error.message, error.code, error.param) == ("Too long.", "too_long", "messages")
     busy = to_json(RateLimited("Busy.").to_openai())
     assert isinstance(enclave_error(replace(RECEIPT, status=Status.FAILED), busy), RateLimited)
+    halves = enclave_error(refused, b'{"error":{"message":"a\\ud800","code":"\\udfff"}}')
+    assert halves is not None
+    assert (halves.message, halves.code) == ("a?", "?")
     for bad in (b"", b"[]", b'{"error":1}', b'{"error":{"type":[]}}'):
         assert isinstance(enclave_error(refused, bad), BadRequest)
     assert isinstance(enclave_error(replace(RECEIPT, status=Status.FAILED), None), Unavailable)

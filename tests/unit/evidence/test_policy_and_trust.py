@@ -83,6 +83,22 @@ def test_a_policy_of_another_form_is_not_read(change: dict[str, Any]) -> None:
         parse_policy(json.dumps(document).encode())
 
 
+def test_a_long_unknown_name_is_not_repeated_whole() -> None:
+    document = json.loads(sign(policy(), SEEDS).to_canonical())
+    with pytest.raises(ValueError, match="expected form at") as refused:
+        parse_policy(json.dumps(document | {"z" * 5000: 1}).encode())
+    assert len(str(refused.value)) < 200
+
+
+def test_a_root_of_an_unknown_certificate_version_is_refused_like_any_other() -> None:
+    document = json.loads(trust_document(trust()))
+    der = authority().anchor.der.replace(b"\xa0\3\2\1\2", b"\xa0\3\2\1\4", 1)
+    assert der != authority().anchor.der
+    document["anchors"][0]["der"] = base64.b64encode(der).decode()
+    with pytest.raises(ConfigurationError, match="not a certificate in DER"):
+        parse_trust(json.dumps(document).encode())
+
+
 def test_a_policy_cannot_be_changed_in_place() -> None:
     with pytest.raises(ValidationError):
         policy().version = 9

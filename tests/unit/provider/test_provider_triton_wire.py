@@ -76,6 +76,7 @@ def test_logprobs_are_bytes_numbers_and_their_rivals() -> None:
         {"logprobs": text("{}")},
         {"logprobs": text('[["zz", 0, []]]')},
         {"logprobs": text('[["61", NaN, []]]')},
+        {"logprobs": text('[["61", ' + "9" * 400 + ", []]]")},
         {"logprobs": text('[["61", 0, [["61", 0, [["61", 0, []]]]]]]')},
         {"logprobs": text("[" * 100_000)},
         {"finish_reason": text("tool_calls")},
