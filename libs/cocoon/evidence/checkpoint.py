@@ -158,6 +158,6 @@ def _read(body: str, origin: str) -> Checkpoint:
         root = base64.b64decode(lines[2], validate=True)
     except binascii.Error:
         raise ValueError("the checkpoint's root is not base64") from None
-    if len(root) != 32:
-        raise ValueError("the checkpoint's root is not 32 bytes")
+    if len(root) != 32 or base64.b64encode(root).decode() != lines[2]:  # spare bits are zero
+        raise ValueError("the checkpoint's root is not 32 bytes in base64")
     return Checkpoint(origin, int(lines[1]), root)

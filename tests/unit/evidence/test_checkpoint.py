@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from cocoon.evidence.checkpoint import (
     Checkpoint,
     is_consistent,
     is_included,
+    key_hash,
     leaf_hash,
     open_checkpoint,
     tree_root,
@@ -106,6 +109,19 @@ def test_a_signed_checkpoint_opens() -> None:
 def test_a_bad_checkpoint_is_refused(note: bytes, keys: dict[str, bytes], threshold: int) -> None:
     with pytest.raises(ValueError, match="checkpoint"):
         open_checkpoint(note, ORIGIN, keys, threshold)
+
+
+def test_a_root_has_one_spelling() -> None:
+    """Base64 of 32 bytes has two spare bits: a log that signs two texts of one root is refused."""
+    key = SigningKey(bytes(32))
+    public_key = bytes(key.verify_key)
+    root = base64.b64encode(bytes(32)).decode()
+    for spelt, is_good in ((root, True), (root.replace("A=", "B="), False)):
+        body = f"{ORIGIN}\n8\n{spelt}\n"
+        blob = key_hash("log", public_key) + key.sign(body.encode()).signature
+        note = f"{body}\n\u2014 log {base64.b64encode(blob).decode()}\n".encode()
+        with contextlib.nullcontext() if is_good else pytest.raises(ValueError, match="base64"):
+            assert open_checkpoint(note, ORIGIN, {"log": public_key}, 1).root == bytes(32)
 
 
 def test_a_checkpoint_of_another_log_is_refused() -> None:

@@ -1,0 +1,155 @@
+"""Replies under fire: OpenAI's JSON and Triton's tensors as the agent reads them, an enclave's
+answers as a client shows them. What is accepted can be written as OpenAI's JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from cocoon.chat import TokenUsage, parse_chat_request, to_json
+from cocoon.chat.respond import Answer, error_body
+from cocoon.client.answers import Settlement, StreamShaper, enclave_error, sse_event, whole_body
+from cocoon.kernel.errors import CocoonError, EvidenceRejected, Unavailable
+from cocoon.sealing import Receipt, Status
+from services.provider.backends.base import Ended, Output, Piece
+from services.provider.backends.openai_answers import StreamReader, named, read_item, read_whole
+from services.provider.backends.triton_wire import (
+    MAX_COUNT,
+    OUTPUTS,
+    read_error,
+    read_load,
+    read_outputs,
+)
+from tests.support import sealing_world as world
+
+REQUEST = parse_chat_request(
+    b'{"model":"m","messages":[{"role":"user","content":"hi"}],"logprobs":true,"top_logprobs":2}'
+)
+ANSWER = Answer("0f" * 16, 1_790_000_000, "fp_0123456789ab", REQUEST)
+RECEIPT = Receipt(
+    job_id=world.JOB, key_id=bytes(16), model_id=world.MODEL, req_hash=bytes(32),
+    resp_hash=bytes(32), prompt_commit=bytes(32), output_commit=bytes(32),
+    **world.RECEIPT_FIELDS,  # type: ignore[arg-type]
+)  # fmt: skip
+SETTLEMENT = Settlement(
+    "0f" * 16, "prov", "11" * 32, "simulated", RECEIPT, RECEIPT.sign(world.SIGNER)
+)
+
+
+def _has_code(error: CocoonError, code: str) -> None:
+    assert error.code == code
+
+
+def _is_json(content: bytes) -> None:
+    json.loads(content.decode("utf-8"), parse_constant=_no_constant)
+
+
+def _no_constant(name: str) -> None:
+    raise AssertionError(f"{name} is not JSON")
+
+
+def _can_be_told(outputs: Iterable[Output | None]) -> None:
+    """Every output becomes an object of OpenAI's, in JSON that everybody reads."""
+    for output in outputs:
+        if isinstance(output, Piece):
+            assert 0 <= output.tokens <= MAX_COUNT
+            assert all(math.isfinite(item.logprob) for item in output.logprobs)
+            _is_json(to_json(ANSWER.delta_chunk(output.text, output.logprobs)))
+        elif isinstance(output, Ended):
+            _sound(output.usage)
+            _is_json(to_json(ANSWER.completion("", output.reason, output.usage)))
+
+
+def _sound(usage: TokenUsage) -> None:
+    assert 0 <= usage.cached <= usage.prompt <= MAX_COUNT
+    assert 0 <= usage.reasoning <= usage.completion <= MAX_COUNT
+
+
+def openai_body(data: bytes) -> None:
+    """A whole answer, and the same bytes as an error's body."""
+    for name in named(data):
+        assert name is None or (name.isidentifier() and len(name) <= 64)
+    try:
+        _can_be_told(read_whole(data))
+    except Unavailable as error:
+        _has_code(error, "engine_failed")
+
+
+def openai_stream(data: bytes) -> None:
+    """A stream's items, one a line, then its end."""
+    reader = StreamReader()
+    try:
+        for line in data.split(b"\n"):
+            item = read_item(line)
+            if item is not None:
+                _can_be_told(reader.take(item))
+        _can_be_told([reader.end()])
+    except Unavailable as error:
+        _has_code(error, "engine_failed")
+
+
+def triton_reply(data: bytes) -> None:
+    """Five tensors in a row, each a length u16 and bytes; the same bytes as an error's text."""
+    tensors, at = {}, 0
+    for name in OUTPUTS:
+        length = int.from_bytes(data[at : at + 2], "big")
+        tensors[name] = data[at + 2 : at + 2 + length]
+        at += 2 + length
+    for first in (True, False):
+        try:
+            _can_be_told(read_outputs(tensors, first=first))
+        except Unavailable as error:
+            _has_code(error, "engine_failed")
+    refusal = read_error(data.decode("utf-8", "replace"))
+    assert len(error_body(refusal)) < 1000
+
+
+def triton_metrics(data: bytes) -> None:
+    load = read_load(data, "skills-1")
+    assert load is None or 0 <= load <= MAX_COUNT
+
+
+def client_stream(data: bytes) -> None:
+    """An enclave's stream, an object a zero byte: shown as events of one line, or refused."""
+    for include_usage in (False, True):
+        shaper, shown = StreamShaper(include_usage=include_usage), []
+        try:
+            *chunks, usage = data.split(b"\0")
+            for chunk in chunks:
+                now = shaper.take(chunk)
+                shown += [] if now is None else [now]
+            shown += shaper.finish(SETTLEMENT, usage or None)
+        except EvidenceRejected as error:
+            _has_code(error, "bad_answer")
+            continue
+        for content in shown:
+            event = sse_event(content)
+            assert event.startswith(b"data: ")
+            assert event.endswith(b"\n\n")
+            assert b"\n" not in event[:-2]
+            assert b"\r" not in event
+            _is_json(event[6:])
+
+
+def client_body(data: bytes) -> None:
+    """An enclave's one body and its error record."""
+    try:
+        _is_json(whole_body(data, SETTLEMENT))
+    except EvidenceRejected as error:
+        _has_code(error, "bad_answer")
+    for status in (Status.REFUSED, Status.FAILED):
+        told: CocoonError | None = enclave_error(replace(RECEIPT, status=status), data)
+        assert told is not None
+        _is_json(error_body(told))
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "openai_body": openai_body,
+    "openai_stream": openai_stream,
+    "triton_reply": triton_reply,
+    "triton_metrics": triton_metrics,
+    "client_stream": client_stream,
+    "client_body": client_body,
+}
