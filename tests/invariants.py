@@ -7,7 +7,6 @@ Simulation, fault tests over real processes, soak and replay collect an Evidence
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -17,7 +16,8 @@ from cocoon.contracts.commands import decode_command
 from cocoon.contracts.envelope import GENESIS_HASH, StoredEvent
 from cocoon.domain import ledger, pricing
 from cocoon.kernel import canonical, ids
-from services.billing.replay import Decisions, Derived, Report
+from services.billing.decide import project
+from services.billing.redecide import Decisions, Report
 from services.matcher.memory import Memory
 from tests.support.collected import Evidence
 from tests.support.grounds import attestation_fault, match_of, receipt_fault
@@ -277,21 +277,27 @@ def replay_equals_live(evidence: Evidence) -> list[str]:
     for shard, tables in (evidence.ledgers or {}).items():
         if shard in evidence.before:
             continue  # the tables are compared whole
-        derived, live = Derived(), Derived()
         rows = [stored for stored, _ in evidence.decoded.get(shard, ())]
         try:
-            derived.add(stored for stored in rows if stored.position <= tables.applied)
+            log = project(stored for stored in rows if stored.position <= tables.applied)
         except ValueError:
             continue  # invariant 4 says so
-        for row in tables.entries:
-            live.add_entry(row)
-        live.balances.update(tables.balances)
-        live.settlements.update(tables.settlements)
-        if derived.serialise() != live.serialise():
-            said.append(
-                f"shard {shard}: the log gives {hashlib.sha256(derived.serialise()).hexdigest()},"
-                f" the tables {hashlib.sha256(live.serialise()).hexdigest()}"
+        paid = {
+            s.event.job_id: (
+                s.position, s.event.price_nanoton, s.event.provider_nanoton, s.event.fee_nanoton
             )
+            for s in log.settlements
+        }  # fmt: skip
+        pairs = (
+            ("entries", log.entries, list(tables.entries)),
+            ("balances", {a: n for a, n in log.changes.items() if n}, dict(tables.balances)),
+            ("settlements", paid, dict(tables.settlements)),
+        )
+        said += [
+            f"shard {shard}: the log and the tables have different {name}"
+            for name, want, have in pairs
+            if want != have
+        ]
     for shard, commands in (evidence.commands or {}).items():
         rows = evidence.whole_log(shard)
         report = Report(shard=shard, first=1, last=len(rows))

@@ -20,6 +20,7 @@ from cocoon.eventlog.relay import Relay
 from cocoon.eventlog.tail import Tail
 from cocoon.kernel.errors import Transient
 from cocoon.telemetry.observe import serve_observe
+from services.billing.audit import keep_snapshots
 from services.billing.gauges import keep_gauges
 from services.billing.handlers import Ingress, Operator
 from services.billing.ledger import LEDGER_CONSUMER, ROLE, Ledger
@@ -74,7 +75,8 @@ async def serve(settings: BillingSettings, stop: Stop) -> None:
             _answer(listening, shard, Operator(appenders[shard], pool, shard, ledgers[shard]))
         await listening.start()
         stack.push_async_callback(listening.stop)
-        _watch([("ingress", worker.run())], stop, stack)
+        snapshots = keep_snapshots(pool, appenders, settings.snapshot_events)
+        _watch([("ingress", worker.run()), ("snapshots", snapshots)], stop, stack)
         port, closer = await serve_observe(
             settings.observe_host,
             settings.observe_port,

@@ -20,6 +20,7 @@ class BillingSettings(BaseSettings):
     account_shards: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = (1,)
     result_wait_s: Annotated[float, Field(gt=0)] = 15.0  # for a match still on its way to the log
     result_workers: Annotated[int, Field(ge=1, le=4096)] = 256
+    snapshot_events: Annotated[int, Field(ge=1000)] = 100_000  # between snapshots of the books
     observe_host: str = "127.0.0.1"
     observe_port: int = 0
     otlp_endpoint: str | None = None

@@ -121,3 +121,93 @@ async def parked_counts(conn: Connection, consumer: str) -> dict[int, int]:
         consumer,
     )
     return {row["shard"]: int(row["events"]) for row in rows}
+
+
+# The rows of a range as `services.billing.books.lines_of` writes them.
+_LINES = """
+SELECT coalesce(string_agg(r.text, '' ORDER BY r.position, r.line), '') FROM (
+  SELECT position, line,
+      position || ' ' || line || ' ' || account || ' ' || amount || E'\\n' AS text
+    FROM ledger.entries WHERE shard = $1 AND position BETWEEN $2 AND $3
+  UNION ALL
+  SELECT position, 2147483647, position || ' paid ' || job_id || ' ' || account_id || ' '
+      || api_key_id || ' ' || provider_id || ' ' || price || ' ' || provider_part || ' ' || fee
+      || E'\\n'
+    FROM ledger.settlements WHERE shard = $1 AND position BETWEEN $2 AND $3
+) r
+"""
+_OUTSIDE = """
+SELECT position FROM ledger.entries WHERE shard = $1 AND (position < 1 OR position > $2)
+UNION ALL
+SELECT position FROM ledger.settlements WHERE shard = $1 AND (position < 1 OR position > $2)
+LIMIT 1
+"""
+
+
+async def lines(conn: Connection, shard: int, first: int, last: int) -> str:
+    """Entries and payments of the positions first..last, a line each, in order."""
+    return str(await conn.fetchval(_LINES, shard, first, last))
+
+
+async def row_outside(conn: Connection, shard: int, applied: int) -> int | None:
+    """The position of a row that no event up to `applied` can have written."""
+    position = await conn.fetchval(_OUTSIDE, shard, applied)
+    return None if position is None else int(position)
+
+
+async def all_balances(conn: Connection, shard: int) -> dict[str, int]:
+    """Every balance of the shard, nanoTON; inside a transaction."""
+    sql = "SELECT account, amount FROM ledger.balances WHERE shard = $1"
+    return {row["account"]: row["amount"] async for row in conn.cursor(sql, shard, prefetch=5000)}
+
+
+async def parked_between(conn: Connection, shard: int, first: int, last: int) -> dict[int, str]:
+    """Position -> why, of the ledger's events that stand aside."""
+    rows = await conn.fetch(
+        "SELECT position, error_class FROM log.parked WHERE shard = $1 AND consumer = 'ledger'"
+        " AND position BETWEEN $2 AND $3",
+        shard, first, last,
+    )  # fmt: skip
+    return {row["position"]: row["error_class"] for row in rows}
+
+
+async def touched(conn: Connection, shard: int, account: str, limit: int) -> list[int]:
+    """The last positions that wrote an entry of this account, oldest first."""
+    rows = await conn.fetch(
+        "SELECT DISTINCT position FROM ledger.entries WHERE shard = $1 AND account = $2"
+        " ORDER BY position DESC LIMIT $3",
+        shard, account, limit,
+    )  # fmt: skip
+    return [row["position"] for row in reversed(rows)]
+
+
+async def snapshot_positions(conn: Connection, shard: int, below: int) -> list[int]:
+    """Where snapshots were kept before a position, the newest first."""
+    rows = await conn.fetch(
+        "SELECT position FROM ledger.snapshots WHERE shard = $1 AND position < $2"
+        " ORDER BY position DESC",
+        shard, below,
+    )  # fmt: skip
+    return [row["position"] for row in rows]
+
+
+async def snapshot(conn: Connection, shard: int, position: int) -> bytes:
+    """The bytes of a snapshot, empty if it has gone."""
+    sql = "SELECT data FROM ledger.snapshots WHERE shard = $1 AND position = $2"
+    return bytes(await conn.fetchval(sql, shard, position) or b"")
+
+
+async def keep_snapshot(
+    conn: Connection, shard: int, position: int, data: bytes, keep: int
+) -> None:
+    """Keep a snapshot, and only the newest `keep` of the shard's."""
+    await conn.execute(
+        "INSERT INTO ledger.snapshots (shard, position, data) VALUES ($1, $2, $3)"
+        " ON CONFLICT (shard, position) DO UPDATE SET data = excluded.data",
+        shard, position, data,
+    )  # fmt: skip
+    await conn.execute(
+        "DELETE FROM ledger.snapshots WHERE shard = $1 AND position NOT IN (SELECT position"
+        " FROM ledger.snapshots WHERE shard = $1 ORDER BY position DESC LIMIT $2)",
+        shard, keep,
+    )  # fmt: skip

@@ -76,6 +76,7 @@ EXAMPLES: tuple[ev.EventData, ...] = (
         not_before_ms=1_790_000_000_000, not_after_ms=1_790_000_600_000, bundle="ca1b" * 8,
     ),
     ev.PolicyPublished(policy_hash=_H1, version=1, previous_hash=None),
+    ev.LedgerSnapshotTaken(shard=1, position=100_000, sha256=_H1),
 )  # fmt: skip
 
 

@@ -53,6 +53,7 @@ EXAMPLES: tuple[e.EventData, ...] = (
     e.DepositCredited(
         account_id="acct_1", amount_nanoton=5_000_000_000, source="dev", reference="first"
     ),
+    e.LedgerSnapshotTaken(shard=1, position=100_000, sha256=hex32("books")),
     *ALICE.network_events()[:3],
     e.AttestationRevoked(provider_id=ALICE.id, evidence_id=ALICE.evidence_id, reason="ban"),
     ALICE.network_events()[3],

@@ -34,6 +34,11 @@ EVENTS: dict[str, tuple[str, str, str]] = {
     "PaymentSettled": ("job", "billing", "with ResultSealed, always; the job ends"),
     "AccountOpened": ("account", "billing", "an operator opens an account"),
     "DepositCredited": ("account", "billing", "a deposit arrived; once per reference"),
+    "LedgerSnapshotTaken": (
+        "ledger",
+        "billing",
+        "every so many events, once billing has replayed them and found its tables equal",
+    ),
     "ProviderEnrolled": ("provider", "attestation", "an agent enrols, or its tier changes"),
     "OfferPublished": ("provider", "attestation", "models, prices or places changed"),
     "ProviderAttested": ("provider", "attestation", "evidence was verified with an ok verdict"),

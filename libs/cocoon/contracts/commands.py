@@ -80,6 +80,7 @@ class ExpireLease(Command):
     lease_ttl_ms: TimeMs
     seed: Hex32
     now_ms: TimeMs
+    again: bool = False  # whoever was only busy may be chosen again; while all are, nothing ends
 
 
 class SettleResult(Command):

@@ -163,6 +163,16 @@ class DepositCredited(EventData):
     reference: Name
 
 
+# ---- the ledger: stream ledger/<shard>, account shards ----
+
+
+class LedgerSnapshotTaken(EventData):
+    event_type: ClassVar[str] = "LedgerSnapshotTaken"
+    shard: Annotated[int, Field(ge=1, le=2**31 - 1)]
+    position: Annotated[int, Field(ge=1, le=2**53)]  # the last one that the books hold
+    sha256: Hex32  # of the books there, as `cocoon replay --to` prints it
+
+
 # ---- providers and policy: shard 0 ----
 
 
@@ -228,9 +238,9 @@ class PolicyPublished(EventData):
 
 ALL_EVENTS: tuple[type[EventData], ...] = (
     JobRequested, FundsHeld, FundsRefused, ProviderMatched, LeaseExpired, JobFailed, JobCancelled,
-    ResultSealed, ResultRejected, PaymentSettled, AccountOpened, DepositCredited, ProviderEnrolled,
-    OfferPublished, ProviderAttested, AttestationRevoked, KeyBundlePublished,
-    PolicyPublished,
+    ResultSealed, ResultRejected, PaymentSettled, AccountOpened, DepositCredited,
+    LedgerSnapshotTaken, ProviderEnrolled, OfferPublished, ProviderAttested, AttestationRevoked,
+    KeyBundlePublished, PolicyPublished,
 )  # fmt: skip
 
 _DECODERS = {

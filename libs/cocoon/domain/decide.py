@@ -57,6 +57,12 @@ def decide(state: State, command: c.Command) -> tuple[e.EventData, ...]:
                     previous_hash=command.previous_hash,
                 ),
             )
+        case None, c.TakeLedgerSnapshot():
+            return (
+                e.LedgerSnapshotTaken(
+                    shard=command.shard, position=command.position, sha256=command.sha256
+                ),
+            )
         case _:
             raise BadRequest(f"{command.command_type} does not act on {type(state).__name__}")
 
@@ -70,6 +76,8 @@ def stream_of(command: c.Command) -> str:
             return f"account/{command.account_id}"
         case c.PublishPolicy():
             return "policy/network"
+        case c.TakeLedgerSnapshot():
+            return f"ledger/{command.shard}"
         case (
             c.EnrolProvider()
             | c.PublishOffer()

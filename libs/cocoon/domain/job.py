@@ -51,7 +51,8 @@ class JobState:
     held_nanoton: int = 0
     match: ProviderMatched | None = None  # the live one, or the last
     counted_epochs: int = 0
-    tried: tuple[str, ...] = ()  # providers whose epoch counted
+    tried: tuple[str, ...] = ()  # providers whose epoch has ended
+    failed_at: tuple[str, ...] = ()  # those of them whose epoch counted
     matches: tuple[tuple[int, str], ...] = ()  # (epoch, provider) of every match so far
     rejected_epochs: tuple[int, ...] = ()
     result: ResultSealed | None = None
@@ -85,6 +86,9 @@ def evolve(state: JobState, event: EventData) -> JobState:
                 status=JobStatus.UNMATCHED,
                 counted_epochs=state.counted_epochs + event.counts,
                 tried=(*state.tried, event.provider_id),
+                failed_at=(*state.failed_at, event.provider_id)
+                if event.counts
+                else state.failed_at,
             )
         case JobFailed():
             return replace(state, status=JobStatus.FAILED, held_nanoton=0)

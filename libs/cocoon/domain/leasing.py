@@ -109,7 +109,8 @@ def need_of(
 def decide_expire_lease(state: JobState, command: ExpireLease) -> tuple[EventData, ...]:
     """End the live lease and decide what follows: another match, a failure, or a cancellation.
 
-    Returns nothing if the epoch is no longer live: somebody was first.
+    Returns nothing if the epoch is no longer live: somebody was first. With `again`, neither while
+    all are busy that may still take the job.
     """
     if state.status is not JobStatus.MATCHED or state.epoch != command.epoch:
         return ()
@@ -134,7 +135,7 @@ def decide_expire_lease(state: JobState, command: ExpireLease) -> tuple[EventDat
         )
     failure = _failure(state, command, counts)
     if failure is None:
-        excluded = frozenset((*state.tried, live.provider_id))
+        excluded = frozenset(state.failed_at if command.again else (*state.tried, live.provider_id))
         chosen = matching.choose(
             command.candidates, need_of(request, command.now_ms, excluded), command.seed
         )
@@ -143,6 +144,8 @@ def decide_expire_lease(state: JobState, command: ExpireLease) -> tuple[EventDat
                 expired,
                 _matched(command.job_id, live.epoch + 1, command.lease_ttl_ms, chosen),
             )
+        if command.again and chosen.is_capacity:
+            return ()
         failure = command.failure
     return (
         expired,

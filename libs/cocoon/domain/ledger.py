@@ -6,8 +6,8 @@ of deposits), faucet (the devnet's side of them).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 from cocoon.contracts.events import (
     DepositCredited,
@@ -51,11 +51,10 @@ def provider(provider_id: str) -> str:
     return f"provider:{provider_id}"
 
 
-def _deposit(event: DepositCredited) -> list[Entry]:
-    other_side = FAUCET if event.source == "dev" else f"escrow:{event.account_id}"
+def _hold(event: FundsHeld) -> list[Entry]:
     return [
-        Entry(client(event.account_id), event.amount_nanoton),
-        Entry(other_side, -event.amount_nanoton),
+        Entry(client(event.account_id), -event.amount_nanoton),
+        Entry(hold(event.job_id), event.amount_nanoton),
     ]
 
 
@@ -68,26 +67,37 @@ def _settle(event: PaymentSettled) -> list[Entry]:
     ]
 
 
+def _release(event: JobFailed | JobCancelled) -> list[Entry]:
+    return [
+        Entry(hold(event.job_id), -event.released_nanoton),
+        Entry(client(event.account_id), event.released_nanoton),
+    ]
+
+
+def _deposit(event: DepositCredited) -> list[Entry]:
+    other_side = FAUCET if event.source == "dev" else f"escrow:{event.account_id}"
+    return [
+        Entry(client(event.account_id), event.amount_nanoton),
+        Entry(other_side, -event.amount_nanoton),
+    ]
+
+
+_POSTINGS: dict[type[EventData], Callable[[Any], list[Entry]]] = {
+    FundsHeld: _hold,
+    PaymentSettled: _settle,
+    JobFailed: _release,
+    JobCancelled: _release,
+    DepositCredited: _deposit,
+}
+
+
 def postings(event: EventData) -> list[Entry]:
     """Return the event's entries without zero lines. They sum to 0 for every event."""
-    match event:
-        case FundsHeld():
-            entries = [
-                Entry(client(event.account_id), -event.amount_nanoton),
-                Entry(hold(event.job_id), event.amount_nanoton),
-            ]
-        case PaymentSettled():
-            entries = _settle(event)
-        case JobFailed() | JobCancelled():
-            entries = [
-                Entry(hold(event.job_id), -event.released_nanoton),
-                Entry(client(event.account_id), event.released_nanoton),
-            ]
-        case DepositCredited():
-            entries = _deposit(event)
-        case _:
-            return []
-    total = sum(entry.amount_nanoton for entry in entries)
+    post = _POSTINGS.get(type(event))
+    if post is None:
+        return []
+    entries = post(event)
+    total = sum([amount for _, amount in entries])
     if total:
         raise ValueError(f"the entries of {event.event_type} sum to {total}, not 0")
     return [entry for entry in entries if entry.amount_nanoton]

@@ -31,9 +31,11 @@ ALLOWED: dict[tuple[str, str], set[str]] = {
     **{(role, f"log.{table}"): {"SELECT"} for role in DB_ROLES for table in LOG_TABLES},
     ("cocoon_billing", "ledger.entries"): {"SELECT", "INSERT"},
     ("cocoon_billing", "ledger.settlements"): {"SELECT", "INSERT"},
+    ("cocoon_billing", "ledger.snapshots"): {"SELECT", "INSERT", "UPDATE", "DELETE"},
     ("cocoon_billing", "ledger.balances"): {"SELECT", "INSERT", "UPDATE", "DELETE"},
     **{
-        ("cocoon_reader", f"ledger.{t}"): {"SELECT"} for t in ("entries", "balances", "settlements")
+        ("cocoon_reader", f"ledger.{t}"): {"SELECT"}
+        for t in ("entries", "balances", "settlements", "snapshots")
     },
     ("cocoon_gateway", "gateway.api_keys"): {"SELECT", "INSERT", "UPDATE revoked_at"},
     ("cocoon_attestation", "attestation.evidence"): {"SELECT", "INSERT", "UPDATE", "DELETE"},

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
 
 from cocoon.contracts.envelope import StoredEvent
-from services.billing.replay import MAX_ENDED_JOBS, Decisions, Derived, Report
+from cocoon.domain.ledger import OutOfBounds, postings
+from cocoon.kernel.errors import LogCorrupt
+from services.billing.books import Books
+from services.billing.redecide import MAX_ENDED_JOBS, Decisions, Report
 from tests.support.job_network import JobNetwork
 from tests.support.job_world import PROVIDERS
 
@@ -27,50 +31,83 @@ def network(jobs: int = 3) -> JobNetwork:
     return made
 
 
-def derived(rows: list[StoredEvent]) -> Derived:
-    made = Derived()
-    made.add(rows)
-    return made
+def folded(rows: Iterable[StoredEvent], books: Books | None = None) -> tuple[Books, str]:
+    """The books after these rows, and the lines that they wrote."""
+    books, lines = books or Books(), ""
+    for row in rows:
+        event = row.decode()
+        lines += books.post(row.position, event, postings(event))
+    return books, lines
 
 
-def live(made: JobNetwork) -> Derived:
-    tables, out = made.ledger_tables(), Derived()
-    for row in tables.entries:
-        out.add_entry(row)
-    out.balances.update(tables.balances)
-    out.settlements.update(tables.settlements)
-    return out
-
-
-def test_the_log_and_the_tables_have_the_same_bytes() -> None:
+def test_the_books_hold_the_tables_balances() -> None:
     made = network()
-    assert derived(made.log.events).serialise() == live(made).serialise()
+    books, lines = folded(made.log.events)
+    tables = made.ledger_tables()
+    assert books.balances == tables.balances
+    assert len(lines.splitlines()) == len(tables.entries) + len(tables.settlements)
 
 
-@pytest.mark.parametrize("size", [1, 2, 7])
-def test_the_size_of_the_batches_does_not_change_the_bytes(size: int) -> None:
+def test_the_lines_read_back_have_the_digest_of_the_fold() -> None:
+    books, lines = folded(network().log.events)
+    read = Books(balances=books.balances)
+    read.read(lines)
+    assert read.serialise() == books.serialise()
+
+
+@pytest.mark.parametrize("at", range(20))
+def test_a_fold_goes_on_from_a_snapshot_with_the_same_bytes(at: int) -> None:
     rows = network().log.events
-    out = Derived()
-    for at in range(0, len(rows), size):
-        out.add(rows[at : at + size])
-    assert out.serialise() == derived(rows).serialise()
+    half, _ = folded(rows[:at])
+    whole, _ = folded(rows[at:], Books.parse(half.serialise()))
+    assert whole.serialise() == folded(rows)[0].serialise()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        b"",
+        b"x",
+        b"lines 0 00\n",
+        b"lines 0 0\n",
+        b"lines 1 00\n ",
+        b"balance a\nlines 0 00",
+        b"balance a 01\nlines 0 00\n",
+    ],
+)
+def test_other_bytes_are_no_books(wrong: bytes) -> None:
+    with pytest.raises(ValueError, match=r"[a-z]"):
+        Books.parse(wrong)
 
 
 def test_no_closed_hold_is_left_in_the_bytes() -> None:
-    assert b"hold:" not in derived(network().log.events).serialise()
+    assert b"hold:" not in folded(network().log.events)[0].serialise()
 
 
-@pytest.mark.parametrize("what", ["balances", "settlements", "entries"])
+@pytest.mark.parametrize("what", ["balances", "entries", "a payment", "order"])
 def test_any_difference_changes_the_bytes(what: str) -> None:
-    made = network()
-    changed = live(made)
+    books, lines = folded(network().log.events)
+    changed = Books(balances=dict(books.balances))
     if what == "balances":
         changed.balances["client:acct_1"] += 1
-    elif what == "settlements":
-        changed.settlements.popitem()
+    elif what == "entries":
+        lines += "99 0 faucet 1\n"
+    elif what == "a payment":
+        lines = lines.replace(" 15\n", " 16\n", 1)
     else:
-        changed.add_entry((1, 1, 9, "faucet", 1))
-    assert changed.serialise() != derived(made.log.events).serialise()
+        lines = "".join(reversed(lines.splitlines(keepends=True)))
+    changed.read(lines)
+    assert changed.serialise() != books.serialise()
+
+
+def test_an_overdraft_changes_nothing_unless_it_is_posted_unbounded() -> None:
+    row = next(r for r in network(1).log.events if r.type == "FundsHeld")
+    books, event = Books(), row.decode()
+    with pytest.raises(OutOfBounds):
+        books.post(row.position, event, postings(event))
+    assert books.serialise() == Books().serialise()
+    books.post(row.position, event, postings(event), bounded=False)
+    assert min(books.balances.values()) < 0
 
 
 def decide_again(made: JobNetwork, first: int = 1, **changed: bytes) -> Report:
@@ -111,6 +148,14 @@ def test_a_decision_that_is_another_now_is_named_with_its_position() -> None:
     assert "FundsRefused" in report.differences[0]
 
 
+def test_a_command_that_does_not_decode_is_a_corrupt_log() -> None:
+    made = network(1)
+    command = next(iter(made.log.commands.values()))
+    for data in (b"", b"[]", b"{}", b'{"command":{},"type":"Nothing"}', b'{"command":1,"type":[]}'):
+        with pytest.raises(LogCorrupt, match="position 1"):
+            decide_again(made, 1, **{command.command_id: data})
+
+
 def test_an_event_that_nobody_decided_is_found() -> None:
     made = network(1)
     last = made.log.events[-1]
@@ -119,8 +164,14 @@ def test_an_event_that_nobody_decided_is_found() -> None:
     assert len(decide_again(made).differences) == 1
 
 
+def test_a_decision_written_into_another_stream_is_found() -> None:
+    made = network(1)
+    made.log.events[-1] = replace(made.log.events[-1], stream="account/acct_1")
+    assert len(decide_again(made).differences) == 1
+
+
 def test_forgetting_ended_jobs_forgets_no_account(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.billing.replay.MAX_ENDED_JOBS", 2)
+    monkeypatch.setattr("services.billing.redecide.MAX_ENDED_JOBS", 2)
     made = network(8)
     made.open("acct_1", 5)
     assert decide_again(made).differences == []

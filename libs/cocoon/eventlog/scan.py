@@ -1,0 +1,100 @@
+"""Reading the whole log fast, for replay: each row's hashed text and hash, checked row by row.
+
+Postgres joins the columns into the very text that the chain hashes; what is read out of a row is
+read out of that text, so nothing unhashed is believed. It never writes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from cocoon.contracts.envelope import StoredEvent
+from cocoon.eventlog.connection import tree_errors
+from cocoon.eventlog.read import StoredCommand, read_commands
+from cocoon.kernel.errors import LogCorrupt
+
+if TYPE_CHECKING:
+    from cocoon.eventlog.connection import Connection
+
+FIELDS: Final = (
+    12  # of a hashed text (cocoon.contracts.envelope); the last, data, may hold anything
+)
+SHARD, POSITION, STREAM, VERSION, TYPE, SCHEMA_VERSION, EVENT_ID, CAUSE = range(8)
+CORRELATION, ACTOR, RECORDED_AT, DATA = range(8, FIELDS)
+
+# One row of two arrays: a record per event would cost more than its hash.
+_SCAN = """
+SELECT coalesce(array_agg(r.text), '{}'), coalesce(array_agg(r.hash), '{}') FROM (
+  SELECT shard || E'\\n' || position || E'\\n' || stream || E'\\n' || version || E'\\n' || type
+    || E'\\n' || schema_version || E'\\n' || event_id || E'\\n' || causation_id || E'\\n'
+    || correlation_id || E'\\n' || actor || E'\\n' || recorded_at || E'\\n' || data AS text, hash
+  FROM log.events WHERE shard = $1 AND position BETWEEN $2 AND $3 ORDER BY position
+) r
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """Rows `first`, first + 1, ...: hashed texts and hashes; the commands behind them if asked."""
+
+    first: int
+    texts: Sequence[str]
+    hashes: Sequence[bytes]
+    commands: Sequence[StoredCommand] = ()
+
+    @property
+    def last(self) -> int:
+        return self.first + len(self.texts) - 1
+
+
+async def scan(conn: Connection, shard: int, first: int, last: int, *, commands: bool) -> Scan:
+    """The rows first..last as they lie there. Raises Unavailable; nothing is checked yet."""
+    with tree_errors():
+        row = await conn.fetchrow(_SCAN, shard, first, last)
+    assert row is not None  # noqa: S101 - an aggregate always gives a row
+    behind = await read_commands(conn, shard, first, last) if commands else ()
+    return Scan(first, row[0], row[1], behind)
+
+
+def checked(shard: int, prev_hash: bytes, rows: Scan, last: int) -> list[list[str]]:
+    """The fields of every row first..last after the hash before them; chain and density hold.
+
+    Raises LogCorrupt, naming the position.
+    """
+    sha256, found = hashlib.sha256, []
+    name, position = str(shard), rows.first
+    for text, row_hash in zip(rows.texts, rows.hashes, strict=True):
+        fields = text.split("\n", FIELDS - 1)
+        if len(fields) != FIELDS or fields[POSITION] != str(position) or fields[SHARD] != name:
+            raise LogCorrupt(f"shard {shard} has no position {position}")
+        prev_hash = sha256(prev_hash + text.encode()).digest()
+        if prev_hash != row_hash:
+            raise LogCorrupt(f"the hash chain of shard {shard} breaks at position {position}")
+        found.append(fields)
+        position += 1
+    if position <= last:
+        raise LogCorrupt(f"shard {shard} has no position {position}")
+    return found
+
+
+def stored_event(fields: Sequence[str], prev_hash: bytes, row_hash: bytes) -> StoredEvent:
+    """A checked row as the rest of the code knows it (without its traceparent)."""
+    return StoredEvent(
+        shard=int(fields[SHARD]),
+        position=int(fields[POSITION]),
+        stream=fields[STREAM],
+        version=int(fields[VERSION]),
+        type=fields[TYPE],
+        schema_version=int(fields[SCHEMA_VERSION]),
+        event_id=fields[EVENT_ID],
+        causation_id=fields[CAUSE],
+        correlation_id=fields[CORRELATION],
+        actor=fields[ACTOR],
+        recorded_at_us=int(fields[RECORDED_AT]),
+        data=fields[DATA].encode(),
+        prev_hash=prev_hash,
+        hash=row_hash,
+    )

@@ -1,0 +1,283 @@
+"""Replay of one shard: scan, check, fold and compare with the tables, in the caller's snapshot.
+
+While one batch is folded the next is fetched. Memory holds live state and two batches, however
+long the log. It never writes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Final
+
+from cocoon.contracts.envelope import GENESIS_HASH, StoredEvent
+from cocoon.contracts.events import EventData, PaymentSettled, decode_event
+from cocoon.domain import ledger
+from cocoon.domain.ledger import Entry, OutOfBounds, postings
+from cocoon.eventlog import scan as log
+from cocoon.eventlog.read import StoredCommand, checkpoint, hash_at, head, stream_events
+from cocoon.eventlog.scan import Scan
+from cocoon.kernel.errors import LogCorrupt
+from services.billing import snapshots, store
+from services.billing.books import Books
+from services.billing.ledger import LEDGER_CONSUMER
+from services.billing.posting import BEHIND_PARKED, FREEZES
+from services.billing.redecide import Decisions, Report
+
+if TYPE_CHECKING:
+    from cocoon.eventlog.connection import Connection
+
+BATCH: Final = 2048  # events of a fetch: about 2 MB
+SLICE: Final = 256  # events folded before the event loop has a turn
+POSITIONS_SHOWN: Final = 20
+
+Learn = Callable[[StoredEvent], Awaitable[list[StoredEvent]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows up to `last`; `posted`: the ledger has passed them, and `live` is what it wrote."""
+
+    last: int
+    rows: Scan
+    posted: bool
+    live: str | None = None
+
+
+class Fold:
+    """A shard's events, in order, into books and decisions; what is wrong goes into the report."""
+
+    def __init__(
+        self,
+        report: Report,
+        books: Books | None,
+        prev_hash: bytes,
+        *,
+        parked: Mapping[int, str],
+        marks: Mapping[int, str],
+        learn: Learn | None,
+    ) -> None:
+        """`books` None: nothing is posted. `parked`: position -> why it stands aside. `marks`:
+        position -> sha256 that the log gives for the books there. `learn`: decide again too; it
+        answers an event with its stream's earlier events.
+        """
+        self.books, self.hash = books, prev_hash
+        self.live = Books()  # the digest of the tables' lines
+        self._report, self._parked, self._marks, self._learn = report, parked, marks, learn
+        self._decisions = Decisions(report) if learn else None
+        self._pending: list[StoredEvent] = []
+        self._commands: dict[str, StoredCommand] = {}
+        self._aside: set[str] = set()
+        self._differs = False
+
+    async def take(self, batch: Batch) -> None:
+        """Raises LogCorrupt for a hole, a broken chain or bytes that do not decode."""
+        await asyncio.sleep(0)  # the next fetch sets out
+        rows = log.checked(self._report.shard, self.hash, batch.rows, batch.last)
+        before = (self.books.events, self.books.digest) if self.books else (0, b"")
+        lines: list[str] = []
+        prev_hash = self.hash
+        for index, fields in enumerate(rows):
+            if not index % SLICE:
+                await asyncio.sleep(0)
+            position = batch.rows.first + index
+            try:
+                event = decode_event(
+                    fields[log.TYPE], int(fields[log.SCHEMA_VERSION]), fields[log.DATA]
+                )
+                entries = postings(event)
+            except (ValueError, KeyError) as error:
+                raise LogCorrupt(
+                    f"shard {self._report.shard} position {position} does not decode"
+                ) from error
+            if batch.posted and self.books and (entries or position in self._parked):
+                lines.append(self._post(position, fields[log.STREAM], event, entries))
+            elif batch.posted and self.books and type(event) is PaymentSettled:
+                lines.append(self.books.post(position, event, entries))
+            if self._decisions:
+                stored = log.stored_event(fields, prev_hash, batch.rows.hashes[index])
+                object.__setattr__(stored, "decoded", event)  # frozen: parsed once, as it does
+                self._pending.append(stored)
+                prev_hash = stored.hash
+        self.hash = batch.rows.hashes[-1] if rows else self.hash
+        self._report.events += len(rows)
+        if self.books and batch.posted:
+            self._compare("".join(lines), batch.live, before)
+            self._check_mark(batch.last)
+        if self._decisions:
+            self._commands.update((c.command_id, c) for c in batch.rows.commands)
+            await self._decide_again()
+
+    def _post(self, position: int, stream: str, event: EventData, entries: list[Entry]) -> str:
+        """Post an event, unless it stands aside in the tables: the same stands aside here."""
+        assert self.books is not None  # noqa: S101 - the caller's condition
+        reason = self._parked.get(position)
+        if reason is not None:
+            self._stands_aside(position, stream, entries, reason)
+            return ""
+        try:
+            return self.books.post(position, event, entries)
+        except OutOfBounds as error:
+            # It stood aside and was unparked later, when there was money; where not, the
+            # balances differ in the end.
+            self._report.note(f"position {position} was not covered when it came: {error}")
+            return self.books.post(position, event, entries, bounded=False)
+
+    def _stands_aside(self, position: int, stream: str, entries: list[Entry], reason: str) -> None:
+        assert self.books is not None  # noqa: S101 - the caller's condition
+        self._report.parked += 1
+        self._report.note(f"position {position} of {stream} stands aside: {reason}")
+        without_reason = reason == BEHIND_PARKED and stream not in self._aside
+        if reason in FREEZES:
+            try:
+                ledger.apply(self.books.balances, entries)
+                without_reason = True
+            except OutOfBounds:
+                pass
+        if without_reason:
+            self._report.say(f"position {position} stands aside, but nothing kept it from posting")
+        self._aside.add(stream)
+
+    def _compare(self, lines: str, live: str | None, before: tuple[int, bytes]) -> None:
+        assert self.books is not None  # noqa: S101 - the caller's condition
+        if live is None:
+            return
+        if not self._differs and lines != live:
+            self._differs = True
+            self.live.events, self.live.digest = before
+            pairs = zip_longest(lines.splitlines(), live.splitlines(), fillvalue="nothing")
+            want, have = next(pair for pair in pairs if pair[0] != pair[1])
+            self._report.say(f"the log gives the line ({want}), the tables ({have})")
+        if self._differs:
+            self.live.read(live)
+        else:
+            self.live.events, self.live.digest = self.books.events, self.books.digest
+
+    def _check_mark(self, position: int) -> None:
+        assert self.books is not None  # noqa: S101 - the caller's condition
+        if self._marks.get(position, "") not in ("", self.books.sha256()):
+            self._report.say(f"the log's snapshot of position {position} has another sha256")
+
+    async def _decide_again(self) -> None:
+        """Check every whole command among the pending events; what is left may go on."""
+        assert self._decisions is not None and self._learn is not None  # noqa: S101, PT018
+        events, at = self._pending, 0
+        while at < len(events):
+            if not at % SLICE:
+                await asyncio.sleep(0)
+            command = self._commands.get(events[at].causation_id)
+            if command is None:
+                raise LogCorrupt(f"position {events[at].position} has no stored command")
+            if command.first_position < events[at].position:
+                at += command.last_position - events[at].position + 1  # the range begins inside it
+                continue
+            size = command.last_position - command.first_position + 1
+            group = events[at : at + size]
+            if len(group) < size:
+                break
+            if self._decisions.lacks(group[0]):
+                before = await self._learn(group[0])
+                self._decisions.learn(group[0].stream, before[: group[0].version - 1])
+            self._decisions.check(command.data, group)
+            at += size
+        self._pending = events[at:]
+        kept = {event.causation_id for event in self._pending}
+        self._commands = {name: c for name, c in self._commands.items() if name in kept}
+
+
+async def replay_shard(
+    conn: Connection, shard: int, first: int, last: int | None, *, decisions: bool
+) -> tuple[Report, Fold]:
+    """Fold one shard inside the caller's snapshot and compare.
+
+    The fold starts at 1, or at the newest snapshot below `first` that the log vouches for; without
+    one only chain and decisions are checked from there. Raises LogCorrupt.
+    """
+    end = await head(conn, shard)
+    applied = await checkpoint(conn, shard, LEDGER_CONSUMER)
+    stop = min(end.position, last or end.position)
+    report = Report(shard=shard, first=first, last=stop)
+    books: Books | None = Books() if first == 1 and shard > 0 else None
+    marks = await snapshots.named(conn, shard)
+    if first > 1 and shard > 0:
+        found = await snapshots.newest_below(conn, shard, min(first, stop), marks, report)
+        if found is not None:
+            report.snapshot, books, first = found.position, found.books, found.position + 1
+    lock = asyncio.Lock()  # one connection: the next fetch and a stream's earlier events take turns
+
+    async def learn(event: StoredEvent) -> list[StoredEvent]:
+        async with lock:
+            return await stream_events(conn, shard, event.stream)
+
+    async def load(start: int, until: int) -> Batch:
+        posted = until <= applied
+        async with lock:
+            rows = await log.scan(conn, shard, start, until, commands=decisions)
+            live = await store.lines(conn, shard, start, until) if books and posted else None
+        return Batch(until, rows, posted, live)
+
+    fold = Fold(
+        report, books, await hash_at(conn, shard, first - 1) if first > 1 else GENESIS_HASH,
+        parked=await store.parked_between(conn, shard, first, stop),
+        marks=marks, learn=learn if decisions else None,
+    )  # fmt: skip
+    async for batch in _batches(first, stop, {applied, *marks}, load):
+        await fold.take(batch)
+    report.head_hash = fold.hash.hex()
+    if stop == end.position and stop >= first and fold.hash != end.hash:
+        raise LogCorrupt(f"shard {shard}: the head's hash is not the last event's")
+    if books:
+        report.derived_sha256 = books.sha256()
+        if stop >= applied:
+            await _compare_tables(conn, applied, fold, report)
+    return report, fold
+
+
+async def _batches(
+    first: int, stop: int, ends: set[int], load: Callable[[int, int], Awaitable[Batch]]
+) -> AsyncIterator[Batch]:
+    """The batches of first..stop, none across a position of `ends`; the next is on its way."""
+
+    def ahead(start: int) -> asyncio.Task[Batch] | None:
+        if start > stop:
+            return None
+        full = min(start + BATCH - 1, stop)
+        until = min((end for end in ends if start <= end < full), default=full)
+        return asyncio.ensure_future(load(start, until))
+
+    coming = ahead(first)
+    try:
+        while coming is not None:
+            batch = await coming
+            coming = ahead(batch.last + 1)
+            yield batch
+    finally:
+        if coming is not None:
+            coming.cancel()
+            await asyncio.gather(coming, return_exceptions=True)
+
+
+async def _compare_tables(conn: Connection, applied: int, fold: Fold, report: Report) -> None:
+    """The tables as books, and the first account that differs with what touched it."""
+    books, live = fold.books, fold.live
+    assert books is not None  # noqa: S101 - the caller's condition
+    if report.snapshot >= applied:
+        live.events, live.digest = books.events, books.digest
+    live.balances = await store.all_balances(conn, report.shard)
+    report.live_sha256 = live.sha256()
+    outside = await store.row_outside(conn, report.shard, applied)
+    if outside is not None:
+        report.say(f"the tables hold a line of position {outside}, which the ledger has not read")
+    for account in sorted(books.balances.keys() | live.balances.keys()):
+        want, have = books.balances.get(account, 0), live.balances.get(account, 0)
+        if want != have:
+            positions = await store.touched(conn, report.shard, account, POSITIONS_SHOWN)
+            report.say(
+                f"{account}: the log says {want} nanoTON, the table {have}; last touched at "
+                f"positions {', '.join(map(str, positions)) or 'none'}"
+            )
+            return
+    if books.serialise() != live.serialise() and not report.differences:
+        report.say("the tables' lines differ")
