@@ -12,8 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from cocoon.evidence.collateral import NO_FLOORS
+from cocoon.evidence.provider import verify_provider
+from cocoon.sealing import Finished, Profile
+from tests.fuzz import evidence_targets, sealing_targets
 from tests.fuzz.make_corpus import MAKERS
 from tests.fuzz.targets import CORPUS, MAX_INPUT_BYTES, TARGETS, seeds
+from tests.support import sealing_world as world
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = 1500
@@ -50,6 +55,30 @@ def test_hostile_sizes_find_nothing(name: str) -> None:
     for data in HOSTILE.values():
         assert len(data) <= MAX_INPUT_BYTES
         TARGETS[name](data)
+
+
+def test_honest_requests_are_opened_so_that_the_targets_look_behind_the_header() -> None:
+    for name in ("P0", "P1", "P2", "P3"):
+        opened = sealing_targets.open_envelope((CORPUS / "request_envelope" / name).read_bytes())
+        assert opened.body == world.BODY
+
+
+@pytest.mark.parametrize("name", ["P0", "P1", "P2", "P3", "error", "parts-and-pad"])
+def test_honest_responses_reach_their_receipt(name: str) -> None:
+    data = (CORPUS / "response_records" / name).read_bytes()
+    profile, pieces = Profile(data[0]), list(sealing_targets.pieces_of(data[1:]))
+    frames, _ = sealing_targets.sealed_response(profile, pieces)
+    events, code = sealing_targets.fed(sealing_targets.new_opener(profile), frames)
+    assert code == ""
+    assert isinstance(events[-1], Finished)
+
+
+def test_the_honest_provider_is_believed() -> None:
+    verdict = verify_provider(
+        evidence_targets.evidence(), evidence_targets.trust(), evidence_targets.signed_policy(),
+        NO_FLOORS, evidence_targets.NOW_MS,
+    )  # fmt: skip
+    assert str(verdict) == "ok:UpToDate"
 
 
 def test_the_corpus_is_whole_small_and_of_these_targets() -> None:
