@@ -146,9 +146,10 @@ def ended_update(job_id: str, event: EventData) -> MatchUpdate:
 
 
 def refusal(report: DispatchReport) -> tuple[Reason, bool, str]:
-    """(reason, may match again, failure if nobody is left) for a dispatch that was not taken."""
-    if report.outcome == "busy":
-        return "busy", True, "providers_busy"
+    """(reason, may match again, failure if nobody is left) for a dispatch that was not taken.
+
+    Not for one that was told `busy`: it waits for room.
+    """
     if report.outcome == "silent":
         return "silent", True, "provider_silent"
     # Another recipient may still know its key; a malformed envelope is malformed everywhere.

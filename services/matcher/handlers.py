@@ -271,6 +271,7 @@ class Matcher:
     async def sweep(self) -> None:
         """End what is over, refuse who waited too long, try the waiting again."""
         self._leases.sweep()
+        await asyncio.sleep(0)  # who was matched before and found its provider full comes first
         for late in self.waiting.expired(self._clock.monotonic_s()):
             await self._refuse(late.request, late.refusal, late.traceparent)
         busy: set[tuple[tuple[str, ...], str]] = set()  # nobody gets free during a sweep

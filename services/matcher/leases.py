@@ -7,6 +7,7 @@ refuses the dispatch, is revoked, or has its result rejected.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -15,6 +16,7 @@ from cocoon.contracts.commands import ExpireLease
 from cocoon.contracts.envelope import StoredEvent
 from cocoon.contracts.events import (
     AttestationRevoked,
+    EventData,
     JobCancelled,
     JobFailed,
     ProviderMatched,
@@ -59,6 +61,8 @@ class Lease:
     began: bool = False
     cancelled_at_s: float | None = None
     ending: bool = False
+    turned_away: bool = False  # its provider is busy: the job waits for room there or elsewhere
+    waits_since_s: float | None = None  # since when busy providers have kept the job waiting
 
 
 class Leases:
@@ -153,10 +157,30 @@ class Leases:
                 view = self._memory.providers[lease.match.provider_id]
                 view.observe_first_token(int(waited_s * 1_000_000))
             return
+        if report.outcome == "busy":
+            self._turn_away(report.job_id, lease)
+            return
         reason, may_rematch, failure = decide.refusal(report)
         slow = report.outcome == "silent" and self._is_only_slow(report.job_id, lease)
         if not slow:
             self.end(report.job_id, lease, reason, may_rematch=may_rematch, failure=failure)
+
+    def _turn_away(self, job_id: str, lease: Lease) -> None:
+        """Another shard's jobs, or this one's that ended in memory first, fill the provider."""
+        if not lease.turned_away:
+            lease.turned_away = True
+            self._memory.providers[lease.match.provider_id].live_jobs.discard(job_id)
+            self._memory.told_busy(lease.match.provider_id)
+        self._seek_room(job_id, lease)
+
+    def _seek_room(self, job_id: str, lease: Lease) -> None:
+        """Match the job again as soon as somebody has room, within the time that requests wait."""
+        now_s = self._clock.monotonic_s()
+        if lease.waits_since_s is None:
+            lease.waits_since_s = now_s
+        over = now_s - lease.waits_since_s >= self._settings.waiting_s
+        may_rematch = not over and lease.cancelled_at_s is None
+        self.end(job_id, lease, "busy", may_rematch=may_rematch, failure="providers_busy")
 
     def _is_only_slow(self, job_id: str, lease: Lease) -> bool:
         """A dispatch unanswered so far, at a provider that is heard, with nobody else to take it.
@@ -209,6 +233,9 @@ class Leases:
         grace_s = self._settings.cancel_grace_s
         for job_id, lease in tuple(self.live.items()):
             provider_id = lease.match.provider_id
+            if lease.turned_away:
+                self._seek_room(job_id, lease)
+                continue
             # While heartbeats name the job, its receipt is to come: what was delivered is paid.
             if (
                 lease.cancelled_at_s is not None
@@ -271,19 +298,33 @@ class Leases:
         if state is None:
             self.forget(job_id)
             return True
+        if lease.turned_away:  # the commit may have counted it in again
+            self._memory.providers[lease.match.provider_id].live_jobs.discard(job_id)
         command = self._command(state, lease, reason, may_rematch, failure)
         events = decide_expire_lease(state, command)
         if not events:
+            lease.ending = not lease.turned_away
             return True
         item = decide.expire_item(command, state, events, lease.traceparent)
-        outcome = await self._appender.append(item)
-        if not isinstance(outcome, Appended):
-            return False
+        with self._place_kept(events[-1]) as place:
+            outcome = await self._appender.append(item)
+            if not isinstance(outcome, Appended):
+                return False
+            place.pop_all()
         self._memory.apply_appended(outcome.events)
         log.info("lease_ended", job_id=job_id, epoch=command.epoch, code=reason)
         metrics.LEASES_EXPIRED.inc(reason)
         await self._follow(job_id, lease, outcome)
         return True
+
+    def _place_kept(self, last: EventData) -> contextlib.ExitStack:
+        """Count the next match's job at its provider while it is on its way to the log."""
+        place = contextlib.ExitStack()
+        if isinstance(last, ProviderMatched):
+            live_jobs = self._memory.providers[last.provider_id].live_jobs
+            live_jobs.add(last.job_id)
+            place.callback(live_jobs.discard, last.job_id)
+        return place
 
     def _command(
         self, state: JobState, lease: Lease, reason: Reason, may_rematch: bool, failure: str
@@ -307,6 +348,7 @@ class Leases:
             lease_ttl_ms=self._settings.lease_ttl_ms,
             seed=self._randomness.token(32).hex(),
             now_ms=self._clock.now_ms(),
+            again=lease.turned_away and reason == "busy",
         )
 
     async def _follow(self, job_id: str, lease: Lease, outcome: Appended) -> None:
@@ -314,7 +356,9 @@ class Leases:
         last = outcome.events[-1].decode()
         position = outcome.positions[-1]
         if isinstance(last, ProviderMatched):
-            self.start(last, lease.gateway_id, lease.traceparent).committed.set()
+            following = self.start(last, lease.gateway_id, lease.traceparent)
+            following.waits_since_s = lease.waits_since_s
+            following.committed.set()
             await self._news(
                 lease.gateway_id, job_id, decide.matched_update(last), lease.traceparent
             )

@@ -55,7 +55,7 @@ async def serve(settings: MatcherSettings, stop: Stop) -> None:
         appender = LogAppender(dsn, settings.shard, "matcher")
         await appender.acquire_term()
         stack.push_async_callback(appender.close)
-        memory = Memory(settings.fee_bps, settings.provider_silence_s)
+        memory = Memory(settings.fee_bps, settings.provider_silence_s, len(settings.account_shards))
         clock, randomness = SystemClock(), SystemRandomness()
         news = _news(nc)
         leases = Leases(settings, memory, appender, news, clock, randomness, stop)

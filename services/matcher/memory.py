@@ -41,6 +41,8 @@ class ProviderView:
     boot_id: str = ""
     last_seen_s: float = float("-inf")  # monotonic
     reported_running: int = 0
+    reported_before: int = 0  # by the heartbeat before the last
+    elsewhere: int = 0  # of the reported jobs, those that are not this shard's
     reported_concurrency: int | None = None
     draining: bool = False
     live_jobs: set[str] = field(default_factory=set)  # of this shard
@@ -66,11 +68,15 @@ class AccountView:
 
 
 class Memory:
-    """One shard's matcher memory. `silence_s`: how long a provider may be silent and count."""
+    """One shard's matcher memory. `silence_s`: how long a provider may be silent and count.
 
-    def __init__(self, fee_bps: int, silence_s: float) -> None:
+    `sharers`: how many account shards' matchers send jobs to the same providers.
+    """
+
+    def __init__(self, fee_bps: int, silence_s: float, sharers: int = 1) -> None:
         self.fee_bps = fee_bps
         self.silence_s = silence_s
+        self.sharers = sharers
         self.providers: dict[str, ProviderView] = {}
         self.keys: dict[str, str] = {}  # key_id -> provider_id
         self.accounts: dict[str, AccountView] = {}
@@ -191,10 +197,30 @@ class Memory:
         restarted = bool(view.boot_id) and view.boot_id != beat.boot_id
         view.boot_id = beat.boot_id
         view.last_seen_s = now_s
-        view.reported_running = len(beat.running)
+        view.reported_before, view.reported_running = view.reported_running, len(beat.running)
+        view.elsewhere = sum(job_id not in view.live_jobs for job_id, _ in beat.running)
         view.reported_concurrency = beat.concurrency
         view.draining = beat.draining
         return restarted
+
+    def told_busy(self, provider_id: str) -> None:
+        """A provider refused a dispatch for want of room: full, until its next heartbeat."""
+        view = self._provider(provider_id)
+        if view.state.offer is not None:
+            most = _at_once(view.state.offer.concurrency, view.reported_concurrency)
+            view.elsewhere = max(view.elsewhere, most - len(view.live_jobs))
+
+    def running_at(self, view: ProviderView, concurrency: int) -> int:
+        """How many jobs a provider is taken to run.
+
+        Its own part of the places a shard fills again at once. What lies beyond, it takes only
+        when two heartbeats in a row showed it free: a shard below its part comes first.
+        """
+        mine = len(view.live_jobs)
+        running = mine + view.elsewhere
+        if mine < concurrency // self.sharers:
+            return running
+        return max(running, view.reported_running, view.reported_before)
 
     def presume_alive(self, now_s: float) -> None:
         """After a restart: whoever stands attested counts as heard now, until silence says more."""
@@ -233,6 +259,7 @@ class Memory:
         attested, offer = view.state.attested, view.state.offer
         if attested is None or offer is None or not offer.models:
             return None
+        concurrency = _at_once(offer.concurrency, view.reported_concurrency)
         # Another model's offer still makes a candidate: the model filter then gives its reason.
         model = next((m for m in offer.models if m.model_id == model_id), offer.models[0])
         return Candidate(
@@ -244,8 +271,8 @@ class Memory:
             attested_position=view.attested_at[bundle.evidence_id],
             valid_until_ms=min(attested.valid_until_ms, bundle.not_after_ms),
             context_tokens=model.context_tokens,
-            running=max(view.reported_running, len(view.live_jobs)),
-            concurrency=_at_once(offer.concurrency, view.reported_concurrency),
+            running=self.running_at(view, concurrency),
+            concurrency=concurrency,
             first_token_us=view.first_token_us,
             alive=self.is_alive(provider_id, now_s) and not view.draining,
         )

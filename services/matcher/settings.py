@@ -18,6 +18,7 @@ class MatcherSettings(BaseSettings):
     nats_seed_file: Path
     postgres_dsn_file: Path
     shard: Annotated[int, Field(ge=1, le=1024)] = 1
+    account_shards: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = (1,)  # of the network
     fee_bps: Annotated[int, Field(ge=0, le=10_000)] = 500
     lease_ttl_ms: Annotated[int, Field(ge=500, le=600_000)] = 10_000
     lease_limit_s: Annotated[float, Field(gt=0)] = 3600.0  # no heartbeat renews a lease for longer

@@ -64,6 +64,8 @@ class ClientLoad:
     only: Literal["streams", "bodies"] | None = None
     max_retries: int = 2
     history: list[Call] = field(default_factory=list)
+    base_url: str = ""  # of another sidecar than the network's own
+    api_key: str = "any"
 
     def __post_init__(self) -> None:
         self._numbers = itertools.count(len(self.history))
@@ -73,7 +75,7 @@ class ClientLoad:
 
     async def __aenter__(self) -> Self:
         self._client = AsyncOpenAI(
-            base_url=self.network.sidecar, api_key="any", timeout=CALL_TIMEOUT_S,
+            base_url=self.base_url or self.network.sidecar, api_key=self.api_key, timeout=CALL_TIMEOUT_S,
             max_retries=self.max_retries,
         )  # fmt: skip
         self._tasks = [asyncio.create_task(self._caller()) for _ in range(self.callers)]

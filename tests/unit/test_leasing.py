@@ -175,6 +175,32 @@ def test_a_busy_provider_costs_no_attempt_but_the_number_of_epochs_is_bounded() 
     assert len(set(providers)) == len(providers)
 
 
+def test_who_was_busy_may_be_chosen_again_and_who_failed_the_job_may_not() -> None:
+    state = matched_job(providers=(ALICE, BOB))
+    assert state.match is not None
+    first, other = (ALICE, BOB) if state.match.provider_id == ALICE.id else (BOB, ALICE)
+    alone = {"reason": "busy", "again": True, "candidates": (first.candidate(),)}
+
+    state = fold(decide_expire_lease(state, expire_command(**alone)), state)
+    assert (state.epoch, state.status, state.failed_at) == (2, JobStatus.MATCHED, ())
+    assert state.match is not None
+    assert state.match.provider_id == first.id
+
+    lost = expire_command(epoch=2, reason="gone", candidates=(other.candidate(),))
+    state = fold(decide_expire_lease(state, lost), state)
+    assert (state.epoch, state.failed_at) == (3, (first.id,))
+    _, failed = decide_expire_lease(state, expire_command(epoch=3, **alone))
+    assert isinstance(failed, JobFailed)
+
+
+def test_while_all_are_busy_that_may_take_the_job_its_lease_does_not_end() -> None:
+    state = matched_job(providers=(ALICE,))
+    full = (ALICE.candidate(running=2, concurrency=2),)
+    assert decide_expire_lease(state, expire_command(candidates=full, again=True)) == ()
+    _, failed = decide_expire_lease(state, expire_command(candidates=full))
+    assert isinstance(failed, JobFailed)
+
+
 def test_a_result_that_came_first_leaves_nothing_to_expire() -> None:
     state = matched_job()
     settled = fold(decide_settle_result(state, settle_command(state)), state)

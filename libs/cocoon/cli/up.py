@@ -73,6 +73,12 @@ def up(
             "and matcher. It cannot be changed afterwards.",
         ),
     ] = None,
+    concurrency: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=4096, help="How many jobs each provider runs at once (default: 64)."
+        ),
+    ] = None,
     key_epoch: Annotated[
         float | None,
         typer.Option(
@@ -118,16 +124,9 @@ def up(
             folder.clear()
         folder.prepare()
         options = Options(
-            gateway_port,
-            sidecar_port,
-            backend,
-            model,
-            otlp,
-            providers,
-            key_epoch,
-            triton,
-            shards,
-        )
+            gateway_port, sidecar_port, backend, model, otlp, providers, key_epoch, triton,
+            shards, concurrency,
+        )  # fmt: skip
         code = asyncio.run(_run(folder, options, as_json, say))
     raise typer.Exit(code)
 

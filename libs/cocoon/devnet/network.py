@@ -66,6 +66,7 @@ class Options:
     key_epoch_s: float | None = None
     triton: bool = False
     shards: int | None = None  # of accounts; None: as the folder was made, else one
+    concurrency: int | None = None  # jobs that a provider runs at once; None: its own default
 
 
 def _port(asked: int | None, usual: int, what: str, option: str, say: Callable[[str], None]) -> int:
@@ -249,7 +250,7 @@ class Network:
         if name == "billing":
             return {"ACCOUNT_SHARDS": accounts}
         if name in self._matchers:
-            return {"SHARD": self._matchers[name]}
+            return {"SHARD": self._matchers[name], "ACCOUNT_SHARDS": accounts}
         if name == "attestation":
             return {
                 "TRUST_FILE": folder.trust,
@@ -276,6 +277,8 @@ class Network:
             values["BACKEND_CAPABILITIES"] = json.dumps(CAPABILITIES)
         if options.model_name:
             values["MODEL_NAME"] = options.model_name
+        if options.concurrency:
+            values["CONCURRENCY"] = options.concurrency
         if options.key_epoch_s:
             values["EPOCH_S"] = str(options.key_epoch_s)
             values["OVERLAP_S"] = str(2 * options.key_epoch_s - 1)

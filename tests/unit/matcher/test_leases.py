@@ -77,7 +77,6 @@ async def test_a_dispatch_that_is_not_taken_goes_to_the_next_candidate(
 @pytest.mark.parametrize(
     ("outcome", "code", "status", "told"),
     [
-        ("busy", "none", 429, "providers_busy"),
         ("refused", "unknown_key", 409, "reseal"),
         ("refused", "wrong_policy", 409, "reseal"),
         ("refused", "expired", 409, "reseal"),

@@ -120,12 +120,14 @@ def test_a_new_boot_is_a_restart_and_the_first_beat_is_not() -> None:
     assert memory.heartbeat(ALICE.beat(boot="boot 2"), 3.0)
 
 
-def test_the_load_is_the_larger_of_what_is_reported_and_what_is_leased() -> None:
+def test_the_load_is_what_is_leased_and_what_is_reported_besides() -> None:
     memory, _ = fed(*decide_request_job(JobState(), request_command(providers=(ALICE,))))
     network(memory, *ALICE.network_events())
     memory.heartbeat(ALICE.beat(), 100.0)
     assert memory.candidates([ALICE.key_id], MODEL, 100.0)[0].running == 1
-    memory.heartbeat(ALICE.beat((hex16("x"), 1), (hex16("y"), 1)), 100.0)
+    memory.heartbeat(ALICE.beat((hex16("job"), 1)), 100.0)
+    assert memory.candidates([ALICE.key_id], MODEL, 100.0)[0].running == 1
+    memory.heartbeat(ALICE.beat((hex16("job"), 1), (hex16("x"), 1)), 100.0)
     assert memory.candidates([ALICE.key_id], MODEL, 100.0)[0].running == 2
 
 
