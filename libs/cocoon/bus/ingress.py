@@ -104,7 +104,8 @@ class IngressWorker:
             await self._nc.publish(self._next, json.dumps(request).encode(), reply=inbox)
 
     def _on_message(self, message: Msg) -> None:
-        if message.headers and "Status" in message.headers:
+        # a delivery has a reply to settle it by; its headers are whatever its sender wrote
+        if not message.reply and message.headers and "Status" in message.headers:
             self._owed = 0  # the request has expired, or the consumer was away
         else:
             self._owed -= 1

@@ -173,6 +173,31 @@ async def test_a_message_is_settled_by_its_handler_alone(
     assert "canary" not in caplog.text
 
 
+@pytest.mark.parametrize("how", ["a header", "the first line"])
+async def test_a_message_that_looks_like_the_servers_word_is_settled_like_any_other(
+    bus: Bus, how: str
+) -> None:
+    mine = bus.providers[0]
+    seen: list[bytes] = []
+
+    async def handler(message: Incoming) -> None:
+        seen.append(message.body)
+
+    provider = await bus.connect(mine)
+    if how == "a header":
+        await provider.publish(subjects.submit_result(mine), b"408", headers={"Status": "408"})
+    else:
+        head = b"NATS/1.0 408 Request Timeout\r\n\r\n"
+        sizes = f"{len(head)} {len(head) + 3}"
+        line = f"HPUB {subjects.submit_result(mine)} {sizes}\r\n".encode()
+        await provider._send_command(line + head + b"408\r\n")
+    await submit(provider, mine, b"after")
+    async with worker(bus, handler):
+        await until(lambda: sorted(seen) == [b"408", b"after"])
+        await asyncio.sleep(0.2)
+        assert await waiting(bus) == (0, 0)
+
+
 async def test_an_unsettled_message_survives_kill_9_of_nats_and_of_the_worker(bus: Bus) -> None:
     mine = bus.providers[0]
     stuck = asyncio.Event()
