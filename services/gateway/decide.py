@@ -41,7 +41,7 @@ from services.gateway.waits import Waits
 class Relay:
     """The machine. Every `on_...` takes the monotonic time and returns the actions, in order.
 
-    `attached`: the job is somebody else's run (a repeat): nothing is asked, reported or cancelled.
+    `attached`: the job is somebody else's run (a repeat): nothing is asked or cancelled.
     `buffer_limit` bounds the unsent bytes held here; what does not fit is read from SEALED.
     """
 
@@ -311,8 +311,8 @@ class Relay:
             assert match is not None  # noqa: S101 - nothing is sent without a match
             self._started = True
             actions.append(Start(match, length))
-            if not self._attached:
-                actions.append(Report(match.epoch, "began"))
+            # A repeat's reader too: whoever has an answer must never be given another one.
+            actions.append(Report(match.epoch, "began"))
         if self._held:
             actions.append(Send(self._held[0] if len(self._held) == 1 else b"".join(self._held)))
             self._held.clear()

@@ -153,9 +153,7 @@ class Leases:
         if report.outcome == "began":
             if not lease.began:
                 lease.began = True
-                waited_s = self._clock.monotonic_s() - lease.matched_at_s
-                view = self._memory.providers[lease.match.provider_id]
-                view.observe_first_token(int(waited_s * 1_000_000))
+                self._observe_first_token(report.job_id, lease)
             return
         if report.outcome == "busy":
             self._turn_away(report.job_id, lease)
@@ -164,6 +162,14 @@ class Leases:
         slow = report.outcome == "silent" and self._is_only_slow(report.job_id, lease)
         if not slow:
             self.end(report.job_id, lease, reason, may_rematch=may_rematch, failure=failure)
+
+    def _observe_first_token(self, job_id: str, lease: Lease) -> None:
+        state = self._memory.jobs.get(job_id)
+        if state is None or state.request is None or not state.request.stream:
+            return  # a whole answer begins when it ends: its time says nothing of the first token
+        waited_s = self._clock.monotonic_s() - lease.matched_at_s
+        view = self._memory.providers[lease.match.provider_id]
+        view.observe_first_token(int(waited_s * 1_000_000))
 
     def _turn_away(self, job_id: str, lease: Lease) -> None:
         """Another shard's jobs, or this one's that ended in memory first, fill the provider."""

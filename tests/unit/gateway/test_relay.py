@@ -203,7 +203,7 @@ def test_a_client_that_leaves_cancels_everywhere() -> None:
     assert machine.on_disconnect() == []
 
 
-def test_a_repeat_neither_reports_nor_cancels_the_first_run() -> None:
+def test_a_repeat_neither_reports_a_dispatch_nor_cancels_the_first_run() -> None:
     machine = relay()
     machine.begin()
     assert machine.on_existing(same_request=True) == [Lookup()]
@@ -219,7 +219,8 @@ def test_a_repeat_of_a_settled_job_is_read_from_sealed() -> None:
     actions = machine.on_log(LogView(match(2, "prov_b"), None, BLOB, len(RESPONSE)), 1)
     assert actions == [Fetch(match(2, "prov_b"), BLOB, 0, len(RESPONSE))]
     actions = machine.on_filled(RESPONSE)
-    assert kinds(actions) == ["Start", "Send", "Finish"]
+    # reported: whoever has an answer must never be given another one
+    assert kinds(actions) == ["Start", "Report", "Send", "Finish"]
 
 
 def test_another_request_under_the_same_key_is_a_mismatch() -> None:

@@ -29,9 +29,9 @@ AGAIN = [*GRANTED, "LeaseExpired", "ProviderMatched"]
 JOB = f"job/{hex16('job')}"
 
 
-async def running(*providers: Provider) -> tuple[MatcherWorld, Provider]:
+async def running(*providers: Provider, stream: bool = False) -> tuple[MatcherWorld, Provider]:
     world = await ready_world(1_000_000, *providers)
-    await world.ask(job_request())
+    await world.ask(job_request(stream=stream))
     return world, world.matched_to()
 
 
@@ -236,7 +236,7 @@ async def test_once_output_has_begun_a_lost_provider_ends_the_job(how: str) -> N
 
 
 async def test_the_first_byte_is_a_sample_of_the_providers_speed_once() -> None:
-    world, provider = await running()
+    world, provider = await running(stream=True)
     world.clock.passed_s += 0.2
     world.report("job", "began")
     world.clock.passed_s += 5.0
@@ -244,6 +244,13 @@ async def test_the_first_byte_is_a_sample_of_the_providers_speed_once() -> None:
     view = world.memory.providers[provider.id]
     assert view.first_token_samples == 1
     assert 199_000 <= view.first_token_us <= 201_000
+
+
+async def test_a_whole_answer_is_no_sample_of_the_first_token() -> None:
+    world, provider = await running(stream=False)
+    world.clock.passed_s += 5.0
+    world.report("job", "began")
+    assert world.memory.providers[provider.id].first_token_samples == 0
 
 
 async def test_a_settled_job_has_no_lease() -> None:
