@@ -28,7 +28,8 @@ MONEY_MODULES = (
     "libs/cocoon/domain/ledger.py", "libs/cocoon/domain/pricing.py",
     "libs/cocoon/domain/settling.py", "libs/cocoon/contracts/base.py",
     "libs/cocoon/contracts/events.py", "libs/cocoon/contracts/commands.py",
-    "services/billing/decide.py", "services/billing/store.py", "services/billing/replay.py",
+    "services/billing/books.py", "services/billing/decide.py", "services/billing/store.py",
+    "services/billing/verify.py",
 )  # fmt: skip
 # A process says when it is ready, and replay is a command of its own; the rest prints nothing.
 MAY_PRINT = ("libs/cocoon/cli/", "libs/cocoon/bus/service.py", "services/billing/replay.py")

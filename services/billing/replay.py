@@ -17,13 +17,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from cocoon.eventlog.connection import connect, tree_errors
+from cocoon.eventlog.read import head
+from cocoon.eventlog.scan import scan_all
 from cocoon.kernel.errors import BadRequest, CocoonError, LogCorrupt
+from services.billing import logfile, store
 from services.billing.redecide import Report
-from services.billing.verify import replay_shard
+from services.billing.verify import BATCH, replay_shard
 
 if TYPE_CHECKING:
     from cocoon.eventlog.connection import Connection
 
+DSN_FILE = "COCOON_REPLAY_POSTGRES_DSN_FILE"
 EQUAL, DIFFERENT, CORRUPT, WRONG_USAGE = 0, 1, 2, 64
 
 
@@ -43,6 +47,32 @@ async def replay(
             ]
     finally:
         await conn.close(timeout=5)
+
+
+async def export(dsn: str, shards: Sequence[int], path: Path) -> list[str]:
+    """Write the shards' whole logs into a new file; returns a sentence for each. Raises LogCorrupt,
+    BadRequest (no such shard, or the file is there), Unavailable.
+    """
+    conn = await connect(dsn, "cocoon-export")
+    try:
+        async with conn.transaction(isolation="repeatable_read", readonly=True):
+            await _check_shards(conn, shards)
+            file = logfile.LogFile(path)
+            try:
+                return [await _export_shard(conn, shard, file) for shard in shards]
+            finally:
+                file.close()
+    finally:
+        await conn.close(timeout=5)
+
+
+async def _export_shard(conn: Connection, shard: int, file: logfile.LogFile) -> str:
+    end = await head(conn, shard)
+    parked = await store.parked_between(conn, shard, 1, end.position)
+    scans = scan_all(conn, shard, 1, end.position, BATCH)
+    header = logfile.Header(shard, end.position, end.hash.hex(), parked)
+    await logfile.export(file, header, scans)
+    return f"shard {shard}: {end.position} events, the last one's hash is {end.hash.hex()}"
 
 
 async def _check_shards(conn: Connection, shards: Sequence[int]) -> None:
@@ -107,18 +137,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--to", dest="last", type=int, default=None, metavar="M")
     parser.add_argument("--shards", type=_shards, default=[0, 1], metavar="0,1")
     parser.add_argument("--json", action="store_true")
+    files = parser.add_mutually_exclusive_group()
+    files.add_argument("--export", type=Path, metavar="FILE", help="write the log into a new file")
+    files.add_argument("--file", type=Path, metavar="FILE", help="verify such a file instead")
     chosen = parser.parse_args(arguments)
-    dsn_file = Path(os.environ["COCOON_REPLAY_POSTGRES_DSN_FILE"])
+    if (chosen.export or chosen.file) and (chosen.first, chosen.last) != (1, None):
+        parser.error("a file holds the whole log: leave out --from and --to")
+    if chosen.file and not chosen.file.is_file():
+        parser.error(f"there is no file {chosen.file}")
+    dsn = "" if chosen.file else Path(os.environ[DSN_FILE]).read_text(encoding="utf-8").strip()
     try:
-        reports = asyncio.run(
-            replay(
-                dsn_file.read_text(encoding="utf-8").strip(),
-                chosen.shards,
-                chosen.first,
-                chosen.last,
-                decisions=chosen.decisions,
-            )
-        )
+        return asyncio.run(_run(chosen, dsn))
     except LogCorrupt as error:
         print(f"the log is corrupt: {error.message}")  # noqa: T201
         return CORRUPT
@@ -128,6 +157,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CocoonError as error:
         print(f"cannot replay: {error.message}")  # noqa: T201
         return CORRUPT
+
+
+async def _run(chosen: argparse.Namespace, dsn: str) -> int:
+    if chosen.file:
+        reports = await logfile.replay_file(chosen.file, decisions=chosen.decisions)
+        return _print(reports, chosen.json)
+    if chosen.export:
+        for sentence in await export(dsn, chosen.shards, chosen.export):
+            print(sentence)  # noqa: T201
+        return EQUAL
+    reports = await replay(
+        dsn, chosen.shards, chosen.first, chosen.last, decisions=chosen.decisions
+    )
     return _print(reports, chosen.json)
 
 

@@ -22,7 +22,8 @@ from cocoon.domain.settling import decide_settle_result
 from cocoon.eventlog.append import Appended, LogAppender
 from cocoon.eventlog.connection import acquired
 from cocoon.eventlog.read import stream_events
-from cocoon.kernel.errors import Forbidden, Unavailable
+from cocoon.kernel.errors import Forbidden, SealingError, Unavailable
+from cocoon.sealing.receipt import Receipt
 from services.billing import decide
 
 if TYPE_CHECKING:
@@ -33,27 +34,32 @@ JOB_NOT_COMMITTED = "job_not_committed"
 
 
 class LiveJobs:
-    """The running jobs of all account shards, folded from the tails and from own appends."""
+    """The running jobs of all account shards, folded from the tails and from own appends.
+
+    A job's id is its client's choice, so two shards may each have one of the same id.
+    """
 
     def __init__(self) -> None:
-        self._states: dict[str, tuple[int, JobState]] = {}
+        self._states: dict[int, dict[str, JobState]] = {}  # by shard
 
-    def get(self, job_id: str) -> tuple[int, JobState] | None:
-        return self._states.get(job_id)
+    def get(self, job_id: str) -> list[tuple[int, JobState]]:
+        """(shard, state) of every running job of this id."""
+        return [(shard, jobs[job_id]) for shard, jobs in self._states.items() if job_id in jobs]
 
     def apply(self, stored: StoredEvent) -> None:
         """Fold an event of a job's stream; versions already folded change nothing."""
         aggregate, _, job_id = stored.stream.partition("/")
         if aggregate != "job":
             return
-        _, state = self._states.get(job_id, (stored.shard, JobState()))
+        states = self._states.setdefault(stored.shard, {})
+        state = states.get(job_id, JobState())
         if stored.version != state.version + 1:
             return
         state = jobs.evolve(state, stored.decode())
         if state.status.is_terminal:
-            self._states.pop(job_id, None)
+            states.pop(job_id, None)
         else:
-            self._states[job_id] = (stored.shard, state)
+            states[job_id] = state
 
 
 class Results:
@@ -70,8 +76,7 @@ class Results:
 
     def is_live(self, result: SubmitResult) -> bool:
         """Whether memory holds the job in the result's epoch: it costs no query."""
-        known = self._live.get(result.job_id)
-        return known is not None and known[1].epoch == result.epoch
+        return any(state.epoch == result.epoch for _, state in self._live.get(result.job_id))
 
     async def on_submit_result(self, result: SubmitResult, traceparent: str) -> ResultAck:
         """Settle or reject a result and say which.
@@ -81,10 +86,10 @@ class Results:
         """
         await self._check_signature(result)
         command = decide.settle_command(result)
-        known = self._live.get(result.job_id)
+        known = self._meant(self._live.get(result.job_id), result)
         for _ in range(MAX_CONFLICTS):
             if known is None or known[1].epoch != result.epoch:
-                known = await self._read(result.job_id)
+                known = await self._read(result)
             shard, state = known
             if result.epoch > state.epoch and not state.status.is_terminal:
                 # Dispatched at once, its match on its way: refused, it would never be paid.
@@ -126,14 +131,37 @@ class Results:
             raise Forbidden("this provider never enrolled; enrol before submitting results")
         return key
 
-    async def _read(self, job_id: str) -> tuple[int, JobState]:
+    async def _read(self, result: SubmitResult) -> tuple[int, JobState]:
         """The job's shard and state from the log. Raises Unavailable if it is not there yet."""
+        found = []
         async with acquired(self._pool) as conn:
             for shard in self._appenders:
-                events = await stream_events(conn, shard, f"job/{job_id}")
+                events = await stream_events(conn, shard, f"job/{result.job_id}")
                 if events:
-                    return shard, fold(_decoded(events))
-        raise Unavailable("the job is not in the log yet", code=JOB_NOT_COMMITTED)
+                    found.append((shard, fold(_decoded(events))))
+        if not found:
+            raise Unavailable("the job is not in the log yet", code=JOB_NOT_COMMITTED)
+        return self._meant(found, result) or found[0]
+
+    def _meant(
+        self, found: Sequence[tuple[int, JobState]], result: SubmitResult
+    ) -> tuple[int, JobState] | None:
+        """Of the jobs of one id, the one whose request the receipt names."""
+        if len(self._appenders) == 1:
+            return found[0] if found else None
+        req_hash = _req_hash(result)
+        for shard, state in found:
+            if state.request is not None and state.request.req_hash == req_hash:
+                return shard, state
+        return None
+
+
+def _req_hash(result: SubmitResult) -> str:
+    """What the receipt says that it answers; nothing for one that the decider will refuse."""
+    try:
+        return Receipt.decode(bytes.fromhex(result.receipt)).req_hash.hex()
+    except SealingError:
+        return ""
 
 
 def _decoded(events: Sequence[StoredEvent]) -> list[EventData]:

@@ -7,7 +7,8 @@ long the log. It never writes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Final
@@ -223,8 +224,9 @@ async def replay_shard(
         parked=await store.parked_between(conn, shard, first, stop),
         marks=marks, learn=learn if decisions else None,
     )  # fmt: skip
-    async for batch in _batches(first, stop, {applied, *marks}, load):
-        await fold.take(batch)
+    async with aclosing(_batches(first, stop, {applied, *marks}, load)) as batches:
+        async for batch in batches:
+            await fold.take(batch)
     report.head_hash = fold.hash.hex()
     if stop == end.position and stop >= first and fold.hash != end.hash:
         raise LogCorrupt(f"shard {shard}: the head's hash is not the last event's")
@@ -237,7 +239,7 @@ async def replay_shard(
 
 async def _batches(
     first: int, stop: int, ends: set[int], load: Callable[[int, int], Awaitable[Batch]]
-) -> AsyncIterator[Batch]:
+) -> AsyncGenerator[Batch, None]:
     """The batches of first..stop, none across a position of `ends`; the next is on its way."""
 
     def ahead(start: int) -> asyncio.Task[Batch] | None:
@@ -254,8 +256,7 @@ async def _batches(
             coming = ahead(batch.last + 1)
             yield batch
     finally:
-        if coming is not None:
-            coming.cancel()
+        if coming is not None:  # let it end: the connection goes on
             await asyncio.gather(coming, return_exceptions=True)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -31,8 +32,8 @@ def replay(
             "--from",
             min=1,
             metavar="N",
-            help="The first position to read. From a later one than 1 only the chain is checked, "
-            "and no table compared.",
+            help="The first position that matters: the fold begins at the newest snapshot before "
+            "it. Without one only chain and decisions are checked, and no table compared.",
         ),
     ] = 1,
     last: Annotated[
@@ -43,25 +44,37 @@ def replay(
         str | None,
         typer.Option(metavar="LIST", help="Which shards, with commas between them (default: all)."),
     ] = None,
+    export: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the log into a new file, for an auditor."),
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Verify such a file instead; no network is needed."),
+    ] = None,
     data: Data = None,
     as_json: Json = False,
 ) -> None:
     """Fold the log again and compare it with what is live.
 
+    Events that billing has put aside (`cocoon status`) are left out on both sides, and named.
     Exit code 0: equal. 1: different, or no network runs. 2: the log is corrupt or cannot be read.
     64: wrong usage.
     """
-    folder = folder_of(data)
-    running = folder.read_running()
+    environment = dict(os.environ)
     flags = {"--verify": verify, "--decisions": decisions, "--json": as_json}
     arguments = [name for name, given in flags.items() if given]
-    wanted = shards or ",".join(map(str, running.shards))
-    arguments += [f"--from={first}", f"--shards={wanted}"]
-    if last is not None:
-        arguments.append(f"--to={last}")
+    options: dict[str, object] = {"--from": first if first > 1 else None, "--to": last}
+    options |= {"--export": export, "--file": file}
+    if file is None:
+        folder = folder_of(data)
+        running = folder.read_running()
+        environment["COCOON_REPLAY_POSTGRES_DSN_FILE"] = str(folder.dsn("reader"))
+        options["--shards"] = shards or ",".join(map(str, running.shards))
+    arguments += [f"{name}={value}" for name, value in options.items() if value is not None]
     done = subprocess.run(
         [sys.executable, "-m", "services.billing.replay", *arguments],
-        env={**os.environ, "COCOON_REPLAY_POSTGRES_DSN_FILE": str(folder.dsn("reader"))},
+        env=environment,
         check=False,
     )
     raise typer.Exit(done.returncode)

@@ -7,7 +7,7 @@ read out of that text, so nothing unhashed is believed. It never writes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -57,6 +57,14 @@ async def scan(conn: Connection, shard: int, first: int, last: int, *, commands:
     assert row is not None  # noqa: S101 - an aggregate always gives a row
     behind = await read_commands(conn, shard, first, last) if commands else ()
     return Scan(first, row[0], row[1], behind)
+
+
+async def scan_all(
+    conn: Connection, shard: int, first: int, last: int, batch: int
+) -> AsyncIterator[Scan]:
+    """Scans of first..last with their commands, `batch` rows each."""
+    for start in range(first, last + 1, batch):
+        yield await scan(conn, shard, start, min(start + batch - 1, last), commands=True)
 
 
 def checked(shard: int, prev_hash: bytes, rows: Scan, last: int) -> list[list[str]]:
