@@ -165,13 +165,19 @@ class Jobs:
             self._opening -= 1
 
     def _is_repeat(self, dispatch: Dispatch) -> bool:
-        """Whether the very envelope that the dispatch names is running here or is spooled."""
+        """Whether the very envelope that the dispatch names is running here or is spooled.
+
+        Raises BadRequest if another one is, under the same job id: a shard refuses an id that it
+        has seen, and does not know the other shards'.
+        """
         job = self._running.get(dispatch.job_id)
-        if job is not None and job.opened.req_hash == dispatch.req_hash:
+        if job is not None:
+            _same_request(job.opened.req_hash, dispatch)
             self._reroute(job, dispatch)
             return True
         item = self._spool.of_job(dispatch.job_id)
-        if item is not None and item.head.req_hash == dispatch.req_hash.hex():
+        if item is not None:
+            _same_request(bytes.fromhex(item.head.req_hash), dispatch)
             self._start(self._resend(dispatch, item.head.blob_hash))
             return True
         return False
@@ -199,6 +205,9 @@ class Jobs:
         kept_bytes = spooled_bytes(header.max_output_tokens, self._job_max_bytes)
         if not self._spool.has_room(kept_bytes):
             _busy("The disk has no room for this job's result.")
+        other = self._running.get(dispatch.job_id)
+        if other is not None:  # it began while this one was being opened
+            _same_request(other.opened.req_hash, dispatch)
         known = self._enclave.replay.begin(
             header.job_id, enc, req_hash=opened.req_hash, not_after_ms=header.not_after_ms,
             now_ms=now_ms,
@@ -206,7 +215,7 @@ class Jobs:
         if known is not None:
             if known.outcome is not None:
                 self._start(self._resend(dispatch, known.outcome))
-            elif not self._is_repeat(dispatch):  # else it began while this one was being opened
+            elif not self._is_repeat(dispatch):
                 _busy("This job's result is not at hand.")
             return
         job = RunningJob(
@@ -304,6 +313,11 @@ class Jobs:
             outcome=result.status.name.lower(), response_bytes=len(result.response),
             duration_ms=round(duration_s * 1000, 3),
         )  # fmt: skip
+
+
+def _same_request(req_hash: bytes, dispatch: Dispatch) -> None:
+    if req_hash != dispatch.req_hash:
+        raise BadRequest("another request runs here under this job id", code="job_id_used")
 
 
 def _busy(message: str) -> NoReturn:

@@ -75,8 +75,8 @@ class ClientLoad:
 
     async def __aenter__(self) -> Self:
         self._client = AsyncOpenAI(
-            base_url=self.base_url or self.network.sidecar, api_key=self.api_key, timeout=CALL_TIMEOUT_S,
-            max_retries=self.max_retries,
+            base_url=self.base_url or self.network.sidecar, api_key=self.api_key,
+            timeout=CALL_TIMEOUT_S, max_retries=self.max_retries,
         )  # fmt: skip
         self._tasks = [asyncio.create_task(self._caller()) for _ in range(self.callers)]
         return self

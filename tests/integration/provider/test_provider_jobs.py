@@ -190,6 +190,24 @@ async def test_another_envelope_under_the_same_job_is_refused(world: ProviderWor
         assert (message.accepted, message.code) == (False, "bad_request")
 
 
+async def test_a_job_id_that_another_shards_job_has_here_is_refused(world: ProviderWorld) -> None:
+    world.acknowledge = False
+    async with world.agent(concurrency=4):
+        job_id = secrets.token_bytes(16)
+        together = await asyncio.gather(*(
+            world.dispatch(world.seal(**ENDLESS, job_id=job_id), epoch=epoch) for epoch in (1, 2)
+        ))  # fmt: skip
+        assert sorted(reply.accepted for reply, _ in together) == [False, True]
+        job = next(job for reply, job in together if reply.accepted)
+        await job.began.wait()
+        reply, _ = await world.dispatch(world.seal(job_id=job_id), epoch=3)
+        assert (reply.accepted, reply.code) == (False, "bad_request")
+        await world.cancel(job)
+        await world.ended(job)
+        reply, _ = await world.dispatch(world.seal(job_id=job_id), epoch=4)  # it is spooled
+        assert (reply.accepted, reply.code) == (False, "bad_request")
+
+
 async def test_large_envelopes_come_through_sealed(world: ProviderWorld) -> None:
     async with world.agent():
         job = await world.accepted(world.seal(max_output=8), through_sealed=True)

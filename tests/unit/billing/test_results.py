@@ -119,7 +119,7 @@ async def test_a_valid_result_is_sealed_and_paid_whether_or_not_the_tail_was_fas
     assert (ack.outcome, ack.reason, ack.epoch) == ("result_sealed", "none", 1)
     assert billing.types() == [*GRANTED, "ResultSealed", "PaymentSettled"]
     assert check_all(billing.network.evidence(quiet=True)) == []
-    assert billing.live.get(hex16("job")) is None or not tailed
+    assert billing.live.get(hex16("job")) == []
 
 
 async def test_a_forged_receipt_is_refused_unpaid_and_named() -> None:
@@ -291,5 +291,39 @@ async def test_many_jobs_settle_and_are_forgotten() -> None:
         billing.request(f"job{index}")
         await billing.results.on_submit_result(billing.result(f"job{index}"), "")
         billing.tail()
-    assert [billing.live.get(hex16(f"job{index}")) for index in range(5)] == [None] * 5
+    assert [billing.live.get(hex16(f"job{index}")) for index in range(5)] == [[]] * 5
     assert ALICE.id in billing.network.providers
+
+
+@pytest.mark.parametrize("tailed", [(), (1,), (2,), (1, 2)])
+async def test_of_two_shards_jobs_of_one_id_the_one_is_settled_whose_request_was_answered(
+    tailed: tuple[int, ...],
+) -> None:
+    one = JobNetwork()
+    one.enrol(ALICE)
+    two = JobNetwork(ModelLog(2), one.network, one.providers, one.attested_at)
+    for shard in (one, two):
+        shard.open("acct_1", 1_000_000)
+        shard.request("job", "acct_1", req_hash=hex32(f"request of shard {shard.log.shard}"))
+    live = LiveJobs()
+    for shard in (one, two):
+        if shard.log.shard in tailed:
+            for stored in shard.log.events:
+                live.apply(stored)
+    appenders = {shard.log.shard: ModelAppender(shard.log, "billing") for shard in (one, two)}
+    for appender in appenders.values():
+        await appender.acquire_term()
+    pool = ModelPool(one.network, one.log, two.log)
+    results = Results(appenders, pool, live)  # type: ignore[arg-type]
+
+    for shard, other in ((two, one), (one, two)):
+        before = len(other.log.events)
+        receipt = receipt_for(shard.state("job")).sign(ALICE.signer)
+        ack = await results.on_submit_result(ALICE.submit(hex16("job"), 1, receipt), "")
+        assert ack.outcome == "result_sealed"
+        assert shard.log.events[-1].type == "PaymentSettled"
+        assert len(other.log.events) == before
+
+    receipt = receipt_for(one.state("job"), req_hash=bytes32("nobody's")).sign(ALICE.signer)
+    again = await results.on_submit_result(ALICE.submit(hex16("job"), 1, receipt), "")
+    assert again.outcome == "result_sealed"  # a repeat of an outcome, whatever it says now
