@@ -20,7 +20,8 @@ with (
     contextlib.redirect_stderr(io.StringIO()),  # a line for each module
     atheris.instrument_imports(include=["cocoon", "services"]),
 ):
-    from tests.fuzz.targets import CORPUS, MAX_INPUT_BYTES, TARGETS
+    from tests.fuzz.targets import CORPUS, JSON_TARGETS, MAX_INPUT_BYTES, TARGETS
+from tests.fuzz.json_mutator import mutator
 
 SLOWEST_INPUT_S = 20
 MEMORY_MB = 1024
@@ -41,9 +42,19 @@ def fuzz(name: str, runs: int, seed: int, folder: Path) -> bool:
         f"-timeout={SLOWEST_INPUT_S}", f"-rss_limit_mb={MEMORY_MB}",
         f"-artifact_prefix={new_inputs}{os.sep}finding-",
     )  # fmt: skip
-    atheris.Setup([sys.argv[0], *options, str(new_inputs), str(CORPUS / name)], TARGETS[name])
+    arguments = [sys.argv[0], *options, str(new_inputs), str(CORPUS / name)]
+    if name in JSON_TARGETS:
+        mutate = mutator(_mutated_bytes, JSON_TARGETS[name])
+        atheris.Setup(arguments, TARGETS[name], custom_mutator=mutate)
+    else:
+        atheris.Setup(arguments, TARGETS[name])
     atheris.Fuzz()  # ends the process
     return False
+
+
+def _mutated_bytes(data: bytes, max_size: int) -> bytes:
+    mutated: bytes = atheris.Mutate(data, max_size)  # another function once Fuzz() runs
+    return mutated
 
 
 def main() -> int:

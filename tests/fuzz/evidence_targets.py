@@ -21,7 +21,7 @@ from cocoon.evidence.collateral import NO_FLOORS, chain_der, parse_collateral
 from cocoon.evidence.eventlog import check_event_log
 from cocoon.evidence.policy import SignedPolicy, parse_policy
 from cocoon.evidence.provider import ProviderEvidence, parse_evidence, verify_provider
-from cocoon.evidence.tdx import verify_tdx
+from cocoon.evidence.tdx import MAX_QUOTE_BYTES, verify_tdx
 from cocoon.evidence.trust import TrustAnchors, parse_trust, trust_document
 from cocoon.evidence.verdict import Verdict
 from cocoon.kernel.errors import ConfigurationError, EvidenceRejected
@@ -65,7 +65,9 @@ def _judged(verdict: Verdict) -> None:
 
 
 def tdx_quote(data: bytes) -> None:
-    _judged(verify_tdx(data, evidence().collateral, trust(), signed_policy().policy, NOW_MS))
+    verdict = verify_tdx(data, evidence().collateral, trust(), signed_policy().policy, NOW_MS)
+    _judged(verdict)
+    assert len(data) <= MAX_QUOTE_BYTES or verdict.code == "malformed"
 
 
 def collateral(data: bytes) -> None:

@@ -45,6 +45,7 @@ def request_envelope() -> Seeds:
         yield profile.name, world.sealed(profile=profile, stream=stream, count=2).envelope
     honest = world.sealed(count=1).envelope
     yield "cut", honest[:-3]
+    yield "unknown-flag", honest[:6] + b"\x80" + honest[7:]
     yield "trailing", honest + b"\0"
     yield "suite-2", honest[:5] + b"\2" + honest[6:]
     yield "header-only", honest[: 113 + 96]
@@ -58,6 +59,7 @@ def request_records() -> Seeds:
     halves = [(0, record(Kind.DATA, content[:30], 128)), (0, record(Kind.PAD, b"", 128))]
     rest = (FINAL, record(Kind.DATA, content[30:], 128))
     yield "halves-and-pad", b"\0" + script_of(*halves, rest)
+    yield "dirty-padding", b"\0" + script_of((FINAL, record(Kind.DATA, content, 127) + b"x"))
     yield "no-final", b"\0" + script_of((0, record(Kind.DATA, content, 128)))
     yield "no-endpoint", b"\3" + script_of((FINAL, record(Kind.DATA, world.BODY)))
     yield "receipt-inside", b"\3" + script_of((FINAL, record(Kind.RECEIPT, content)))
@@ -94,6 +96,7 @@ def response_records() -> Seeds:
     parts = [(0, record(kind, content)) for kind, content in cut]
     yield "parts-and-pad", b"\3" + script_of(*parts, (0, record(Kind.PAD, b"")), end)
     yield "no-receipt", b"\3" + script_of((FINAL, record(Kind.DATA, b"{}")))
+    yield "receipt-within-an-object", b"\3" + script_of(parts[0], end)
     yield "after-the-end", b"\3" + script_of(end, (0, record(Kind.DATA, b"{}")))
     yield "two-usages", b"\3" + script_of(*[(0, record(Kind.USAGE, b"{}"))] * 2, end)
 
@@ -222,6 +225,7 @@ def trust_file() -> Seeds:
     yield "development", document
     value = json.loads(document)
     yield "production", canonical.dumps(value | {"network_class": "prod", "anchors": []})
+    yield "production-with-a-development-root", canonical.dumps(value | {"network_class": "prod"})
     yield "two-signers", canonical.dumps(value | {"policy_signers": ["11" * 32, "22" * 32]})
     yield "too-few-signers", canonical.dumps(value | {"policy_threshold": 2})
     yield "unknown-field", canonical.dumps(value | {"z" * 600: 1})
@@ -321,6 +325,7 @@ def openai_body() -> Seeds:
     yield "surrogate", head + b'"\\ud800"}}],%b}' % counts
     token = head + b'"a"},"logprobs":{"content":[{"token":"a","logprob":%b}]}}],%b}'
     yield "minus-infinity", token % (b"-Infinity", counts)
+    yield "not-a-number", token % (b"NaN", counts)
     yield "many-bytes", token % (b'0,"bytes":900000', counts)
     yield "no-object", b'{"choices":[1],"usage":{}}'
     yield "no-count", _json({"choices": [choice], "usage": USAGE | {"prompt_tokens": -1}})

@@ -133,6 +133,7 @@ def request_envelope(data: bytes) -> None:
     try:
         header, size = parse_header(data)
         assert header.encode() == data[:size], "the header has a second form"
+        assert header.flags < 1 << 6, "a flag that nobody knows"
         open_envelope(data)
     except SealingError as error:
         refused_well(error)
@@ -152,9 +153,19 @@ def request_records(data: bytes) -> None:
     except SealingError as error:
         refused_well(error)
         return
+    _padded_well(pieces, {RecordType.DATA})
     said = b"".join(content_of(piece.record) for piece in pieces)
     assert opened.endpoint.encode() + b"\0" + opened.body == said
     assert [piece.tag for piece in pieces] == [0] * (len(pieces) - 1) + [FINAL]
+
+
+def _padded_well(pieces: list[Piece], kinds: set[RecordType]) -> None:
+    """What was accepted holds these kinds and empty pads, and nothing behind its content."""
+    for piece in pieces:
+        content = content_of(piece.record)
+        kind = piece.record[0]
+        assert kind in kinds or (kind == RecordType.PAD and not content)
+        assert not piece.record[3 + len(content) :].strip(b"\0")
 
 
 def response_prefix(data: bytes) -> None:
@@ -197,7 +208,8 @@ def fed(opener: ResponseOpener, chunks: list[bytes]) -> tuple[list[Event], str]:
 def response_records(data: bytes) -> None:
     """Records that a hostile enclave seals properly; however they are cut, the same is read."""
     profile = Profile(data[0] & 3) if data else Profile.P2
-    frames, said = sealed_response(profile, list(pieces_of(data[1:])))
+    pieces = list(pieces_of(data[1:]))
+    frames, said = sealed_response(profile, pieces)
     whole = b"".join(frames)
     events, code = fed(new_opener(profile), [whole])
     per_frame, code_per_frame = fed(new_opener(profile), frames)
@@ -206,7 +218,9 @@ def response_records(data: bytes) -> None:
     assert code == code_per_frame == code_of_halves
     if code == "":
         assert events == per_frame == halves
+        _padded_well(pieces[:-1], set(RecordType) - {RecordType.PAD, RecordType.RECEIPT})
         assert isinstance(events[-1], Finished)
+        assert len(pieces) == 1 or pieces[-2].record[0] != RecordType.PART, "cut short"
         assert b"".join(event.content for event in events if isinstance(event, Data)) == said
         assert sum(isinstance(event, Usage) for event in events) <= 1
         assert sum(isinstance(event, ErrorRecord) for event in events) <= 1

@@ -20,6 +20,16 @@ TARGETS: Final[dict[str, Callable[[bytes], Any]]] = {
     **reply_targets.TARGETS,
 }
 
+# whose inputs are JSON, and what stands between two texts of it
+JSON_TARGETS: Final[dict[str, bytes | None]] = {
+    **dict.fromkeys(
+        ("canonical_json", "event", "command", "message", "chat_request", "collateral",
+         "provider_evidence", "event_log", "policy", "trust_file", "openai_body", "client_body")
+    ),
+    "openai_stream": b"\n",
+    "client_stream": b"\0",
+}  # fmt: skip
+
 
 def seeds(name: str) -> list[Path]:
     """The committed inputs of a target, in a fixed order."""
