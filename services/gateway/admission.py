@@ -21,25 +21,27 @@ PUBLIC: Final = ""  # in the place of a key's id: reads that need no key
 class Slot:
     """One admitted job's part of the bounds: its body and what waits of its answer."""
 
-    __slots__ = ("_admission", "_unmatched", "answer", "body")
+    __slots__ = ("_admission", "_asked", "answer", "body")
 
     def __init__(self, admission: Admission, api_key_id: str) -> None:
         self._admission = admission
-        self._unmatched = False
+        self._asked: int | None = None  # the shard whose matcher owes an answer
         self.body: Share = admission.budget.share(api_key_id)
         self.answer: Share = admission.budget.share(api_key_id)
 
-    def asking(self) -> None:
-        """The matcher is about to be asked. Raises RateLimited when too many wait for it."""
-        if self._admission.unmatched >= self._admission.max_unmatched:
+    def asking(self, shard: int) -> None:
+        """A shard's matcher is about to be asked. Raises RateLimited when too many wait for it:
+        one that stands still keeps nobody from the others.
+        """
+        if self._admission.unmatched_of[shard] >= self._admission.max_unmatched:
             raise _full("too many jobs wait for the matcher")
-        self._admission.unmatched += 1
-        self._unmatched = True
+        self._admission.unmatched_of[shard] += 1
+        self._asked = shard
 
     def answered(self) -> None:
-        if self._unmatched:
-            self._unmatched = False
-            self._admission.unmatched -= 1
+        if self._asked is not None:
+            self._admission.unmatched_of[self._asked] -= 1
+            self._asked = None
 
     def leave(self) -> None:
         self.answered()
@@ -83,12 +85,17 @@ class Admission:
 
     def __init__(self, settings: GatewaySettings) -> None:
         self.draining = False
-        self.unmatched = 0
+        self.unmatched_of = dict.fromkeys(settings.account_shards, 0)
         self.max_unmatched = settings.max_unmatched_jobs
         self.budget = ByteBudget(settings.buffer_bytes, settings.buffer_per_key_bytes)
         self._jobs = _Doorway(settings.max_jobs, settings.max_jobs_per_key)
         self._reads = _Doorway(settings.max_reads, settings.max_reads_per_key)
         self._public = _Doorway(settings.max_public_reads, sys.maxsize)
+
+    @property
+    def unmatched(self) -> int:
+        """How many jobs wait for an answer of any shard's matcher."""
+        return sum(self.unmatched_of.values())
 
     @contextmanager
     def enter(self, api_key_id: str) -> Iterator[Slot]:

@@ -76,6 +76,7 @@ class Gateway:
     async def do_run_job(self, request: RunJob, response: JobResponse, slot: Slot) -> None:
         """Run one job to its end. Raises what to answer if nothing was sent yet."""
         job_id = request.header.job_id.hex()
+        shard = self.settings.shard_of(request.key.account_id)
         not_after_in_ms = request.header.not_after_ms - self.clock.now_ms()
         owner = (request.key.account_id, request.req_hash)
         runs_here = self.switchboard.owner_of(job_id)
@@ -84,7 +85,6 @@ class Gateway:
         attached = runs_here is not None
         if not attached and not_after_in_ms <= 0:
             # Too late for a first run, but a repeat still gets its response.
-            shard = self.settings.shard_of(request.key.account_id)
             if await jobs.read_job(self.pool, shard, job_id) is None:
                 raise DeadlineExceeded(
                     "the request's not_after has passed; seal it again", code="expired"
@@ -93,7 +93,7 @@ class Gateway:
         if attached:
             not_after_in_ms = self.timing.first_byte_ms
         else:
-            slot.asking()
+            slot.asking(shard)
         box = Mailbox(self.settings.job_buffer_bytes, owner, slot.answer)
         relay = Relay(
             stream=request.header.stream,

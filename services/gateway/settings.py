@@ -36,7 +36,7 @@ class GatewaySettings(BaseSettings):
     # Limits.
     max_jobs: Limit = 2_000  # in flight, all keys together
     max_jobs_per_key: Limit = 64
-    max_unmatched_jobs: Limit = 512  # asked of the matcher and not answered yet
+    max_unmatched_jobs: Limit = 512  # asked of a shard's matcher and not answered yet
     buffer_bytes: Bytes = 512 * 1024 * 1024  # sealed bytes in memory, all together
     buffer_per_key_bytes: Bytes = 128 * 1024 * 1024
     max_reads: Limit = 256  # GET and DELETE being answered to keys
