@@ -261,6 +261,7 @@ def tdx_quote() -> Seeds:
     quote = evidence_targets.evidence().quote
     yield "honest", quote
     yield "trailing", quote + b"\0\0"
+    yield "too-large", quote + bytes(16 * 1024)
     yield "cut", quote[:632]
     yield "version-5", b"\5\0" + quote[2:]
     yield "sgx", quote[:4] + b"\0\0\0\0" + quote[8:]
