@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from pathlib import Path
 
 import httpx
 import openai
@@ -161,6 +162,20 @@ def test_replay_agrees_again_once_the_forgeries_are_undone(network: LiveNetwork)
     done = network.cli("replay", "--verify", "--json")
     assert done.returncode == 0
     assert [report["differences"] for report in json.loads(done.stdout)] == [[], []]
+
+
+def test_an_exported_log_is_verified_without_its_network(
+    network: LiveNetwork, tmp_path: Path
+) -> None:
+    file = tmp_path / "log.gz"
+    exported = network.cli("replay", "--export", str(file))
+    assert exported.returncode == 0, exported.stdout + exported.stderr
+    nowhere = LiveNetwork(network.data.with_name("nowhere"))
+    verified = nowhere.cli("replay", "--file", str(file), "--decisions", "--json")
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+    for report in json.loads(verified.stdout):
+        assert f"the last one's hash is {report['head_hash']}" in exported.stdout
+    assert nowhere.cli("replay", "--file", str(tmp_path)).returncode == 64
 
 
 def test_no_service_may_write_the_log_itself(network: LiveNetwork) -> None:
