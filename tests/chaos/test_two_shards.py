@@ -7,11 +7,11 @@ import json
 import secrets
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
 
-from cocoon.contracts.events import ProviderMatched
 from tests.invariants import check_all
 from tests.support.collected import Evidence
 from tests.support.evidence import collect, drained
@@ -24,11 +24,12 @@ from tests.support.two_shards import (
     offered,
     spells,
     two_shards,
+    watched,
 )
 
 pytestmark = pytest.mark.network
 CONCURRENCY = 2
-CALLERS = 3  # of each shard: together three times what the provider takes
+CALLERS = {1: 6, 2: 2}  # four times what the provider takes, most of it one shard's
 ANSWERS = 12
 STOPPED_S = 4.0  # longer than a gateway waits for a matcher, and than a provider may be silent
 
@@ -61,8 +62,13 @@ async def judged(world: TwoShards) -> Evidence:
 
 
 async def test_a_provider_of_two_shards_is_full_and_never_over_committed(world: TwoShards) -> None:
-    async with world.load(1, CALLERS) as one, world.load(2, CALLERS) as two:
+    async with (
+        watched(world.network, "provider") as seen,
+        world.load(1, CALLERS[1]) as one,
+        world.load(2, CALLERS[2]) as two,
+    ):
         await asyncio.gather(one.answered(ANSWERS), two.answered(ANSWERS))
+    assert max(seen) == CONCURRENCY
 
     evidence = await judged(world)
     ran = spells(evidence)
@@ -71,9 +77,11 @@ async def test_a_provider_of_two_shards_is_full_and_never_over_committed(world: 
     assert meetings(ran)  # by jobs of both shards at once
     for who in world.customers.values():
         assert [c for c in who.history if c.outcome != "ok"] == []
-    matched = {shard: sum(isinstance(e, ProviderMatched) for _, e in rows)
-               for shard, rows in evidence.decoded.items()}  # fmt: skip
-    print(json.dumps({"answers": len(ran), "matches": matched, "meetings": meetings(ran)}))
+    events = Counter(
+        type(event).__name__ for rows in evidence.decoded.values() for _, event in rows
+    )
+    told = {name: events[name] for name in ("PaymentSettled", "ProviderMatched", "LeaseExpired")}
+    print(json.dumps({"looks": len(seen), "meetings": meetings(ran), **told}))
 
 
 async def test_a_frozen_matcher_leaves_the_other_shard_serving(world: TwoShards) -> None:
@@ -95,7 +103,8 @@ async def test_a_frozen_matcher_leaves_the_other_shard_serving(world: TwoShards)
     assert len(served) >= 3
     assert [c for c in one.history if c.outcome != "ok"] == []
     await judged(world)
-    print(json.dumps({"served": len(served), "recovered_s": round(recovered_s, 2)}))
+    told = Counter(f"{c.status} {c.code}" for c in two.history if c.outcome != "ok")
+    print(json.dumps({"served": len(served), "recovered_s": round(recovered_s, 2), "told": told}))
 
 
 async def test_a_killed_matcher_leaves_the_other_shard_serving(world: TwoShards) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
+
+import httpx
 
 from cocoon.bus.connection import close, connect
 from cocoon.bus.permissions import inbox_prefix
@@ -87,6 +91,32 @@ def two_shards(network: LiveNetwork, canary: str) -> Iterator[TwoShards]:
         yield TwoShards(network, sidecar.base_url, canary)
 
 
+_GAUGE = re.compile(r"^cocoon_jobs_in_flight (\S+)$", re.MULTILINE)
+_LOOK_S = 0.02
+
+
+@asynccontextmanager
+async def watched(network: LiveNetwork, provider: str) -> AsyncIterator[list[int]]:
+    """What a provider's own metric says that it runs, looked at all the time."""
+    url, seen = network.running.observe_urls[provider], list[int]()
+
+    async def look() -> None:
+        async with httpx.AsyncClient(timeout=5, trust_env=False) as http:
+            while True:
+                found = _GAUGE.search((await http.get(f"{url}/metrics")).text)
+                if found is not None:
+                    seen.append(int(float(found[1])))
+                await asyncio.sleep(_LOOK_S)
+
+    looking = asyncio.create_task(look())
+    try:
+        yield seen
+    finally:
+        looking.cancel()
+        with suppress(asyncio.CancelledError):
+            await looking
+
+
 def spells(evidence: Evidence) -> list[Spell]:
     """Every job that a provider answered for, over all shards."""
     found = []
@@ -94,9 +124,7 @@ def spells(evidence: Evidence) -> list[Spell]:
         for _, event in rows:
             if isinstance(event, ResultSealed):
                 receipt = Receipt.decode(bytes.fromhex(event.receipt))
-                found.append(
-                    Spell(event.provider_id, shard, receipt.opened_ms, receipt.last_ms)
-                )
+                found.append(Spell(event.provider_id, shard, receipt.opened_ms, receipt.last_ms))
     return found
 
 
