@@ -167,18 +167,11 @@ class JobRun:
     # ---- out ----
 
     async def _perform(self, actions: list[act.Action]) -> None:
-        """Do what the machine asks; bytes that follow each other go out as one write.
-
-        Reports come last: the client's bytes do not wait for what the matcher is told.
-        """
+        """Do what the machine asks; bytes that follow each other go out as one write."""
         parts: list[bytes] = []
-        reports: list[act.Report] = []
         for action in actions:
             if isinstance(action, act.Send):
                 parts.append(action.data)
-                continue
-            if isinstance(action, act.Report):
-                reports.append(action)
                 continue
             if parts:
                 await self._send(parts, last=isinstance(action, act.Finish))
@@ -188,8 +181,6 @@ class JobRun:
             await self._do(action)
         if parts:
             await self._send(parts)
-        for report in reports:
-            await self._do(report)
 
     async def _do(self, action: act.Action) -> None:
         match action:
