@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 
 import pytest
 from hypothesis import given
@@ -109,3 +110,11 @@ def test_loose_reading_takes_other_spellings_but_no_duplicate_keys() -> None:
 def test_where_an_object_is_expected_nothing_else_is_taken(data: bytes) -> None:
     with pytest.raises(ValueError, match="object"):
         canonical.loads_object(data)
+
+
+@given(values)
+def test_the_bytes_are_those_of_the_standard_librarys_writer(value: object) -> None:
+    theirs = json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+    assert canonical.dumps(value) == theirs.encode()

@@ -1,1 +1,1 @@
-"""Ids, money, canonical bytes, time and errors: standard library only, imported by everything."""
+"""Ids, money, canonical bytes, time and errors: the standard library and msgspec only, imported by all."""
