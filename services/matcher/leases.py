@@ -39,6 +39,7 @@ from services.matcher.settings import MatcherSettings
 log = get_logger(__name__)
 CONFLICT_TRIES = 20
 CONFLICT_PAUSE_S = 0.02
+Wanted = tuple[tuple[str, ...], str]  # recipient keys, model
 
 
 class News(Protocol):
@@ -175,18 +176,41 @@ class Leases:
         """Another shard's jobs, or this one's that ended in memory first, fill the provider."""
         if not lease.turned_away:
             lease.turned_away = True
-            self._memory.providers[lease.match.provider_id].live_jobs.discard(job_id)
+            self._leave_place(job_id, lease)  # before it is said how full the provider is
             self._memory.told_busy(lease.match.provider_id)
-        self._seek_room(job_id, lease)
+        self._seek_room(job_id, lease, set())
 
-    def _seek_room(self, job_id: str, lease: Lease) -> None:
-        """Match the job again as soon as somebody has room, within the time that requests wait."""
+    def _seek_room(self, job_id: str, lease: Lease, full: set[Wanted]) -> None:
+        """Match the job again as soon as somebody has room, within the time that requests wait.
+
+        `full`: whom this sweep has found without room, so that many waiting jobs cost one look.
+        """
+        self._leave_place(job_id, lease)
         now_s = self._clock.monotonic_s()
         if lease.waits_since_s is None:
             lease.waits_since_s = now_s
         over = now_s - lease.waits_since_s >= self._settings.waiting_s
         may_rematch = not over and lease.cancelled_at_s is None
-        self.end(job_id, lease, "busy", may_rematch=may_rematch, failure="providers_busy")
+        if not may_rematch or not self._all_full(job_id, full):
+            self.end(job_id, lease, "busy", may_rematch=may_rematch, failure="providers_busy")
+
+    def _all_full(self, job_id: str, known: set[Wanted]) -> bool:
+        """Whether all of the job's providers that are heard have no room: nothing to decide yet."""
+        state = self._memory.jobs.get(job_id)
+        if state is None or state.request is None:
+            return False  # its match is on its way to the log: the end waits for that
+        wanted = (state.request.recipient_key_ids, state.request.model_id)
+        if wanted in known:
+            return True
+        heard = [c for c in self._memory.candidates(*wanted, self._clock.monotonic_s()) if c.alive]
+        if not heard or any(c.running < c.concurrency for c in heard):
+            return False
+        known.add(wanted)
+        return True
+
+    def _leave_place(self, job_id: str, lease: Lease) -> None:
+        """A job that was turned away fills nothing; its commit may have counted it in again."""
+        self._memory.providers[lease.match.provider_id].live_jobs.discard(job_id)
 
     def _is_only_slow(self, job_id: str, lease: Lease) -> bool:
         """A dispatch unanswered so far, at a provider that is heard, with nobody else to take it.
@@ -237,10 +261,11 @@ class Leases:
         """
         now_s = self._clock.monotonic_s()
         grace_s = self._settings.cancel_grace_s
+        full: set[Wanted] = set()
         for job_id, lease in tuple(self.live.items()):
             provider_id = lease.match.provider_id
             if lease.turned_away:
-                self._seek_room(job_id, lease)
+                self._seek_room(job_id, lease, full)
                 continue
             # While heartbeats name the job, its receipt is to come: what was delivered is paid.
             if (
@@ -304,8 +329,8 @@ class Leases:
         if state is None:
             self.forget(job_id)
             return True
-        if lease.turned_away:  # the commit may have counted it in again
-            self._memory.providers[lease.match.provider_id].live_jobs.discard(job_id)
+        if lease.turned_away:
+            self._leave_place(job_id, lease)
         command = self._command(state, lease, reason, may_rematch, failure)
         events = decide_expire_lease(state, command)
         if not events:

@@ -100,6 +100,32 @@ async def test_the_time_to_wait_is_one_for_all_epochs_of_a_job() -> None:
     assert world.types()[-1] == "JobFailed"
 
 
+async def test_a_job_whose_providers_are_not_heard_any_more_waits_no_longer() -> None:
+    world = await turned_away()
+    beat(world, *OTHERS)
+    await world.sweep(2.9)
+    assert world.types() == GRANTED
+    await world.sweep(0.2)
+    assert world.types() == [*GRANTED, "LeaseExpired", "JobFailed"]
+
+
+async def test_many_jobs_that_wait_for_one_full_provider_cost_one_look_a_sweep() -> None:
+    world = await ready_world(1_000_000, ALICE)
+    for job in ("a", "b"):
+        await world.ask(job_request(job))
+    for job in ("a", "b"):
+        world.report(job, "busy")
+    await world.settle()
+    beat(world, *OTHERS)
+    drawn = world.randomness.count
+    await world.sweep(0.1)
+    assert world.randomness.count == drawn  # no decision was tried
+    assert world.types("a") == world.types("b") == GRANTED
+    beat(world)
+    await world.sweep(0.1)
+    assert world.types("a") == world.types("b") == AGAIN
+
+
 async def test_a_cancelled_job_does_not_wait_for_room() -> None:
     world = await turned_away()
     world.leases.on_cancel(CancelJob(job_id=hex16("job"), epoch=1))
@@ -120,6 +146,22 @@ async def test_a_busy_that_comes_before_the_commit_leaves_no_place_taken() -> No
     beat(world, OTHERS[0])  # one place is free, and the job itself must not fill it
     await world.sweep(0.1)
     assert world.types() == AGAIN
+
+
+async def test_jobs_turned_away_before_their_commit_do_not_keep_each_other_out() -> None:
+    world = await ready_world(1_000_000, ALICE)
+    world.appender.hold()
+    asking = [asyncio.create_task(world.ask(job_request(job))) for job in ("a", "b")]
+    await world.settle()
+    for job in ("a", "b"):
+        world.report(job, "busy")
+    world.appender.release()
+    await asyncio.gather(*asking)
+    await world.settle()
+    beat(world, OTHERS[0])  # one place is free: one of the two gets it
+    for _ in range(2):
+        await world.sweep(0.1)
+    assert sorted([world.types("a"), world.types("b")], key=len) == [GRANTED, AGAIN]
 
 
 async def test_after_a_restart_a_job_that_waited_ends_with_its_lease() -> None:
