@@ -36,12 +36,13 @@ class Ledger:
 
     def __init__(self, pool: Pool, shard: int, term: int, live: LiveJobs) -> None:
         self._pool, self._shard, self._term, self._live = pool, shard, term, live
-        self._standing = Standing()
+        # None: not known, because it was never read or a COMMIT's answer may be lost
+        self._standing: Standing | None = None
         self._one = asyncio.Lock()  # balances are read, checked and written: never two at once
 
     async def load(self) -> None:
-        """Learn what stands aside since earlier."""
-        async with acquired(self._pool) as conn:
+        """Learn what stands aside since earlier; without it the first batch does."""
+        async with self._one, acquired(self._pool) as conn:
             self._standing = await self._stored_standing(conn)
 
     def hear(self, batch: Sequence[StoredEvent]) -> None:
@@ -57,9 +58,12 @@ class Ledger:
         lines = posting.read_lines(batch)
         accounts = posting.accounts_of(lines)
         async with self._one:
+            standing, self._standing = self._standing, None  # until the commit is certain
             async with transaction(self._pool, self._shard, ROLE, self._term) as tx:
+                if standing is None:
+                    standing = await self._stored_standing(tx.conn)
                 before = await store.balances(tx.conn, self._shard, accounts)
-                done = posting.post(lines, before, self._standing)
+                done = posting.post(lines, before, standing)
                 await store.write(tx.conn, self._shard, done)
                 await park(tx, LEDGER_CONSUMER, done.aside)
                 await tx.checkpoint(LEDGER_CONSUMER, batch[-1].position)
@@ -72,6 +76,7 @@ class Ledger:
         Raises Conflict, with nothing changed, while one of them still cannot be posted.
         """
         async with self._one:
+            self._standing = None  # until the commit is certain
             async with transaction(self._pool, self._shard, ROLE, self._term) as tx:
                 positions = await unpark(tx, LEDGER_CONSUMER, stream)
                 events = [await _event_at(tx.conn, self._shard, position) for position in positions]

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from cocoon.eventlog.connection import Connection
 
 BATCH: Final = 2048  # events of a fetch: about 2 MB
-SLICE: Final = 256  # events folded before the event loop has a turn
+SLICE: Final = 128  # events folded before the event loop has a turn
 POSITIONS_SHOWN: Final = 20
 
 Learn = Callable[[StoredEvent], Awaitable[list[StoredEvent]]]
@@ -215,8 +215,8 @@ async def replay_shard(
     async def load(start: int, until: int) -> Batch:
         posted = until <= applied
         async with lock:
-            rows = await log.scan(conn, shard, start, until, commands=decisions)
             live = await store.lines(conn, shard, start, until) if books and posted else None
+            rows = await log.scan(conn, shard, start, until, commands=decisions)
         return Batch(until, rows, posted, live)
 
     fold = Fold(
