@@ -87,12 +87,12 @@ class Enclave:
         self.evidence_id = binding.evidence_id(TeeKind.TDX, self.evidence.quote)
         self.rotate()
 
-    def rotate(self) -> None:
+    def rotate(self, ahead_ms: int = 0) -> None:
         """A new epoch's key: requests for the old one can no longer be opened."""
         for key in self.ring.key_ids():
             self.ring.forget(key)
         self.x25519_pk = self.ring.generate(SystemRandomness())
-        at = now_ms()
+        at = now_ms() + ahead_ms
         self.bundle = KeyBundle(self.x25519_pk, 1, at - 1000, at + 600_000, self.evidence_id).sign(
             self.signer
         )

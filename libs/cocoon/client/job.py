@@ -1,11 +1,12 @@
 """One request on its way: sent, continued, sealed again where that costs nothing, opened, checked.
 
-It becomes another job only where the log says that the one before ended unpaid.
+It becomes another job only where the log says that the one before ended unpaid, or never was.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Final
@@ -16,14 +17,19 @@ from cocoon.client.checks import check_answer, check_provider
 from cocoon.client.choice import Addressee
 from cocoon.client.exchange import Exchange
 from cocoon.client.gateway import Gateway
-from cocoon.kernel.errors import CocoonError, Conflict, Unavailable
+from cocoon.kernel.errors import CocoonError, Conflict, DeadlineExceeded, NotFound, Unavailable
 from cocoon.sealing import Data, ErrorRecord, Finished, SealedRequest, Usage
 
+# why a job is sealed again: the gateway asks for it, once the log was asked, too
 RESEAL: Final = "reseal"
-CANCELLED: Final = "job_cancelled"
-# why a job is sealed again, besides a reseal: its last status in the log
+EXPIRED: Final = "expired"  # its not_after passed before it ran; no enclave runs it any more
+# or its last status in the log
 PROVIDER_FAILED: Final = "failed"
 LINE_BROKE: Final = "cancelled"
+CANCELLED: Final = "job_cancelled"
+# before the same envelope goes out again, for a job that the gateway disowns and the log does not
+STANDS_DELAYS_S: Final = (0.1, 0.5, 1.0)
+_STANDS: Final = "stands"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +111,7 @@ class Job:
         generator closes the line, and after a moment the job is cancelled.
         """
         causes: set[str] = set()
+        delays_s = iter(STANDS_DELAYS_S)
         while True:
             shown = False
             try:
@@ -113,39 +120,55 @@ class Job:
                         shown = not isinstance(piece, Began)
                         yield piece
                 return
-            except (Conflict, Unavailable) as error:
+            except (Conflict, Unavailable, DeadlineExceeded) as error:
                 cause = None if shown else await self._cause(error)
                 if cause == RESEAL and cause in causes:
-                    raise Unavailable(
-                        "The providers' keys change at the moment; try again.", code=RESEAL,
-                        retry_after_s=1,
-                    ) from None  # fmt: skip
+                    raise _try_again("The providers' keys change at the moment") from None
                 if cause is None or cause in causes:
                     raise
-                causes.add(cause)
+            if cause == _STANDS:
+                await self._wait(delays_s)
+                continue
+            causes.add(cause)
             self._sealing = await self._seal_again(self._sealing, cause)
             self._line_broke = False
 
     async def _cause(self, error: CocoonError) -> str | None:
-        """Why this request may be sealed again as another job, or None.
+        """Why this request may be sealed again as another job, `_STANDS` to send it again as it
+        is, or None.
 
-        A job that the gateway asks to reseal ended before it ran. Of any other the log must say
-        that it ended without a price; cancelled it may be by a broken line, not by its owner.
+        Nobody is believed but the log: it must say that the job ended without a price or, where
+        the gateway asks to seal again, does not know it. Cancelled a job may be by a broken line,
+        not by its owner. Raises Unavailable when a reseal is asked for and the log cannot be read.
         """
-        if error.code == RESEAL:
-            cause = RESEAL
-        elif isinstance(error, Unavailable) or (error.code == CANCELLED and self._line_broke):
-            try:
-                job = await self._gateway.job(self.job_id, self._api_key)
-            except CocoonError:
-                return None
-            cause = str(job.get("status"))
-            causes = (PROVIDER_FAILED, LINE_BROKE) if self._line_broke else (PROVIDER_FAILED,)
-            if cause not in causes or job.get("price_nanoton") is not None:
-                return None
-        else:
+        told = error.code if error.code in (RESEAL, EXPIRED) else None
+        lost = isinstance(error, Unavailable) or (error.code == CANCELLED and self._line_broke)
+        if told is None and not lost:
             return None
-        return cause
+        try:
+            job = await self._gateway.job(self.job_id, self._api_key)
+        except NotFound:
+            return told
+        except CocoonError:
+            if told is None:
+                return None
+            raise _try_again(f"What became of job {self.job_id} cannot be read") from None
+        status = str(job.get("status"))
+        either = told is not None or self._line_broke
+        unpaid = (PROVIDER_FAILED, LINE_BROKE) if either else (PROVIDER_FAILED,)
+        if status in unpaid and job.get("price_nanoton") is None:
+            return told or status
+        return None if told is None else _STANDS
+
+    async def _wait(self, delays_s: Iterator[float]) -> None:
+        """Before the job is attached to once more. Raises Unavailable after the last time."""
+        delay_s = next(delays_s, None)
+        if delay_s is None:
+            raise _try_again(
+                f"The gateway asks for job {self.job_id} to be sealed again and its log says that "
+                "it may be paid; nothing else was sent"
+            )
+        await asyncio.sleep(delay_s)
 
     async def _attempt(self) -> AsyncGenerator[Piece, None]:
         sealing = self._sealing
@@ -188,6 +211,10 @@ class Job:
                             yield Ended(settlement, whole_body(bytes(content), settlement))
         finally:
             self._line_broke = self._line_broke or exchange.line_broke
+
+
+def _try_again(why: str) -> Unavailable:
+    return Unavailable(f"{why}; try again.", code=RESEAL, retry_after_s=1)
 
 
 def _settle(

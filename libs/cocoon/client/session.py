@@ -19,7 +19,7 @@ from cocoon.client.bounds import token_bounds
 from cocoon.client.choice import choose, one_model, with_assurance
 from cocoon.client.directory import Directory
 from cocoon.client.gateway import Gateway
-from cocoon.client.job import LINE_BROKE, Chunk, Ended, Job, Sealing
+from cocoon.client.job import EXPIRED, LINE_BROKE, Chunk, Ended, Job, Sealing
 from cocoon.client.kept import KeptRequest, KeptRequests
 from cocoon.client.trace import child_traceparent
 from cocoon.domain.pricing import greatest_price
@@ -148,19 +148,24 @@ class SealedSession:
     async def _seal_again(self, ask: _Ask, before: Sealing, cause: str) -> Sealing:
         """Seal as another job, within the request's deadline, once there is somebody to seal to.
 
-        The keys that did not answer are not sealed to while others may come: a provider that died
-        is listed for some seconds, and its successor has other keys. Raises what `_seal` raises.
+        A request that came back after its deadline, or that expired, has a new one: what was
+        sealed before runs nowhere any more. The keys that did not answer are not sealed to while
+        others may come: a provider that died is listed for some seconds, and its successor has
+        other keys. Raises what `_seal` raises.
         """
         again = (*before.again, cause)
         header = before.sealed.secrets.header
+        deadline_ms, now_ms = before.deadline_ms, self._clock.now_ms()
+        if cause == EXPIRED or deadline_ms <= now_ms:
+            deadline_ms = now_ms + REQUEST_TTL_MS
         for wait_s in REPLACED_AFTER_S:
             late = self._clock.now_ms() >= header.not_after_ms  # then the keys were not at fault
-            avoid = None if cause == LINE_BROKE or late else header
+            avoid = None if cause in (LINE_BROKE, EXPIRED) or late else header
             try:
-                return await self._seal(ask, before.deadline_ms, again=again, avoid=avoid)
+                return await self._seal(ask, deadline_ms, again=again, avoid=avoid)
             except Unavailable:
                 await asyncio.sleep(wait_s)
-        return await self._seal(ask, before.deadline_ms, again=again)
+        return await self._seal(ask, deadline_ms, again=again)
 
     async def _seal(
         self, ask: _Ask, deadline_ms: int, *, again: tuple[str, ...] = (),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +12,11 @@ from typing import Any
 import openai
 import pytest
 
-from cocoon.client import NetworkOptions, async_openai_client, kept, openai_client, session
+from cocoon.client import NetworkOptions, async_openai_client, job, kept, openai_client, session
 from cocoon.client.gateway import Gateway, Unreached
 from cocoon.client.trust import Attested, TrustKeeper
-from cocoon.kernel.errors import ConfigurationError
+from cocoon.kernel.clock import SystemClock
+from cocoon.kernel.errors import ConfigurationError, Unavailable
 from cocoon.sealing import parse_header
 from tests.support.client_world import KEY, TEXT, Faults, TestNetwork, now_ms, served, trust
 
@@ -22,6 +24,8 @@ ASK: dict[str, Any] = {"model": "skills-1", "messages": [{"role": "user", "conte
 ONE = {"extra_headers": {"Idempotency-Key": "order-1"}}
 LOST = {"error": {"message": "Lost.", "type": "t", "param": None, "code": "provider_lost"}}
 CANCELLED = {"error": {"message": "Gone.", "type": "t", "param": None, "code": "job_cancelled"}}
+STALE = {"error": {"message": "Seal again.", "type": "t", "param": None, "code": "reseal"}}
+LATE = {"error": {"message": "Too late.", "type": "t", "param": None, "code": "expired"}}
 FAILED_LOG = {"status": "failed", "price_nanoton": None}
 CANCELLED_LOG = {"status": "cancelled", "price_nanoton": None}
 
@@ -41,8 +45,9 @@ def network() -> Iterator[TestNetwork]:
 
 
 def client(network: TestNetwork, state_dir: Path | None = None, **more: Any) -> openai.OpenAI:
+    clock = more.pop("clock", SystemClock())
     options = NetworkOptions(
-        gateway_url=network.url, trust=trust(), api_key=KEY, state_dir=state_dir
+        gateway_url=network.url, trust=trust(), api_key=KEY, state_dir=state_dir, clock=clock
     )
     return openai_client(options, **{"max_retries": 0, **more})
 
@@ -125,6 +130,141 @@ def test_a_job_that_may_be_paid_is_not_sealed_again(
     assert len(network.seen) == 1
 
 
+MAY_BE_PAID = [
+    {"status": "settled", "price_nanoton": "5"},
+    {"status": "matched", "price_nanoton": None},
+    {"status": "failed", "price_nanoton": "5"},
+    {"status": "cancelled", "price_nanoton": "5"},
+]
+
+
+@pytest.mark.parametrize("log", MAY_BE_PAID)
+@pytest.mark.parametrize("refusal", [(409, STALE, {}), (504, LATE, {})])
+@pytest.mark.parametrize("key", [{}, ONE])
+def test_a_job_that_the_gateway_wants_sealed_again_and_that_may_be_paid_is_attached_to(
+    network: TestNetwork, refusal: Any, log: Any, key: Any
+) -> None:
+    network.faults = Faults(refuse=[refusal], log=log)
+    with client(network) as made:
+        answer = made.chat.completions.create(**ASK, **key)
+    assert answer.choices[0].message.content == TEXT
+    assert len(network.seen) == 2
+    assert len(set(network.seen)) == 1
+    assert network.paid == 1
+
+
+@pytest.mark.parametrize("refusal", [(409, STALE, {}), (504, LATE, {})])
+def test_a_gateway_that_disowns_a_job_for_ever_gets_no_other_one(
+    network: TestNetwork, monkeypatch: pytest.MonkeyPatch, refusal: Any
+) -> None:
+    monkeypatch.setattr(job, "STANDS_DELAYS_S", (0.01, 0.01))
+    network.faults = Faults(refuse=[refusal] * 9, log=MAY_BE_PAID[0])
+    with client(network) as made, pytest.raises(openai.InternalServerError) as caught:
+        made.chat.completions.create(**ASK, **ONE)
+    assert (caught.value.status_code, caught.value.code) == (503, "reseal")
+    assert len(network.seen) == 3
+    assert len(set(network.seen)) == 1
+
+
+@pytest.mark.parametrize("refusal", [(409, STALE, {}), (504, LATE, {})])
+def test_nothing_is_sealed_again_while_the_log_can_not_be_read(
+    network: TestNetwork, monkeypatch: pytest.MonkeyPatch, refusal: Any
+) -> None:
+    async def away(self: Gateway, *_: Any) -> Any:
+        raise Unavailable("Away.")
+
+    network.faults = Faults(refuse=[refusal])
+    with client(network) as made:
+        with monkeypatch.context() as patched:
+            patched.setattr(Gateway, "job", away)
+            with pytest.raises(openai.InternalServerError) as caught:
+                made.chat.completions.create(**ASK, **ONE)
+        assert (caught.value.status_code, caught.value.code) == (503, "reseal")
+        made.chat.completions.create(**ASK, **ONE)
+    assert len(set(network.seen)) == 1
+
+
+@pytest.mark.parametrize("log", [None, FAILED_LOG, CANCELLED_LOG])
+def test_a_reseal_costs_one_question_to_the_log(
+    network: TestNetwork, monkeypatch: pytest.MonkeyPatch, log: Any
+) -> None:
+    asking, asked = Gateway.job, []
+
+    async def counted(self: Gateway, job_id: str, *args: Any) -> Any:
+        asked.append(job_id)
+        return await asking(self, job_id, *args)
+
+    monkeypatch.setattr(Gateway, "job", counted)
+    network.faults = Faults(refuse=[(409, STALE, {})], log=log)
+    with client(network) as made:
+        answer = made.chat.completions.create(**ASK, **ONE)
+    assert answer.choices[0].message.content == TEXT
+    first, second = (parse_header(envelope)[0].job_id.hex() for envelope in network.seen)
+    assert first != second
+    assert asked == [first]
+
+
+class Late:
+    """A clock that can be put forward."""
+
+    def __init__(self) -> None:
+        self.ahead_ms = 0
+
+    def now_ms(self) -> int:
+        return now_ms() + self.ahead_ms
+
+    def monotonic_s(self) -> float:
+        return time.monotonic() + self.ahead_ms / 1000
+
+
+@pytest.mark.parametrize("log", [None, FAILED_LOG, CANCELLED_LOG])
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_key_whose_request_expired_before_it_ran_is_sealed_again_with_a_new_deadline(
+    network: TestNetwork, tmp_path: Path, restarted: bool, log: Any
+) -> None:
+    clock = Late()
+    network.faults = Faults(refuse=[(503, LOST, {})])  # nor does the log know the job
+    with client(network, tmp_path, clock=clock) as made:
+        with pytest.raises(openai.InternalServerError):
+            made.chat.completions.create(**ASK, **ONE)
+        if not restarted:
+            _ask_late(network, made, clock, log)
+    if restarted:
+        with client(network, tmp_path, clock=clock) as made:
+            _ask_late(network, made, clock, log)
+    assert network.seen[0] == network.seen[1]
+    first, _, last = (parse_header(envelope)[0] for envelope in network.seen)
+    assert first.job_id != last.job_id
+    assert last.not_after_ms > first.not_after_ms
+    with client(network, tmp_path, clock=clock) as made:  # what is kept now is what ran
+        made.chat.completions.create(**ASK, **ONE)
+    assert network.seen[3] == network.seen[2]
+    assert network.paid == 1
+
+
+def _ask_late(network: TestNetwork, made: openai.OpenAI, clock: Late, log: Any) -> None:
+    clock.ahead_ms = session.REQUEST_TTL_MS + 1000
+    network.enclaves[0].rotate(clock.ahead_ms)
+    network.faults = Faults(refuse=[(504, LATE, {})], log=log)
+    assert made.chat.completions.create(**ASK, **ONE).choices[0].message.content == TEXT
+
+
+def test_a_request_that_failed_unpaid_may_come_back_after_its_deadline(
+    network: TestNetwork, tmp_path: Path
+) -> None:
+    clock = Late()
+    network.faults = Faults(refuse=[(503, LOST, {})])
+    with client(network, tmp_path, clock=clock) as made:
+        with pytest.raises(openai.InternalServerError):
+            made.chat.completions.create(**ASK, **ONE)
+    clock.ahead_ms = session.REQUEST_TTL_MS + 1000
+    network.enclaves[0].rotate(clock.ahead_ms)
+    network.faults = Faults(refuse=[(503, LOST, {})], log=FAILED_LOG)
+    with client(network, tmp_path, clock=clock) as made:
+        assert made.chat.completions.create(**ASK, **ONE).choices[0].message.content == TEXT
+    assert network.paid == 1
+
+
 def test_what_was_sealed_again_is_what_a_restart_repeats(
     network: TestNetwork, tmp_path: Path
 ) -> None:
@@ -160,8 +300,7 @@ def test_the_key_that_did_not_answer_is_not_sealed_to_while_another_may_come(
     network: TestNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A provider that died stays listed for a moment; its successor has other keys."""
-    stale = {"error": {"message": "Seal again.", "type": "t", "param": None, "code": "reseal"}}
-    network.faults = Faults(refuse=[(409, stale, {})])
+    network.faults = Faults(refuse=[(409, STALE, {})])
     original, reads = TestNetwork._directory, network.directory_reads
 
     async def late(self: TestNetwork, scope: Any, send: Any) -> None:
