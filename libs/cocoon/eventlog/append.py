@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Appended", "Conflict", "LogAppender", "LogTransaction", "StaleTerm", "transaction"]
 
+_log = logging.getLogger("cocoon.eventlog")
 _STREAMS_ARGUMENT = 10
 _FIRST_RETRY_S, _LONGEST_RETRY_S = 0.02, 1.0
 
@@ -174,6 +176,18 @@ class LogAppender:
     # ---- inside ----
 
     async def _run(self) -> None:
+        try:
+            await self._work()
+        except Exception as error:  # noqa: BLE001 - whoever waits must hear of it, whatever it is
+            _log.error(
+                "the log's writer has failed",
+                extra={"shard": self._shard, "role": self._role, "kind": type(error).__name__},
+            )
+            self._closed = Fatal("the log's writer has failed; restart this process")
+        finally:
+            self._refuse_waiting()
+
+    async def _work(self) -> None:
         while self._closed is None:
             if not self._queue:
                 self._wake.clear()
@@ -186,9 +200,6 @@ class LogAppender:
             count = min(len(self._queue), self._batch_limit)
             batch = [self._queue.popleft() for _ in range(count)]
             await self._commit(batch)
-            for waiting in batch:
-                self._by_command.pop(waiting.prepared.item.command_id, None)
-        self._refuse_waiting()
 
     async def _commit(self, batch: list[_Waiting]) -> None:
         delay_s = _FIRST_RETRY_S
@@ -203,12 +214,12 @@ class LogAppender:
                 metrics.APPEND_BATCH.observe(len(batch), self._role)
             except StaleTerm as error:
                 self._closed = error
-                _fail_all(batch, error)
+                self._fail(batch, error)
                 return
             except Transient as error:
                 await self._drop_connection()
                 if self._closed is not None:
-                    _fail_all(batch, error)
+                    self._fail(batch, error)
                     return
                 await asyncio.sleep(delay_s)
                 delay_s = min(delay_s * 2, _LONGEST_RETRY_S)
@@ -216,7 +227,7 @@ class LogAppender:
             except CocoonError as error:
                 # One item that Postgres refuses must not take the others with it.
                 if len(batch) == 1:
-                    batch[0].fail(error)
+                    self._fail(batch, error)
                     return
                 for waiting in batch:
                     await self._commit([waiting])
@@ -224,8 +235,18 @@ class LogAppender:
             for waiting, outcome in zip(batch, results, strict=True):
                 if not isinstance(outcome, Appended):
                     metrics.APPEND_CONFLICTS.inc(self._role)
+                self._forget(waiting)
                 waiting.resolve(outcome)
             return
+
+    def _forget(self, waiting: _Waiting) -> None:
+        """Before it is told: whoever appends the same command from now on asks Postgres anew."""
+        del self._by_command[waiting.prepared.item.command_id]
+
+    def _fail(self, batch: Iterable[_Waiting], error: CocoonError) -> None:
+        for waiting in batch:
+            self._forget(waiting)
+            waiting.fail(error)
 
     async def _connection(self) -> asyncpg.Connection[asyncpg.Record]:
         if self._conn is None or self._conn.is_closed():
@@ -239,15 +260,9 @@ class LogAppender:
             await asyncio.sleep(0)  # let the transport close before the loop may end
 
     def _refuse_waiting(self) -> None:
-        error = self._closed or Unavailable("the log's writer is closed")
-        _fail_all(self._queue, error)
+        self._closed = self._closed or Unavailable("the log's writer is closed")
         self._queue.clear()
-        self._by_command.clear()
-
-
-def _fail_all(batch: Iterable[_Waiting], error: CocoonError) -> None:
-    for waiting in batch:
-        waiting.fail(error)
+        self._fail(list(self._by_command.values()), self._closed)
 
 
 @dataclass(frozen=True, slots=True)

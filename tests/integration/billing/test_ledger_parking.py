@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 import asyncpg
@@ -11,11 +12,11 @@ import pytest
 from cocoon.contracts import events as e
 from cocoon.contracts.envelope import AppendItem, NewEvent, StoredEvent
 from cocoon.contracts.messages import OpenAccountRequest
-from cocoon.eventlog.append import Appended, LogAppender
+from cocoon.eventlog.append import Appended, LogAppender, LogTransaction, transaction
 from cocoon.eventlog.connection import create_pool
 from cocoon.eventlog.read import checkpoint, read_batch
 from cocoon.kernel import canonical
-from cocoon.kernel.errors import Conflict
+from cocoon.kernel.errors import Conflict, Unavailable
 from cocoon.telemetry import metrics
 from services.billing import store
 from services.billing.handlers import Operator
@@ -149,6 +150,45 @@ async def test_a_parked_account_cannot_spend_what_is_left(world: World, restarte
     for stored in await world.rows():
         memory.apply_shard(stored)
     assert memory.available_nanoton("poor") == 0
+
+
+@contextmanager
+def lost_answers() -> Iterator[None]:
+    """Every COMMIT arrives; none is answered."""
+
+    @asynccontextmanager
+    async def lost(
+        pool: asyncpg.Pool, shard: int, role: str, term: int
+    ) -> AsyncIterator[LogTransaction]:
+        async with transaction(pool, shard, role, term) as tx:
+            yield tx
+        raise Unavailable("the connection to Postgres was lost")
+
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(Unavailable):
+        patched.setattr("services.billing.ledger.transaction", lost)
+        yield
+
+
+async def test_what_was_put_aside_by_a_commit_without_an_answer_is_known(world: World) -> None:
+    await world.deposit("poor", 10)
+    await world.hold("a", "poor", 15)
+    with lost_answers():
+        await world.post()
+    await world.hold("b", "poor", 5)
+    await world.post()
+    assert await world.parked() == [
+        (JOB["a"], "negative_balance", 1),
+        (JOB["b"], "account_frozen", 1),
+    ]
+    await world.deposit("poor", 10)
+    await world.post()
+    for job in ("a", "b"):
+        with lost_answers():
+            await world.ledger.unpark(JOB[job])
+    await world.settle("a", "poor", 15, 12)
+    await world.post()
+    assert await world.parked() == []
+    assert (await world.balances())["provider:prov_1"] == 12
 
 
 async def test_a_mended_account_is_posted_in_order_and_goes_on(world: World) -> None:

@@ -233,6 +233,48 @@ async def test_a_refused_item_does_not_take_the_others_with_it(
     assert_sound(await whole_log(database.admin_dsn))
 
 
+async def test_a_command_is_answered_again_while_the_rest_of_its_call_is_refused(
+    appender: LogAppender,
+) -> None:
+    async def twice() -> list[Appended]:
+        return [appended(await appender.append(job_item(1))) for _ in range(2)]
+
+    async with asyncio.timeout(20):
+        first, bad = await asyncio.gather(
+            twice(),
+            appender.append(replace(job_item(2), actor="two\nlines")),
+            return_exceptions=True,
+        )
+    assert isinstance(bad, Fatal)
+    assert isinstance(first, list)
+    assert [outcome.repeated for outcome in first] == [False, True]
+    assert first[0].positions == first[1].positions
+
+
+async def test_a_fault_that_nobody_foresaw_is_told_to_everybody_who_waits(
+    database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer = LogAppender(database.dsn("cocoon_matcher"), 1, "matcher", batch_limit=2)
+    await writer.acquire_term()
+
+    async def breaks(*_: object) -> list[Appended | Conflict]:
+        raise KeyError("canary")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("cocoon.eventlog.append.append_once", breaks)
+        async with asyncio.timeout(20):
+            told = await asyncio.gather(
+                *(writer.append(job_item(n)) for n in range(5)), return_exceptions=True
+            )
+    assert [type(outcome) for outcome in told] == [Fatal] * 5
+    async with asyncio.timeout(20):
+        with pytest.raises(Fatal, match="restart"):
+            await writer.append(job_item(9))
+    await writer.close()
+    assert "writer has failed" in caplog.text
+    assert "canary" not in caplog.text
+
+
 async def test_too_large_an_item_is_refused_before_it_is_queued(appender: LogAppender) -> None:
     with pytest.raises(ValueError, match="at most"):
         await appender.append(job_item(1, events=257))
