@@ -136,7 +136,7 @@ class Announcer:
                 ),
             )
         except BaseException:
-            self._renew_at_ms = 0  # new evidence withdraws the old one's keys: try again soon
+            self._renew_at_ms = 0  # what was announced may be half of it: try again soon
             if epoch is not self._current:
                 epochs.drop(epoch)
             raise

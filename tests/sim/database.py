@@ -315,8 +315,3 @@ async def park(
     conn: Staged, shard: int, consumer: str, position: int, stream: str, error_class: str
 ) -> None:
     conn.parked.append((position, stream))
-
-
-async def parked_streams(conn: Connection, shard: int, consumer: str) -> set[str]:
-    tables = conn.database.tables[shard]
-    return await conn.look(lambda: {stream for _, stream in tables.parked})

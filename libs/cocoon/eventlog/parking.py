@@ -62,11 +62,6 @@ async def parked(conn: Connection, shard: int, consumer: str | None = None) -> l
     return [Parked(**dict(row)) for row in rows]
 
 
-async def parked_streams(conn: Connection, shard: int, consumer: str) -> set[str]:
-    """The streams whose events must be parked, not handled."""
-    return {entry.stream for entry in await parked(conn, shard, consumer)}
-
-
 async def unpark(tx: LogTransaction, consumer: str, stream: str) -> list[int]:
     """Remove a stream from the parking and return its positions, in the order to replay them.
 

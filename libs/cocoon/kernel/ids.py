@@ -48,11 +48,6 @@ def event_id(causation_id: str, index: int) -> str:
     return str(uuid.uuid5(_NAMESPACE, f"event\0{causation_id}\0{index}"))
 
 
-def reaction_command_id(consumer: str, caused_by_event_id: str) -> str:
-    """The command id of a consumer's reaction to an event: a lost checkpoint cannot double it."""
-    return str(uuid.uuid5(_NAMESPACE, f"reaction\0{consumer}\0{caused_by_event_id}"))
-
-
 def request_command_id(account: AccountId, idempotency_key: str) -> str:
     """The command id of a client's request: (account, key) names one job for ever."""
     return str(uuid.uuid5(_NAMESPACE, f"request\0{account}\0{idempotency_key}"))
