@@ -58,9 +58,9 @@ class LogFile:
              "head": header.head, "parked": parked}
         )  # fmt: skip
 
-    def add(self, command: StoredCommand, texts: Sequence[str], hashes: Sequence[bytes]) -> None:
+    def add(self, command: StoredCommand, texts: Sequence[bytes], hashes: Sequence[bytes]) -> None:
         """A command with its events' hashed texts and hashes, in order."""
-        events = [[text, digest.hex()] for text, digest in zip(texts, hashes, strict=True)]
+        events = [[text.decode(), digest.hex()] for text, digest in zip(texts, hashes, strict=True)]
         self._line({"id": command.command_id, "data": command.data.decode(), "events": events})
 
     def close(self) -> None:
@@ -75,13 +75,13 @@ async def export(file: LogFile, header: Header, scans: AsyncIterator[Scan]) -> N
     """Write one shard. Raises LogCorrupt where an event has no command or the chain breaks."""
     file.begin(header)
     commands: dict[str, StoredCommand] = {}
-    pending: list[tuple[str, str, bytes]] = []  # cause, text, hash
+    pending: list[tuple[str, bytes, bytes]] = []  # cause, text, hash
     prev_hash = GENESIS_HASH
     async for rows in scans:
         fields = log.checked(header.shard, prev_hash, rows, rows.last)
         prev_hash = rows.hashes[-1]
         commands.update((command.command_id, command) for command in rows.commands)
-        causes = [row[log.CAUSE] for row in fields]
+        causes = [row[log.CAUSE].decode() for row in fields]
         pending += zip(causes, rows.texts, rows.hashes, strict=True)
         last_cause = pending[-1][0] if rows.last < header.events else ""
         _write_groups(file, commands, (row for row in pending if row[0] != last_cause))
@@ -90,7 +90,7 @@ async def export(file: LogFile, header: Header, scans: AsyncIterator[Scan]) -> N
 
 
 def _write_groups(
-    file: LogFile, commands: Mapping[str, StoredCommand], rows: Iterable[tuple[str, str, bytes]]
+    file: LogFile, commands: Mapping[str, StoredCommand], rows: Iterable[tuple[str, bytes, bytes]]
 ) -> None:
     for cause, group in groupby(rows, key=lambda row: row[0]):
         if cause not in commands:
@@ -158,13 +158,13 @@ async def _replay_part(
 
 def _batches(values: Iterable[Mapping[str, Any]], ends: set[int]) -> Iterator[Batch]:
     """About BATCH rows each, none across a position of `ends`."""
-    first, texts, hashes = 1, list[str](), list[bytes]()
+    first, texts, hashes = 1, list[bytes](), list[bytes]()
     commands: list[StoredCommand] = []
     for value in values:
         at = first + len(texts)
         commands.append(_command(value, at))
         for text, digest in value["events"]:
-            texts.append(text)
+            texts.append(text.encode())
             hashes.append(bytes.fromhex(digest))
             if len(texts) >= BATCH or first + len(texts) - 1 in ends:
                 yield _batch(first, texts, hashes, commands)
@@ -175,7 +175,7 @@ def _batches(values: Iterable[Mapping[str, Any]], ends: set[int]) -> Iterator[Ba
 
 
 def _batch(
-    first: int, texts: list[str], hashes: list[bytes], commands: list[StoredCommand]
+    first: int, texts: list[bytes], hashes: list[bytes], commands: list[StoredCommand]
 ) -> Batch:
     rows = Scan(first, texts, hashes, commands)
     return Batch(rows.last, rows, posted=True)
@@ -190,7 +190,7 @@ def _stored(shard: int, value: Mapping[str, Any]) -> list[StoredEvent]:
     """A line's events, unchecked: the fold checks every one in its turn."""
     try:
         return [
-            log.stored_event(text.split("\n", log.FIELDS - 1), b"", bytes.fromhex(digest))
+            log.stored_event(text.encode().split(b"\n", log.FIELDS - 1), b"", bytes.fromhex(digest))
             for text, digest in value["events"]
         ]
     except (ValueError, IndexError) as error:
@@ -216,6 +216,11 @@ def _header(value: Mapping[str, Any]) -> Header:
         raise LogCorrupt("the file's header is damaged") from error
 
 
+_DAMAGE = (
+    OSError, EOFError, zlib.error, ValueError, TypeError, KeyError, AttributeError, RecursionError,
+)  # fmt: skip
+
+
 def _lines(path: Path) -> Iterator[Mapping[str, Any]]:
     """Each line as an object: a header, or a command with the types that the rest relies on."""
     begun = False
@@ -227,7 +232,7 @@ def _lines(path: Path) -> Iterator[Mapping[str, Any]]:
                 if not begun or ("format" not in value and not _is_command(value)):
                     raise LogCorrupt("the file holds a line that is no command")
                 yield value
-    except (OSError, EOFError, zlib.error, ValueError, TypeError, RecursionError) as error:
+    except _DAMAGE as error:
         raise LogCorrupt(f"the file is damaged ({type(error).__name__})") from error
 
 
@@ -239,14 +244,16 @@ def _line(file: gzip.GzipFile) -> bytes:
 
 
 def _is_command(value: Any) -> bool:
+    """Raises KeyError, TypeError or ValueError too."""
     return (
         isinstance(value["id"], str)
-        and isinstance(value["data"], str)
+        and bool(value["data"].encode())  # no lone surrogates
         and isinstance(value["events"], list)
         and len(value["events"]) > 0
         and all(
             isinstance(event, list)
             and list(map(type, event)) == [str, str]
+            and bool(event[0].encode())
             and len(bytes.fromhex(event[1])) == len(GENESIS_HASH)
             for event in value["events"]
         )

@@ -10,11 +10,12 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Final
 
 from cocoon.contracts.envelope import GENESIS_HASH, StoredEvent
-from cocoon.contracts.events import EventData, PaymentSettled, decode_event
+from cocoon.contracts.events import EventData, PaymentSettled, decoder
 from cocoon.domain import ledger
 from cocoon.domain.ledger import Entry, OutOfBounds, postings
 from cocoon.eventlog import scan as log
@@ -33,6 +34,13 @@ if TYPE_CHECKING:
 BATCH: Final = 2048  # events of a fetch: about 2 MB
 SLICE: Final = 128  # events folded before the event loop has a turn
 POSITIONS_SHOWN: Final = 20
+
+
+@lru_cache(maxsize=256)
+def decode(event_type: bytes, schema_version: bytes) -> Callable[[bytes], EventData]:
+    """An event's decoder, by two fields of a hashed text. Raises KeyError or ValueError."""
+    return decoder(event_type.decode(), int(schema_version))
+
 
 Learn = Callable[[StoredEvent], Awaitable[list[StoredEvent]]]
 
@@ -85,16 +93,14 @@ class Fold:
                 await asyncio.sleep(0)
             position = batch.rows.first + index
             try:
-                event = decode_event(
-                    fields[log.TYPE], int(fields[log.SCHEMA_VERSION]), fields[log.DATA]
-                )
+                event = decode(fields[log.TYPE], fields[log.SCHEMA_VERSION])(fields[log.DATA])
                 entries = postings(event)
             except (ValueError, KeyError) as error:
                 raise LogCorrupt(
                     f"shard {self._report.shard} position {position} does not decode"
                 ) from error
             if batch.posted and self.books and (entries or position in self._parked):
-                lines.append(self._post(position, fields[log.STREAM], event, entries))
+                lines.append(self._post(position, fields[log.STREAM].decode(), event, entries))
             elif batch.posted and self.books and type(event) is PaymentSettled:
                 lines.append(self.books.post(position, event, entries))
             if self._decisions:

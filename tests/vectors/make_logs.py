@@ -13,7 +13,6 @@ import json
 import sys
 from pathlib import Path
 
-from cocoon.contracts.envelope import StoredEvent
 from cocoon.eventlog.read import StoredCommand
 from services.billing.logfile import Header, LogFile, replay_file
 from tests.sim import history
@@ -42,10 +41,6 @@ def run(seed: int, steps: int) -> World:
     return _KeptWorld.last
 
 
-def hashed_text(stored: StoredEvent) -> str:
-    return stored.hashed_text().decode()
-
-
 def write(path: Path, logs: dict[int, ModelLog], parked: dict[int, str] | None = None) -> None:
     """Whole shards as one file."""
     file = LogFile(path)
@@ -57,7 +52,7 @@ def write(path: Path, logs: dict[int, ModelLog], parked: dict[int, str] | None =
         for command in sorted(log.commands.values(), key=_first):
             rows = log.events[command.first_position - 1 : command.last_position]
             if rows:
-                file.add(command, [hashed_text(r) for r in rows], [r.hash for r in rows])
+                file.add(command, [r.hashed_text() for r in rows], [r.hash for r in rows])
     file.close()
 
 

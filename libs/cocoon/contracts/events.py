@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -243,7 +244,7 @@ ALL_EVENTS: tuple[type[EventData], ...] = (
     KeyBundlePublished, PolicyPublished,
 )  # fmt: skip
 
-_DECODERS = {
+_DECODERS: dict[tuple[str, int], Callable[[bytes | str], EventData]] = {
     (cls.event_type, cls.schema_version): cls.__pydantic_validator__.validate_json
     for cls in ALL_EVENTS
 }
@@ -255,5 +256,9 @@ def decode_event(event_type: str, schema_version: int, data: bytes | str) -> Eve
 
     Raises KeyError for an unknown (type, version) and pydantic.ValidationError for bad data.
     """
-    decoded: EventData = _DECODERS[event_type, schema_version](data)
-    return decoded
+    return decoder(event_type, schema_version)(data)
+
+
+def decoder(event_type: str, schema_version: int) -> Callable[[bytes | str], EventData]:
+    """What decodes data of this type and version, as `decode_event` does. Raises KeyError."""
+    return _DECODERS[event_type, schema_version]

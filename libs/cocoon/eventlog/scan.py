@@ -27,7 +27,8 @@ CORRELATION, ACTOR, RECORDED_AT, DATA = range(8, FIELDS)
 
 # One row of two arrays: a record per event would cost more than its hash.
 _SCAN = """
-SELECT coalesce(array_agg(r.text), '{}'), coalesce(array_agg(r.hash), '{}') FROM (
+SELECT coalesce(array_agg(convert_to(r.text, 'UTF8')), '{}'), coalesce(array_agg(r.hash), '{}')
+FROM (
   SELECT shard || E'\\n' || position || E'\\n' || stream || E'\\n' || version || E'\\n' || type
     || E'\\n' || schema_version || E'\\n' || event_id || E'\\n' || causation_id || E'\\n'
     || correlation_id || E'\\n' || actor || E'\\n' || recorded_at || E'\\n' || data AS text, hash
@@ -41,7 +42,7 @@ class Scan:
     """Rows `first`, first + 1, ...: hashed texts and hashes; the commands behind them if asked."""
 
     first: int
-    texts: Sequence[str]
+    texts: Sequence[bytes]
     hashes: Sequence[bytes]
     commands: Sequence[StoredCommand] = ()
 
@@ -67,18 +68,18 @@ async def scan_all(
         yield await scan(conn, shard, start, min(start + batch - 1, last), commands=True)
 
 
-def checked(shard: int, prev_hash: bytes, rows: Scan, last: int) -> list[list[str]]:
+def checked(shard: int, prev_hash: bytes, rows: Scan, last: int) -> list[list[bytes]]:
     """The fields of every row first..last after the hash before them; chain and density hold.
 
     Raises LogCorrupt, naming the position.
     """
     sha256, found = hashlib.sha256, []
-    name, position = str(shard), rows.first
+    name, position = b"%d" % shard, rows.first
     for text, row_hash in zip(rows.texts, rows.hashes, strict=True):
-        fields = text.split("\n", FIELDS - 1)
-        if len(fields) != FIELDS or fields[POSITION] != str(position) or fields[SHARD] != name:
+        fields = text.split(b"\n", FIELDS - 1)
+        if len(fields) != FIELDS or fields[POSITION] != b"%d" % position or fields[SHARD] != name:
             raise LogCorrupt(f"shard {shard} has no position {position}")
-        prev_hash = sha256(prev_hash + text.encode()).digest()
+        prev_hash = sha256(prev_hash + text).digest()
         if prev_hash != row_hash:
             raise LogCorrupt(f"the hash chain of shard {shard} breaks at position {position}")
         found.append(fields)
@@ -88,21 +89,21 @@ def checked(shard: int, prev_hash: bytes, rows: Scan, last: int) -> list[list[st
     return found
 
 
-def stored_event(fields: Sequence[str], prev_hash: bytes, row_hash: bytes) -> StoredEvent:
+def stored_event(fields: Sequence[bytes], prev_hash: bytes, row_hash: bytes) -> StoredEvent:
     """A checked row as the rest of the code knows it (without its traceparent)."""
     return StoredEvent(
         shard=int(fields[SHARD]),
         position=int(fields[POSITION]),
-        stream=fields[STREAM],
+        stream=fields[STREAM].decode(),
         version=int(fields[VERSION]),
-        type=fields[TYPE],
+        type=fields[TYPE].decode(),
         schema_version=int(fields[SCHEMA_VERSION]),
-        event_id=fields[EVENT_ID],
-        causation_id=fields[CAUSE],
-        correlation_id=fields[CORRELATION],
-        actor=fields[ACTOR],
+        event_id=fields[EVENT_ID].decode(),
+        causation_id=fields[CAUSE].decode(),
+        correlation_id=fields[CORRELATION].decode(),
+        actor=fields[ACTOR].decode(),
         recorded_at_us=int(fields[RECORDED_AT]),
-        data=fields[DATA].encode(),
+        data=fields[DATA],
         prev_hash=prev_hash,
         hash=row_hash,
     )

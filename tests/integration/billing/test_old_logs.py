@@ -93,6 +93,12 @@ CORRUPT: dict[str, Change] = {
     "another head": lambda values: values[0].update(head="00" * 32),
     "a damaged header": lambda values: values[0].update(parked=[]),
     "no objects": lambda values: values.insert(1, []),  # type: ignore[arg-type]
+    "half a character": lambda values: _first_command(values).update(data="\ud800"),
+    "half a character in an event": lambda values: _first_command(values).update(
+        events=[["\ud800", "00" * 32]]
+    ),
+    "a number for an event": lambda values: _first_command(values).update(events=[7]),
+    "other names": lambda values: values.insert(1, {"x": 1}),
     "nothing": lambda values: values.clear(),
 }
 
