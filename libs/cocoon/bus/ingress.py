@@ -29,6 +29,9 @@ _log = logging.getLogger("cocoon.bus")
 _FIRST_DELAY_S, _LONGEST_DELAY_S, PARKED_S = 0.25, 10.0, 60.0
 # A request that a lost connection took with it is repeated after this long.
 _REQUEST_S, _REQUEST_GRACE_S = 1.0, 0.25
+# Nobody answers for a consumer that is away (503): asking again at once would only burn.
+_USUAL_ENDS = ("404", "408")  # nothing there; the request has expired
+_TOO_SOON_S, _PAUSE_S = 0.05, 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,9 @@ class IngressWorker:
         self._running: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._owed = 0  # messages that the server may still send for the last request
+        self._asked_s = 0.0
+        self._idle = True  # the last request brought no message yet
+        self._turned_away = False
 
     async def run(self) -> None:
         """Work until cancelled; what is being handled then comes again to the next worker."""
@@ -91,6 +97,9 @@ class IngressWorker:
                         await self._changed.wait()
                 except TimeoutError:
                     self._owed = 0  # the request or its end was lost with a connection
+                if self._turned_away:
+                    self._turned_away = False
+                    await asyncio.sleep(_PAUSE_S)
         finally:
             for task in self._running:
                 task.cancel()
@@ -99,7 +108,7 @@ class IngressWorker:
 
     async def _ask(self, inbox: str, room: int) -> None:
         request = {"batch": room, "expires": int(_REQUEST_S * 1e9)}
-        self._owed = room
+        self._owed, self._idle, self._asked_s = room, True, time.monotonic()
         with contextlib.suppress(nats.errors.Error):
             await self._nc.publish(self._next, json.dumps(request).encode(), reply=inbox)
 
@@ -107,8 +116,10 @@ class IngressWorker:
         # a delivery has a reply to settle it by; its headers are whatever its sender wrote
         if not message.reply and message.headers and "Status" in message.headers:
             self._owed = 0  # the request has expired, or the consumer was away
+            at_once = self._idle and time.monotonic() - self._asked_s < _TOO_SOON_S
+            self._turned_away = at_once or message.headers["Status"] not in _USUAL_ENDS
         else:
-            self._owed -= 1
+            self._owed, self._idle = self._owed - 1, False
             task = asyncio.create_task(_settle(message, self._handler))
             self._running.add(task)
             task.add_done_callback(self._done)

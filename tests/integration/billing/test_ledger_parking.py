@@ -164,7 +164,10 @@ def lost_answers() -> Iterator[None]:
             yield tx
         raise Unavailable("the connection to Postgres was lost")
 
-    with pytest.MonkeyPatch.context() as patched, pytest.raises(Unavailable):
+    with (  # noqa: PT012 - what raises is the block that this surrounds
+        pytest.MonkeyPatch.context() as patched,
+        pytest.raises(Unavailable),
+    ):
         patched.setattr("services.billing.ledger.transaction", lost)
         yield
 

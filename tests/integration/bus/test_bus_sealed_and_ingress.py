@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -109,13 +110,13 @@ async def test_a_repeated_message_id_is_stored_once(bus: Bus) -> None:
 
 
 @asynccontextmanager
-async def worker(bus: Bus, handler: Callable) -> AsyncIterator[None]:
+async def worker(bus: Bus, handler: Callable) -> AsyncIterator[Client]:
     nc = await bus.connect("billing")
     working = asyncio.create_task(
         IngressWorker(nc, subjects.INGRESS_STREAM, permissions.INGRESS_DURABLE, handler).run()
     )
     try:
-        yield
+        yield nc
     finally:
         working.cancel()
         await asyncio.gather(working, return_exceptions=True)
@@ -235,6 +236,31 @@ async def test_results_go_on_after_nats_comes_back_without_them_being_asked_for_
                 await asyncio.sleep(0.05)
         await submit(provider, mine, b"after")
         await until(lambda: b"after" in seen)  # the first may come again: its ack was cut off
+
+
+async def test_a_worker_whose_queue_is_gone_asks_seldom_and_goes_on_when_it_is_back(
+    bus: Bus,
+) -> None:
+    mine = bus.providers[0]
+    seen: list[bytes] = []
+
+    async def handler(message: Incoming) -> None:
+        seen.append(message.body)
+
+    async with worker(bus, handler) as nc:
+        infra, provider = await bus.connect("infra"), await bus.connect(mine)
+        bus.server.kill()
+        await asyncio.to_thread(shutil.rmtree, bus.server.jetstream_dir)
+        await asyncio.to_thread(bus.server.start)
+        async with asyncio.timeout(10):
+            while not (nc.is_connected and infra.is_connected):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        before = nc.stats["out_msgs"]
+        await asyncio.sleep(1.0)
+        assert 1 <= nc.stats["out_msgs"] - before <= 8
+        await streams.declare_streams(infra, [])
+        await submit(provider, mine, b"later")
+        await until(lambda: seen == [b"later"])
 
 
 async def test_no_more_are_handled_at_once_than_there_are_workers(bus: Bus) -> None:
