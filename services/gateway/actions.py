@@ -49,6 +49,7 @@ class LogView(NamedTuple):
     blob_hash: bytes = b""  # of the settled response, empty before
     total: int = 0
     absent: bool = False  # the log was read and has no such job
+    here: bool = False  # it is this request's own job, asked of the matcher by this gateway
 
 
 class Ask(NamedTuple):

@@ -6,7 +6,7 @@ exactly once, and ends exactly once. It knows no sockets, no clocks and no plain
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 from cocoon.contracts.messages import ErrorBody
 from cocoon.kernel.errors import CocoonError, DeadlineExceeded, Unavailable
@@ -37,17 +37,21 @@ from services.gateway.refusals import (
 )
 from services.gateway.waits import Waits
 
+MAX_REFUSALS: Final = 2  # of a match announced: the matcher is asked once more in between
+
 
 class Relay:
     """The machine. Every `on_...` takes the monotonic time and returns the actions, in order.
 
-    `attached`: the job is somebody else's run (a repeat): nothing is asked or cancelled.
+    `attached`: a repeat of a run that goes on: nothing is asked of the matcher, and a cancel only
+    follows once the job is known to be this gateway's and no other line here waits (`alone`).
     `buffer_limit` bounds the unsent bytes held here; what does not fit is read from SEALED.
     """
 
     __slots__ = (
-        "_attached", "_buffer_limit", "_committed_epoch", "_fetching", "_held", "_held_bytes",
-        "_last", "_match", "_received", "_refusal", "_started", "_stream", "_waits", "done",
+        "_attached", "_buffer_limit", "_committed_epoch", "_existing", "_fetching", "_held",
+        "_held_bytes", "_here", "_last", "_match", "_received", "_refusal", "_refusals", "_refused",
+        "_started", "_stream", "_waits", "done",
     )  # fmt: skip
 
     def __init__(
@@ -57,6 +61,8 @@ class Relay:
         self.done = False
         self._stream = stream
         self._attached = attached
+        self._here = not attached  # the job was asked of the matcher by this gateway
+        self._existing = False  # the matcher has said that the log has the job
         self._buffer_limit = buffer_limit
         self._match: Match | None = None
         self._committed_epoch = 0
@@ -67,6 +73,8 @@ class Relay:
         self._last: tuple[bytes, int] | None = None  # blob hash and size of the whole response
         self._fetching = False
         self._refusal = ""
+        self._refusals = 0  # of the matcher, after it had announced a match
+        self._refused: ErrorBody | None = None
         self._waits = Waits(timing, attached, not_after_in_ms, now_ms)
 
     # ---- what the shell asks ----
@@ -103,6 +111,7 @@ class Relay:
         old = self._match
         if self.done or self._fetching or (old is not None and match.epoch <= old.epoch):
             return []
+        self._here = True  # the matcher tells only the gateway that asked
         return self._adopt(match, now_ms)
 
     def _adopt(self, match: Match, now_ms: int) -> list[Action]:
@@ -146,8 +155,21 @@ class Relay:
             return []
         if not same_request:
             return self._fail(idempotency_mismatch())
-        self._attached = True
+        self._attached = self._existing = True
+        self._here = False  # until the log says so
         self._waits.on_attached()
+        return [Lookup()]
+
+    def on_refused(self, error: ErrorBody | None) -> list[Action]:
+        """The matcher takes no such job. After a match it may be a stale matcher's word, or its
+        append failed: the log decides. Twice, with nothing in the log, it counts.
+        """
+        if self.done:
+            return []
+        if self._match is None and not self._committed_epoch and not self._existing:
+            return self.on_ended(error)
+        self._refused = error
+        self._refusals += 1
         return [Lookup()]
 
     def on_ended(self, error: ErrorBody | None) -> list[Action]:
@@ -220,10 +242,13 @@ class Relay:
         if view.ended is not None:
             return self._fail(view.ended)
         known = self._match
+        self._here = self._here or view.here
         if view.match is None:
             # Announced and never committed: the matcher died or was fenced. Its successor decides.
-            lost = view.absent and known is not None and not self._attached
-            return [Ask()] if lost and not self._committed_epoch else []
+            lost = view.absent and known is not None and not self._committed_epoch
+            if lost and self._refusals >= MAX_REFUSALS:
+                return self.on_ended(self._refused)
+            return [Ask()] if lost and not self._attached else []
         actions: list[Action] = []
         there = (view.match.epoch, view.match.provider_id)
         if (
@@ -249,16 +274,18 @@ class Relay:
 
     # ---- time and the client ----
 
-    def on_time(self, now_ms: int) -> list[Action]:
-        """Whatever is due at `now_ms`."""
+    def on_time(self, now_ms: int, *, alone: bool = True) -> list[Action]:
+        """Whatever is due at `now_ms`. `alone`: nobody else here waits for the job."""
         if self.done:
             return []
+        late = ""
         if now_ms >= self._waits.job_ends_at:
-            return self._give_up(DeadlineExceeded("the job took longer than the gateway allows"))
-        if not self._received and not self._started and now_ms >= self._waits.first_byte_at:
-            return self._give_up(
-                DeadlineExceeded("no provider answered in time; send the request again")
-            )
+            late = "the job took longer than the gateway allows"
+        elif not self._received and not self._started and now_ms >= self._waits.first_byte_at:
+            late = "no provider answered in time; send the request again"
+        if late:
+            cancels = self._cancel() if alone or not self._attached else []
+            return [*cancels, *self._fail(DeadlineExceeded(late))]
         if self._match is None and not self._attached:
             return self._await_matcher(now_ms)
         if self._fetching:
@@ -269,15 +296,17 @@ class Relay:
         if self._waits.ask_due(now_ms):
             return [Ask()]
         if self._waits.matcher_is_silent(now_ms):
-            return self._give_up(
-                Unavailable("the matcher does not answer; send the request again", retry_after_s=2)
+            silent = Unavailable(
+                "the matcher does not answer; send the request again", retry_after_s=2
             )
+            return [*self._cancel(), *self._fail(silent)]
         return []
 
-    def on_disconnect(self) -> list[Action]:
+    def on_disconnect(self, *, alone: bool = True) -> list[Action]:
+        """The client has gone. The job goes on while another line here waits for it."""
         if self.done:
             return []
-        actions = [] if self._fetching else self._cancel()
+        actions = self._cancel() if alone and not self._fetching else []
         self.done = True
         return [*actions, Abandon()]
 
@@ -327,12 +356,9 @@ class Relay:
         self.done = True
         return [Fail(error, self._started)]
 
-    def _give_up(self, error: CocoonError) -> list[Action]:
-        return [*self._cancel(), *self._fail(error)]
-
     def _cancel(self) -> list[Action]:
-        if self._attached:
-            return []
+        if not self._here:
+            return []  # the gateway that asked decides, or nobody has said whose job it is
         if self._match is None:
             return [CancelAtMatcher(0)]
         match = self._match

@@ -6,6 +6,7 @@ A mailbox is bounded: frames that do not fit are dropped, and the job reads them
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
@@ -65,11 +66,15 @@ def parse_frame(provider_id: str, epoch: int, body: bytes) -> Frame | None:
 class Mailbox:
     """What waits for one job: updates, bounded frames, timers. One reader."""
 
-    __slots__ = ("_items", "_limit", "_share", "_waiter", "gone", "live", "owner", "waiting_bytes")
+    __slots__ = (
+        "_items", "_limit", "_share", "_waiter", "awaited_until_s", "gone", "live", "owner",
+        "waiting_bytes",
+    )  # fmt: skip
 
     def __init__(self, limit_bytes: int, owner: tuple[str, str], share: Share) -> None:
         self.live: tuple[str, str] | None = None  # provider and epoch whose frames are taken
         self.gone = False
+        self.awaited_until_s = math.inf  # loop time; finite once its client has left
         self.owner = owner  # account and req_hash
         self._limit = limit_bytes
         self._share = share  # of the gateway's memory; the job's run gives back what it has sent
@@ -99,6 +104,7 @@ class Mailbox:
 
     def client_gone(self) -> None:
         self.gone = True
+        self.awaited_until_s = 0.0
         self._items.append(Gone())
         self._wake()
 
@@ -144,9 +150,13 @@ class Switchboard:
         boxes = self._boxes.get(job_id)
         return boxes[0].owner if boxes else None
 
-    def waiting_for(self, job_id: str) -> int:
-        """How many requests at this gateway are about this job."""
-        return len(self._boxes.get(job_id, ()))
+    def awaited_until_s(self, job_id: str, but: Mailbox | None = None) -> float:
+        """Loop time until which a client of this gateway waits for the job, or may come back.
+
+        Infinite while one is there; one that has left counts for its own grace only.
+        """
+        boxes = self._boxes.get(job_id, ())
+        return max((box.awaited_until_s for box in boxes if box is not but), default=0.0)
 
     def add(self, job_id: str, box: Mailbox) -> None:
         self._boxes[job_id] = (*self._boxes.get(job_id, ()), box)

@@ -69,7 +69,7 @@ def match_of(matched: ProviderMatched) -> Match:
     )
 
 
-def view(record: JobRecord | None, account_id: str, req_hash: str) -> LogView:
+def view(record: JobRecord | None, account_id: str, req_hash: str, gateway_id: str) -> LogView:
     """What the log says to a job's machine. Another's job, or another request, ends it."""
     if record is None or record.state.request is None:
         return LogView(None, absent=True)
@@ -79,12 +79,14 @@ def view(record: JobRecord | None, account_id: str, req_hash: str) -> LogView:
     ended = end_error(record)
     if ended is not None:
         return LogView(None, ended=ended)
+    here = request.gateway_id == gateway_id
     if state.match is None or state.status is JobStatus.UNMATCHED:
-        return LogView(None)
+        return LogView(None, here=here)
     if state.status is JobStatus.SETTLED and state.result is not None:
         blob_hash = bytes.fromhex(state.result.blob_hash)
-        return LogView(match_of(state.match), None, blob_hash, state.result.response_bytes)
-    return LogView(match_of(state.match))
+        size = state.result.response_bytes
+        return LogView(match_of(state.match), None, blob_hash, size, here=here)
+    return LogView(match_of(state.match), here=here)
 
 
 def end_error(record: JobRecord) -> CocoonError | None:

@@ -96,18 +96,25 @@ class JobRun:
         if self._relay.started:
             self._box.client_gone()
         else:
-            self._grant_grace()
-
-    def _grant_grace(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._grace = loop.call_later(self._gateway.settings.return_grace_s, self._end_grace)
+            now_s = asyncio.get_running_loop().time()
+            self._box.awaited_until_s = now_s + self._gateway.settings.return_grace_s
+            self._end_grace()
 
     def _end_grace(self) -> None:
-        """Nobody came: stop the job. While a repeat waits for it, it goes on."""
-        if self._gateway.switchboard.waiting_for(self._job_id) > 1:
-            self._grant_grace()
-        else:
+        """Nobody came: leave. While another line is waited for, this one goes on beside it."""
+        loop = asyncio.get_running_loop()
+        now_s, until_s = loop.time(), self._gateway.switchboard.awaited_until_s(self._job_id)
+        if until_s <= now_s:
             self._box.client_gone()
+        else:
+            at_s = min(until_s, now_s + self._gateway.settings.return_grace_s)
+            self._grace = loop.call_at(at_s, self._end_grace)
+
+    @property
+    def _alone(self) -> bool:
+        """Whether no other line at this gateway has a client that waits or may come back."""
+        others = self._gateway.switchboard.awaited_until_s(self._job_id, but=self._box)
+        return others <= asyncio.get_running_loop().time()
 
     # ---- in ----
 
@@ -123,11 +130,11 @@ class JobRun:
             return relay.on_dispatch(item.epoch, item.outcome, item.code)
         if isinstance(item, Tick):
             self._timer = None
-            return relay.on_time(now_ms())
+            return relay.on_time(now_ms(), alone=self._alone)
         if isinstance(item, act.LogView):
             self._looking = False
             return self._listen(relay.on_log(item, now_ms()))
-        return relay.on_disconnect()
+        return relay.on_disconnect(alone=self._alone)
 
     def _on_update(self, update: MatchUpdate) -> list[act.Action]:
         relay = self._relay
@@ -145,6 +152,8 @@ class JobRun:
             return relay.on_existing(same_job and update.req_hash in ("", self._request.req_hash))
         if update.kind == "waiting":
             return relay.on_waiting(now_ms())
+        if update.kind == "refused":
+            return relay.on_refused(update.error)
         return relay.on_ended(update.error)
 
     def _listen(self, actions: list[act.Action]) -> list[act.Action]:
@@ -274,7 +283,9 @@ class JobRun:
         request = self._request
         try:
             record = await jobs.read_job(self._gateway.pool, self._shard, self._job_id)
-            view = jobs.view(record, request.key.account_id, request.req_hash)
+            view = jobs.view(
+                record, request.key.account_id, request.req_hash, self._gateway.gateway_id
+            )
         except Exception as error:
             log.warning("job_lookup_failed", job_id=self._job_id, exc_info=error)
             view = act.LogView(None)

@@ -470,3 +470,106 @@ async def test_a_client_that_left_before_its_first_byte_and_stays_away_stops_its
         assert not world.provider.cancels
         await until(lambda: world.provider.cancels and world.matcher.cancels)
         assert world.provider.cancels[0].job_id == job_id
+
+
+async def _close(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_two_lines_of_one_job_that_both_left_stop_it(bus: Bus, database: Database) -> None:
+    async with gateway_world(bus, database, return_grace_s=0.3) as world:
+
+        async def only_accept(_job: Dispatch) -> None:
+            return
+
+        world.provider.run = only_accept
+        job_id, sealed = envelope()
+        _, first = await _open(world, sealed)
+        await until(lambda: world.provider.dispatches)
+        _, second = await _open(world, sealed)
+        await until(lambda: len(world.provider.dispatches) == 2)
+        await _close(first)
+        await _close(second)
+        await until(lambda: world.provider.cancels and world.matcher.cancels)
+        assert world.provider.cancels[0].job_id == world.matcher.cancels[0].job_id == job_id
+
+
+async def test_a_streaming_job_goes_on_until_its_last_line_leaves(world: World) -> None:
+    async def one_frame(job: Dispatch) -> None:
+        if len(world.provider.dispatches) == 2:
+            await world.provider.frame(job, 0, 100)
+
+    world.provider.run = one_frame
+    _, sealed = envelope()
+    lines = [await _open(world, sealed)]
+    await until(lambda: world.provider.dispatches)
+    lines.append(await _open(world, sealed))
+    for reader, _ in lines:
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+    await _close(lines[0][1])
+    await world.get("/v1/jobs/" + "0" * 32)  # a whole round trip through the gateway
+    assert not world.provider.cancels
+    assert not world.matcher.cancels
+    await _close(lines[1][1])
+    await until(lambda: world.provider.cancels and world.matcher.cancels)
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+async def test_a_line_that_is_only_attached_stops_its_own_gateways_job_only(
+    bus: Bus, database: Database, elsewhere: bool
+) -> None:
+    """The gateway restarted since the job was asked; or the job is another gateway's."""
+    async with gateway_world(bus, database, return_grace_s=0.2) as world:
+
+        async def only_accept(_job: Dispatch) -> None:
+            return
+
+        async def existing(request: JobRequest) -> None:
+            asked = request.model_copy(update={"gateway_id": "gw_other"}) if elsewhere else request
+            await world.matcher.commit(asked)
+            await world.matcher.tell(request, "existing", req_hash=request.req_hash)
+
+        world.provider.run = only_accept
+        world.matcher.on_request = existing
+        _, sealed = envelope()
+        _, writer = await _open(world, sealed)
+        await until(lambda: world.provider.dispatches)
+        await _close(writer)
+        if elsewhere:
+            await asyncio.sleep(1)  # five graces
+            assert not world.provider.cancels
+            assert not world.matcher.cancels
+        else:
+            await until(lambda: world.provider.cancels and world.matcher.cancels)
+
+
+async def test_a_stale_refusal_after_the_match_ends_no_job(world: World) -> None:
+    async def match_commit_refuse(request: JobRequest) -> None:
+        await world.matcher.match_and_commit(request)
+        await world.matcher.refuse(request, 503, "unavailable")
+
+    async def late(job: Dispatch) -> None:
+        await world.provider.nc.flush()
+        await world.get("/v1/jobs/" + "0" * 32)
+        await world.provider.send_all(job)
+
+    world.matcher.on_request = match_commit_refuse
+    world.provider.run = late
+    _, sealed = envelope()
+    response = await world.post(sealed)
+    assert response.status_code == 200
+    assert response.content == world.provider.response
+
+
+async def test_a_match_whose_append_fails_each_time_is_refused(world: World) -> None:
+    async def match_and_refuse(request: JobRequest) -> None:
+        await world.matcher.match(request)
+        await world.matcher.refuse(request, 503, "unavailable")
+
+    world.matcher.on_request = match_and_refuse
+    _, sealed = envelope()
+    response = await world.post(sealed)
+    assert (response.status_code, code(response)) == (503, "unavailable")
+    assert len(world.matcher.requests) == 2
+    await until(lambda: world.provider.cancels)

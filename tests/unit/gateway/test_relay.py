@@ -297,3 +297,83 @@ def test_a_queued_request_is_asked_again_in_case_the_matcher_forgot_it() -> None
     assert machine.on_time(TIMING.waiting_repeat_ms + 1) == []
     machine.on_waiting(5_100)
     assert machine.on_time(5_000 + TIMING.match_timeout_ms) == []
+
+
+def test_a_refusal_before_any_match_ends_the_job() -> None:
+    machine = relay()
+    machine.begin()
+    error = ErrorBody(status=402, code="insufficient_funds", message="x")
+    assert failure(machine.on_refused(error)).code == "insufficient_funds"
+
+
+def test_a_stale_matchers_refusal_ends_no_job_that_the_log_has() -> None:
+    """A fenced matcher refuses what its successor has matched and committed."""
+    refusal = ErrorBody(status=503, code="unavailable", message="x")
+    machine = relay()
+    matched_and_committed(machine)
+    assert machine.on_refused(refusal) == [Lookup()]
+    assert machine.on_log(LogView(match()), 1) == []
+    assert sent(machine.on_frame(last(0), 2)) == RESPONSE
+    announced = relay()
+    announced.begin()
+    announced.on_matched(match(), 0)
+    assert announced.on_refused(refusal) == [Lookup()]
+    assert announced.on_log(LogView(None, absent=True), 1) == [Ask()]
+    assert announced.on_committed(1, "prov_b") == [Lookup()]  # the successor chose another
+    assert Dispatch(match(1, "prov_b")) in announced.on_log(LogView(match(1, "prov_b")), 2)
+    repeat = relay()
+    repeat.begin()
+    repeat.on_existing(same_request=True)
+    assert repeat.on_refused(refusal) == [Lookup()]
+
+
+@pytest.mark.parametrize("attached", [False, True])
+def test_a_match_refused_twice_that_the_log_does_not_have_fails(attached: bool) -> None:
+    machine = relay(attached=attached)
+    machine.begin()
+    machine.on_matched(match(), 0)
+    nothing = LogView(None, absent=True)
+    first = ErrorBody(status=409, code="job_id_used", message="x")
+    assert machine.on_refused(first) == [Lookup()]
+    assert machine.on_log(nothing, 1) == ([] if attached else [Ask()])
+    assert machine.on_refused(ErrorBody(status=503, code="unavailable", message="x")) == [Lookup()]
+    actions = machine.on_log(nothing, 2)
+    assert (CancelAtProvider("prov_a", 1) in actions) is not attached
+    assert failure(actions).code == "unavailable"
+
+
+def test_a_line_leaves_a_job_alone_that_another_line_waits_for() -> None:
+    machine = relay()
+    matched_and_committed(machine)
+    assert machine.on_disconnect(alone=False) == [Abandon()]
+
+
+@pytest.mark.parametrize("view", [LogView(match(), here=True), LogView(None, here=True)])
+def test_the_last_line_cancels_even_if_it_is_a_repeat(view: LogView) -> None:
+    machine = relay()
+    machine.begin()
+    machine.on_existing(same_request=True)
+    machine.on_log(view, 1)
+    cancels = machine.on_disconnect()[:-1]
+    if view.match is None:
+        assert cancels == [CancelAtMatcher(0)]
+    else:
+        assert cancels == [CancelAtMatcher(1), CancelAtProvider("prov_a", 1)]
+
+
+def test_a_repeat_that_gives_up_cancels_only_what_nobody_else_waits_for() -> None:
+    for alone in (False, True):
+        machine = relay(attached=True)
+        machine.begin()
+        machine.on_log(LogView(match(), here=True), 1)
+        actions = machine.on_time(60_000, alone=alone)
+        assert (CancelAtMatcher(1) in actions) is alone
+        assert isinstance(failure(actions), DeadlineExceeded)
+
+
+def test_a_repeat_of_a_settled_job_cancels_nothing() -> None:
+    machine = relay()
+    machine.begin()
+    machine.on_existing(same_request=True)
+    machine.on_log(LogView(match(), None, BLOB, len(RESPONSE), here=True), 1)
+    assert machine.on_disconnect() == [Abandon()]

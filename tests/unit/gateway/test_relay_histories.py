@@ -47,6 +47,7 @@ EVENTS = st.one_of(
     st.tuples(st.just("fill_ended")),
     st.tuples(st.just("log"), st.integers(0, 2), st.booleans()),
     st.tuples(st.just("ended")),
+    st.tuples(st.just("refused")),
     st.tuples(st.just("existing"), st.booleans()),
     st.tuples(st.just("waiting")),
     st.tuples(st.just("dispatch"), EPOCHS, st.sampled_from(["accepted", "busy", "silent"])),
@@ -99,6 +100,8 @@ class Checker:
             actions = machine.on_log(self.view(event[1], event[2]), self.now)
         elif name == "ended":
             actions = machine.on_ended(None)
+        elif name == "refused":
+            actions = machine.on_refused(None)
         elif name == "existing":
             actions = machine.on_existing(event[1])
         elif name == "waiting":
