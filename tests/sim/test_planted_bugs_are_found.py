@@ -201,7 +201,7 @@ def an_event_is_posted_wrongly() -> AbstractContextManager[Any]:
     def short(event: e.PaymentSettled) -> list[ledger.Entry]:
         return settle(event)[:-1]
 
-    return mock.patch.object(ledger, "_settle", short)
+    return mock.patch.dict(ledger._POSTINGS, {e.PaymentSettled: short})
 
 
 def a_hold_on_its_way_is_never_let_go() -> AbstractContextManager[Any]:
