@@ -21,7 +21,7 @@ from cocoon.eventlog.connection import create_pool
 from cocoon.eventlog.read import checkpoint, head, read_batch
 from services.billing import decide as billing
 from services.billing import logfile, replay, verify
-from services.billing.audit import take_snapshot
+from services.billing.audit import keep_snapshots, take_snapshot
 from services.billing.handlers import Operator
 from services.billing.ledger import LEDGER_CONSUMER, Ledger
 from services.billing.redecide import Report
@@ -289,6 +289,25 @@ async def test_no_snapshot_is_taken_where_log_and_tables_differ(books: Books) ->
     at = await books.head()
     assert await books.snapshot() is False
     assert await books.head() == at
+
+
+async def test_billing_goes_on_taking_snapshots(
+    books: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.billing.audit.LOOK_S", 0.01)
+    keeping = asyncio.create_task(keep_snapshots(books.pool, {1: books.billing}, 7))
+    try:
+        for _ in range(2):
+            await books.jobs_end(2)
+            before = await books.head()
+            while await books.head() == before:  # noqa: ASYNC110 - the log tells it
+                await asyncio.sleep(0.01)
+            await books.post()
+    finally:
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
+    report = await books.replay(await books.head())
+    assert (report.differences, report.snapshot > 0) == ([], True)
 
 
 # ---- what stands aside ----
