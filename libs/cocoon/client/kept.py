@@ -1,15 +1,16 @@
 """What a client keeps across restarts: its secret, and what it sealed under Idempotency-Keys.
 
-With it the same request goes out as the same bytes and its answer can still be opened. Encrypted
-under the secret, bounded in number, bytes and age. Prompts and answers are never in it.
+With it the same request goes out as the same bytes and its answer can still be opened. A file holds
+the sealed envelope and the ephemeral secrets that open it, encrypted under the client's secret: who
+reads both files reads the prompt and, with the response, the answer. No plaintext is ever in it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import logging
-import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from nacl.bindings import (
 )
 from nacl.exceptions import CryptoError
 
+from cocoon.client import files
 from cocoon.client.choice import Addressee, Candidate
 from cocoon.evidence.verdict import Assurance
 from cocoon.kernel.clock import Clock, Randomness
@@ -32,6 +34,7 @@ from cocoon.sealing.client import RecipientSecret
 MAX_KEPT: Final = 512
 MAX_KEPT_BYTES: Final = 64 * 1024 * 1024
 KEPT_MS: Final = 60 * 60 * 1000  # as long as the network keeps a response
+SWEEP_S: Final = 60.0  # an entry is at most this much older while a client runs
 SECRET_BYTES: Final = 32
 SECRET_FILE: Final = "client-secret"  # noqa: S105 - a name
 FOLDER: Final = "sealed-requests"
@@ -40,23 +43,16 @@ _log = logging.getLogger("cocoon.client")
 
 
 def load_secret(state_dir: Path, randomness: Randomness) -> bytes:
-    """The client's 32 secret bytes, made once in its state directory.
+    """The client's 32 secret bytes, made once in its state directory, which the caller holds.
 
-    Raises ConfigurationError when the file cannot be made or read.
+    Raises ConfigurationError when the file cannot be made or read, or others may read it.
     """
     path = state_dir / SECRET_FILE
     try:
         state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not path.exists():
-            draft = state_dir / f"{SECRET_FILE}.{randomness.token(8).hex()}"
-            _write(draft, randomness.token(SECRET_BYTES))
-            try:
-                os.link(draft, path)  # of several processes that begin at once, one makes it
-            except FileExistsError:
-                pass
-            finally:
-                draft.unlink()
-        secret = path.read_bytes()
+            files.replace(path, randomness.token(SECRET_BYTES))
+        secret = files.read_secret(path)
     except OSError as error:
         raise ConfigurationError(
             f"{path} cannot be made or read ({error.strerror}); name another state directory"
@@ -121,21 +117,48 @@ class KeptRequest(msgspec.Struct, frozen=True, array_like=True):
 class KeptRequests:
     """The names that a gateway sees instead of Idempotency-Keys, and what was sealed under them.
 
+    Holds its state directory for itself until `close`. What is too old goes at the start, with
+    each use and, after `sweep`, every minute; while no client runs, files stay as they are.
     Without a state directory it keeps nothing, and its names are made with the caller's API key:
     a restart, or another such client, then has the same name and is refused instead of paid twice.
     """
 
     def __init__(self, state_dir: Path | None, *, clock: Clock, randomness: Randomness) -> None:
-        secret = None if state_dir is None else load_secret(state_dir, randomness)
-        self._name_key = None if secret is None else _derived(secret, "name")
-        self._file_key = b"" if secret is None else _derived(secret, "file")
-        self._folder = folder = None if state_dir is None else state_dir / FOLDER
+        """Raises ConfigurationError for a directory that cannot be used or that another uses."""
+        self._name_key: bytes | None = None
+        self._file_key = b""
+        self._folder = None if state_dir is None else state_dir / FOLDER
         self._clock = clock
         self._randomness = randomness
         self._sizes: OrderedDict[str, tuple[int, int]] = OrderedDict()  # made at ms, bytes
         self._bytes = 0
-        if folder is not None:
-            self._find(folder)
+        self._sweeping: asyncio.TimerHandle | None = None
+        self._held = None if state_dir is None else files.HeldFolder(state_dir)
+        if state_dir is not None:
+            try:
+                self._open(state_dir)
+            except BaseException:
+                self.close()
+                raise
+
+    def _open(self, state_dir: Path) -> None:
+        secret = load_secret(state_dir, self._randomness)
+        self._name_key = _derived(secret, "name")
+        self._file_key = _derived(secret, "file")
+        self._find(state_dir / FOLDER)
+
+    def sweep(self) -> None:
+        """Drop what is too old, now and every minute on the running loop, until `close`."""
+        if self._folder is not None:
+            self._drop_old()
+            self._sweeping = asyncio.get_running_loop().call_later(SWEEP_S, self.sweep)
+
+    def close(self) -> None:
+        """End the sweeps and let another client have the directory. May be called twice."""
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+        if self._held is not None:
+            self._held.release()
 
     def name(self, caller: str, key: str) -> str:
         """What stands for a caller's key at the gateway: with a state directory's secret nobody
@@ -145,7 +168,7 @@ class KeptRequests:
         name_key = self._name_key or _derived(caller.encode(), "name")
         return hmac.digest(name_key, message, "sha256").hex()
 
-    def put(self, name: str, kept: KeptRequest) -> None:
+    async def put(self, name: str, kept: KeptRequest) -> None:
         """Write, before the request is sent. A disk that refuses costs the memory, not the job."""
         if self._folder is None:
             return
@@ -153,16 +176,16 @@ class KeptRequests:
         data = nonce + crypto_aead_xchacha20poly1305_ietf_encrypt(
             msgspec.msgpack.encode(kept), name.encode(), nonce, self._file_key
         )
-        path = self._folder / name
+        self._count(name, self._clock.now_ms(), len(data))  # first: it may be left while it writes
+        self._drop_old()
         try:
-            draft = path.with_suffix(".new")
-            _write(draft, data)
-            draft.replace(path)
+            await asyncio.to_thread(files.replace, self._folder / name, data)  # disks are slow
         except OSError as error:
             _log.warning("request_not_kept", extra={"error_class": type(error).__name__})
-            return
-        self._count(name, self._clock.now_ms(), len(data))
-        self._drop_old()
+            self._drop(name)
+        else:
+            if name not in self._sizes:  # others took its place meanwhile
+                self._drop(name)
 
     def get(self, name: str) -> KeptRequest | None:
         """What was sealed under this name, if it is still kept and ours."""
@@ -195,8 +218,9 @@ class KeptRequests:
             raise ConfigurationError(
                 f"{folder} cannot be read ({error.strerror}); name another state directory"
             ) from None
+        now_ms = self._clock.now_ms()
         for made_ms, name, size in sorted(found):
-            self._count(name, made_ms, size)
+            self._count(name, min(made_ms, now_ms), size)  # a clock may have been put back
         self._drop_old()
 
     def _count(self, name: str, made_ms: int, size: int) -> None:
@@ -217,7 +241,7 @@ class KeptRequests:
             self._drop(name)
 
     def _drop(self, name: str) -> None:
-        _, size = self._sizes.pop(name)
+        _, size = self._sizes.pop(name, (0, 0))
         self._bytes -= size
         assert self._folder is not None  # noqa: S101 - nothing is counted without one
         try:
@@ -229,8 +253,3 @@ class KeptRequests:
 def _derived(secret: bytes, purpose: str) -> bytes:
     """A key of its own for each purpose."""
     return hmac.digest(secret, b"cocoon client\0" + purpose.encode(), "sha256")
-
-
-def _write(path: Path, data: bytes) -> None:
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(data)

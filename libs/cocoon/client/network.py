@@ -32,7 +32,7 @@ class NetworkOptions:
 
     trust: the anchors, or the file that holds them; never from the gateway. api_key: the
     gateway's (`ck_...`); None takes each caller's own. state_dir keeps across restarts what must
-    not go back, and what was sealed under Idempotency-Keys; one process at a time uses it.
+    not go back, and what was sealed under Idempotency-Keys; one client at a time uses it.
     assurances: None means every attested tier, and simulated only under a dev trust file.
     max_price_nanoton bounds one request. model_pins: names to the model ids they must have.
     """
@@ -62,12 +62,17 @@ class Network:
             options.trust if isinstance(options.trust, TrustAnchors) else load_trust(options.trust)
         )
         check_options(options)
-        keeper = TrustKeeper(trust, clock=options.clock, state_dir=options.state_dir)
-        kept = KeptRequests(
+        self._kept = KeptRequests(
             None if options.state_dir is None else Path(options.state_dir),
             clock=options.clock, randomness=options.randomness,
         )  # fmt: skip
-        self._http = open_http(options.gateway_url)  # last of what can fail: it must be closed
+        try:
+            keeper = TrustKeeper(trust, clock=options.clock, state_dir=options.state_dir)
+            self._kept.sweep()
+            self._http = open_http(options.gateway_url)  # last of what can fail: it must be closed
+        except BaseException:
+            self._kept.close()
+            raise
         self.gateway = Gateway(options.gateway_url, self._http)
         self._directory = Directory(
             self.gateway, keeper, clock=options.clock, model_pins=options.model_pins
@@ -79,7 +84,7 @@ class Network:
             max_price_nanoton=options.max_price_nanoton,
         )
         self.session = SealedSession(
-            self.gateway, self._directory, preferences, kept, clock=options.clock,
+            self.gateway, self._directory, preferences, self._kept, clock=options.clock,
             randomness=options.randomness,
         )  # fmt: skip
         self.door = Door(
@@ -87,11 +92,14 @@ class Network:
         )
 
     async def aclose(self) -> None:
-        """Cancel running jobs, end refreshes, close the lines."""
-        await self.door.aclose()
-        await self._directory.aclose()
-        await self.gateway.aclose()
-        await self._http.close()
+        """Cancel running jobs, end refreshes, close the lines, let go of the state directory."""
+        try:
+            await self.door.aclose()
+            await self._directory.aclose()
+            await self.gateway.aclose()
+            await self._http.close()
+        finally:
+            self._kept.close()
 
 
 def check_options(options: NetworkOptions) -> None:

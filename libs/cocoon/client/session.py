@@ -223,7 +223,8 @@ class SealedSession:
             randomness=self._randomness,
         )
         if ask.name is not None:
-            self._kept.put(ask.name, KeptRequest.of(ask.asked, deadline_ms, again, sealed, chosen))
+            keep = KeptRequest.of(ask.asked, deadline_ms, again, sealed, chosen)
+            await self._kept.put(ask.name, keep)
         return Sealing(
             sealed=sealed,
             by_key_id={item.bundle.key_id: item.addressee for item in chosen},

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from cocoon.client import files
 from cocoon.contracts.base import Contract, Count, Name
 from cocoon.evidence import policy as rules
 from cocoon.evidence.collateral import NO_FLOORS, CollateralFloors
@@ -162,10 +162,7 @@ class TrustKeeper:
         if self._path is None:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        draft = self._path.with_suffix(".new")
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(state.model_dump_json().encode())
-        draft.replace(self._path)
+        files.replace(self._path, state.model_dump_json().encode())
 
 
 def _summary(

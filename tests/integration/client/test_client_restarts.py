@@ -254,9 +254,11 @@ def test_a_request_that_failed_unpaid_may_come_back_after_its_deadline(
 ) -> None:
     clock = Late()
     network.faults = Faults(refuse=[(503, LOST, {})])
-    with client(network, tmp_path, clock=clock) as made:
-        with pytest.raises(openai.InternalServerError):
-            made.chat.completions.create(**ASK, **ONE)
+    with (
+        client(network, tmp_path, clock=clock) as made,
+        pytest.raises(openai.InternalServerError),
+    ):
+        made.chat.completions.create(**ASK, **ONE)
     clock.ahead_ms = session.REQUEST_TTL_MS + 1000
     network.enclaves[0].rotate(clock.ahead_ms)
     network.faults = Faults(refuse=[(503, LOST, {})], log=FAILED_LOG)
@@ -362,9 +364,35 @@ def test_no_request_outlives_the_evidence_that_it_was_sealed_by(
     assert parse_header(network.seen[0])[0].not_after_ms == until_ms
 
 
+def test_a_second_client_on_a_state_directory_is_refused_until_the_first_is_closed(
+    network: TestNetwork, tmp_path: Path
+) -> None:
+    with client(network, tmp_path) as holder:
+        holder.models.list()
+        with client(network, tmp_path) as made:
+            for _ in range(2):
+                with pytest.raises(ConfigurationError, match=f"another client.*{tmp_path};"):
+                    made.models.list()
+    with client(network, tmp_path) as made:
+        made.models.list()
+
+
+def test_a_client_that_can_not_be_opened_lets_go_of_its_state_directory(
+    network: TestNetwork, tmp_path: Path
+) -> None:
+    (tmp_path / "trust-state.json").write_text("{")
+    with client(network, tmp_path) as made:
+        for _ in range(2):
+            with pytest.raises(ConfigurationError, match=r"trust-state"):
+                made.models.list()
+        (tmp_path / "trust-state.json").unlink()
+        made.models.list()
+
+
 def test_a_state_directory_that_can_not_be_used_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / kept.SECRET_FILE).write_bytes(b"short")
+    (tmp_path / kept.SECRET_FILE).chmod(0o600)
     for folder in (tmp_path / "file", tmp_path):
         options = NetworkOptions(gateway_url="http://127.0.0.1:9", trust=trust(), state_dir=folder)
         with (
