@@ -31,6 +31,7 @@ from cocoon.sealing import (
     public_count,
 )
 from services.provider.backends.base import Ended, Piece
+from services.provider.fitting import AnswerSize, beginning
 
 FIXED_ANSWER_BYTES: Final = 16 * 1024  # the head, usage, receipt and one object's padding
 TOKEN_ANSWER_BYTES: Final = 1024  # one token alone in its record, and what surrounds it
@@ -108,10 +109,14 @@ def spooled_bytes(max_output_tokens: int, most: int) -> int:
 class Telling:
     """One answer on its way into sealed records: what waits, what was said, how it ended."""
 
-    def __init__(self, sealer: ResponseSealer, answer: Answer | None, *, stream: bool) -> None:
+    def __init__(
+        self, sealer: ResponseSealer, answer: Answer | None, *, profile: Profile, stream: bool
+    ) -> None:
         self._sealer = sealer
         self._answer = answer
         self._stream = stream
+        self._size = None if answer is None else AnswerSize(profile, answer, stream=stream)
+        self._waiting_json_bytes = 0
         self._begun = False
         self._text: list[str] = []
         self._logprobs: list[TokenLogprob] = []
@@ -136,10 +141,37 @@ class Telling:
     def ended(self) -> bool:
         return self.status is not None
 
-    def add(self, piece: Piece) -> None:
+    @property
+    def made(self) -> TokenUsage:
+        """What is owed for what was told and what waits to be; before the first token, nothing."""
+        tokens = self._told_tokens + self._waiting_tokens
+        return TokenUsage(self.prompt_tokens, tokens) if tokens else NOTHING
+
+    def add(self, piece: Piece, room_bytes: int) -> bool:
+        """Take a piece, if the answer could still end within `room_bytes` of sealed ones.
+
+        Otherwise it ends here, with what fits, as one that has reached its length: False.
+        """
+        if self._fits(piece, room_bytes):
+            self._take(piece)
+            return True
+        fitting = beginning(piece, lambda part: self._fits(part, room_bytes))
+        if fitting is not None:
+            self._take(fitting)
+        self.end(Ended("length", self.made))
+        return False
+
+    def _fits(self, piece: Piece, room_bytes: int) -> bool:
+        assert self._size is not None  # noqa: S101 - nothing is made before it was read
+        more_bytes = self._size.of_piece(piece)
+        return self._size.whole(self._waiting_json_bytes + more_bytes) <= room_bytes
+
+    def _take(self, piece: Piece) -> None:
+        assert self._size is not None  # noqa: S101 - as above
         self._text.append(piece.text)
         self._logprobs += piece.logprobs
         self._waiting_tokens += piece.tokens
+        self._waiting_json_bytes += self._size.of_piece(piece)
 
     def end(self, ended: Ended) -> None:
         """The engine is done: tell the reason and the exact usage."""
@@ -167,8 +199,7 @@ class Telling:
         """Stop here: what was sealed is what was delivered, and what is owed."""
         self.status = Status.CANCELLED
         self._drop_waiting()
-        told = self._told_tokens
-        self.usage = TokenUsage(self.prompt_tokens, told) if told else NOTHING
+        self.usage = self.made
         self._closing = [("usage", to_json(self.usage.to_openai()))]
 
     def seal_waiting(self) -> bytes:
@@ -196,3 +227,4 @@ class Telling:
         self._text.clear()
         self._logprobs.clear()
         self._waiting_tokens = 0
+        self._waiting_json_bytes = 0

@@ -99,14 +99,13 @@ class JobRun:
         self._clock = clock
         self._timeout_s = job_timeout_s
         self._max_bytes = max_bytes
-        self._said_bytes = 0  # of text; sealed, it is no shorter
         self._sealer = ResponseSealer(job.opened)
         self._news = asyncio.Event()
         self._unsent = bytearray()
         self._first_ms: int | None = None
         self._first_s: float | None = None
         self._began_s = clock.monotonic_s()
-        self._telling = Telling(self._sealer, None, stream=job.opened.header.stream)
+        self._telling = self._teller(None)
         self._headed = False
         self._closing = False  # the engine has said its last word
         self._wake_tokens = 1
@@ -147,13 +146,11 @@ class JobRun:
                 self._job.opened, model_names=self._served.names,
                 capabilities=self._served.backend.capabilities,
             )  # fmt: skip
-            self._telling = Telling(
-                self._sealer,
+            self._telling = self._teller(
                 Answer(
                     self._job.job_id, self._job.opened_ms // 1000,
                     self._served.backend.system_fingerprint, request,
-                ),
-                stream=self._job.opened.header.stream,
+                )
             )  # fmt: skip
             async with asyncio.timeout(self._timeout_s):
                 await self._drain(request)
@@ -164,6 +161,10 @@ class JobRun:
         except Exception as error:  # noqa: BLE001 - a receipt must follow, whatever broke
             _log.error("engine_failed", job_id=self._job.job_id, exc_info=error)
             self._fail(Unavailable("The engine failed; send the request again."))
+
+    def _teller(self, answer: Answer | None) -> Telling:
+        header = self._job.opened.header
+        return Telling(self._sealer, answer, profile=header.profile, stream=header.stream)
 
     async def _drain(self, request: ChatRequest) -> None:
         header = self._job.opened.header
@@ -181,6 +182,8 @@ class JobRun:
                 if first:  # seal it and let the bus write it before more is read
                     await asyncio.sleep(0)
                     await asyncio.sleep(0)
+                if self._telling.ended and not isinstance(output, Ended):
+                    break  # at its bound: the engine need not go on
         finally:
             await outputs.aclose()
         if not self._telling.ended:
@@ -195,13 +198,8 @@ class JobRun:
                 telling.prompt_tokens = prompt_tokens or 0
             case Piece():
                 self._first()
-                self._said_bytes += len(output.text)
-                if max(self._said_bytes, len(self._job.whole)) > self._max_bytes:
-                    raise Unavailable(
-                        "The answer is longer than this provider keeps; ask for fewer tokens.",
-                        code="answer_too_long",
-                    )
-                telling.add(output)
+                room_bytes = self._max_bytes - len(self._job.whole) - len(self._unsent)
+                self._closing = not telling.add(output, room_bytes)
             case Ended():
                 self._closing = True
                 self._first()

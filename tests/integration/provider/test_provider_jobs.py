@@ -16,11 +16,11 @@ from cocoon.contracts import messages as m
 from cocoon.contracts import subjects
 from cocoon.domain.pricing import TokenCounts, price
 from cocoon.kernel.clock import SystemRandomness
-from cocoon.sealing import Profile, Status, check_chain
+from cocoon.sealing import Profile, Status, check_chain, public_count
 from services.provider.backends.onnx import OnnxBackend
 from services.provider.settings import SHIPPED_MODEL
 from tests.support.engine_server import EngineServer
-from tests.support.provider_world import ENDLESS, ProviderWorld
+from tests.support.provider_world import ENDLESS, Job, Opened, ProviderWorld
 from tests.support.small_disk import fill, small_disk
 
 COUNTED = "1 2 3 4 5 6 7 8 9"
@@ -333,12 +333,67 @@ async def test_a_disk_that_fills_up_costs_no_answer_and_takes_no_new_jobs(
             await world.until(lambda: not any((disk / "spool").iterdir()), "nothing is left")
 
 
-async def test_an_answer_over_the_agents_bound_fails_and_is_free(world: ProviderWorld) -> None:
-    async with world.agent(job_max_bytes=2**16):
-        opened = await world.ask(**ENDLESS)
-    assert (opened.receipt.status, opened.receipt.price_nanoton) == (Status.FAILED, 0)
-    assert opened.error is not None
-    assert opened.error["code"] == "answer_too_long"
+LONG_WHOLE: dict[str, Any] = {**ENDLESS, "stream": False, "logprobs": True, "top_logprobs": 20}
+BOUND_BYTES = 2**16
+
+
+def assert_ended_at_its_bound(world: ProviderWorld, job: Job, answer: Opened) -> None:
+    header = job.sealed.secrets.header
+    if not header.stream:  # a long body comes in pieces
+        answer.data = [b"".join(answer.data)]
+    receipt, last = answer.receipt, answer.objects[-1]
+    assert answer.error is None
+    assert receipt.status is Status.LENGTH
+    assert BOUND_BYTES // 2 < len(job.response()) <= BOUND_BYTES
+    assert last["choices"][0]["finish_reason"] == "length"
+    assert answer.usage is not None
+    made = answer.usage["completion_tokens"]
+    assert 0 < made < ENDLESS["max_output"]
+    assert 0 < len(answer.text) <= made
+    assert answer.usage["prompt_tokens"] > 0
+    assert receipt.output_tokens == public_count(header.profile, made, ENDLESS["max_output"])
+    assert receipt.price_nanoton == owed(world, receipt) > 0
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ENDLESS,
+        {**ENDLESS, "profile": Profile.P2, "logprobs": True, "top_logprobs": 5},
+        LONG_WHOLE,
+        {**LONG_WHOLE, "profile": Profile.P0},
+    ],
+    ids=["a bare stream", "a padded stream", "a bare body", "a padded body"],
+)
+async def test_an_answer_at_the_agents_bound_ends_there_and_is_paid(
+    world: ProviderWorld, asked: dict[str, Any]
+) -> None:
+    async with world.agent(job_max_bytes=BOUND_BYTES):
+        job = await world.accepted(world.seal(**asked))
+        assert_ended_at_its_bound(world, job, await world.ended(job))
+        await world.ask(max_output=4)
+
+
+async def test_a_body_that_an_engine_gives_at_once_is_cut_at_the_bound(
+    world: ProviderWorld,
+) -> None:
+    engine = OnnxBackend(SHIPPED_MODEL, queue_limit=16, randomness=SystemRandomness())
+    await engine.start()
+    server = EngineServer(engine, "served-name")
+    server.counts_streams = False  # so it is asked for whole bodies
+    capabilities = frozenset({"logprobs", "logit_bias"})
+    try:
+        async with (
+            server.serve() as url,
+            world.agent(
+                job_max_bytes=BOUND_BYTES, backend_url=url, backend_model="served-name",
+                backend_context_tokens=1024, backend_capabilities=capabilities,
+            ),
+        ):  # fmt: skip
+            job = await world.accepted(world.seal(**LONG_WHOLE))
+            assert_ended_at_its_bound(world, job, await world.ended(job))
+    finally:
+        await engine.close()
 
 
 async def test_a_cancel_that_comes_while_the_request_is_being_opened_is_heeded(

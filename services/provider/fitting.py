@@ -1,0 +1,80 @@
+"""How many bytes an answer takes once it is sealed, so that it ends before it outgrows its bound.
+
+Pure, and never too little: an answer that is cut at its bound was delivered, and is paid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
+
+from cocoon.chat import Answer, TokenUsage, to_json
+from cocoon.sealing import Profile
+from cocoon.sealing.pacing import TICK_FRAME_BYTES, TICKS_PER_END
+from cocoon.sealing.padding import RecordType, response_rule
+from cocoon.sealing.receipt import RECEIPT_BYTES
+from cocoon.sealing.records import FRAME_LENGTH_BYTES, STREAM_TAG_BYTES
+from services.provider.backends.base import Piece
+
+PREFIX_BYTES: Final = 128  # the response's head and its stream's header
+MOST: Final = TokenUsage(2**40, 2**40, 2**40, 2**40)  # no usage is longer in JSON
+HALVINGS: Final = 10  # of a piece that is cut: to a thousandth of it
+_EMPTY_BYTES: Final = len(to_json({"": ""}))
+
+
+class AnswerSize:
+    """The sealed bytes of one answer's parts, from the lengths of their JSON."""
+
+    def __init__(self, profile: Profile, answer: Answer, *, stream: bool) -> None:
+        self._rule = response_rule(profile)
+        self._logprobs = bool(answer.request.logprobs)
+        usage_chunk = [answer.usage_chunk(MOST)] if answer.request.include_usage else []
+        around = [answer.role_chunk(), answer.final_chunk("length"), *usage_chunk] if stream else []
+        body = answer.delta_chunk("") if stream else answer.completion("", "length", MOST)
+        self._body_bytes = len(to_json(body))
+        self.closing_bytes = (
+            PREFIX_BYTES
+            + sum(self._sealed(RecordType.DATA, len(to_json(chunk))) for chunk in around)
+            + self._sealed(RecordType.USAGE, len(to_json(MOST.to_openai())))
+            + self._sealed(RecordType.RECEIPT, RECEIPT_BYTES)
+            + (TICKS_PER_END * TICK_FRAME_BYTES if profile is Profile.P1 else 0)
+        )
+
+    def of_piece(self, piece: Piece) -> int:
+        """Bytes of JSON that a piece adds to the object that tells it."""
+        size = len(to_json({"": piece.text})) - _EMPTY_BYTES
+        if self._logprobs:
+            size += sum(len(to_json(token.to_openai())) + 1 for token in piece.logprobs)
+        return size
+
+    def whole(self, pieces_bytes: int) -> int:
+        """Sealed bytes still to come, were the answer to end with pieces of so much JSON."""
+        return self.closing_bytes + self._sealed(RecordType.DATA, self._body_bytes + pieces_bytes)
+
+    def _sealed(self, kind: RecordType, content_bytes: int) -> int:
+        step = self._rule.capacity()
+        parts = 0 if kind is RecordType.RECEIPT else max(content_bytes - 1, 0) // step
+        sizes = (
+            parts * self._rule.size_for(RecordType.PART, step)
+            + self._rule.size_for(kind, content_bytes - parts * step)
+        )  # fmt: skip
+        return sizes + (parts + 1) * (FRAME_LENGTH_BYTES + STREAM_TAG_BYTES)
+
+
+def beginning(piece: Piece, fits: Callable[[Piece], bool]) -> Piece | None:
+    """The longest beginning of a piece that fits, in whole tokens; None when not one does."""
+    low, high = 0, piece.tokens
+    for _ in range(HALVINGS):
+        if high - low <= 1:
+            break
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(_cut(piece, middle)) else (low, middle)
+    return _cut(piece, low) if low else None
+
+
+def _cut(piece: Piece, tokens: int) -> Piece:
+    end = len(piece.text) * tokens // piece.tokens
+    return replace(
+        piece, text=piece.text[:end], tokens=tokens, logprobs=piece.logprobs[:tokens]
+    )  # fmt: skip
