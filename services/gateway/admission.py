@@ -5,17 +5,14 @@ Counters only. A refusal says 429 and when to come back; nothing waits here.
 
 from __future__ import annotations
 
-import sys
+import ipaddress
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
 
 from cocoon.kernel.errors import RateLimited
 from cocoon.telemetry.metrics import BUFFERED_BYTES, IN_FLIGHT
 from services.gateway.budget import ByteBudget, Share
 from services.gateway.settings import GatewaySettings
-
-PUBLIC: Final = ""  # in the place of a key's id: reads that need no key
 
 
 class Slot:
@@ -52,8 +49,9 @@ class Slot:
 class _Doorway:
     """How many are inside, all together and of each key."""
 
-    def __init__(self, limit: int, per_key: int) -> None:
+    def __init__(self, limit: int, per_key: int, whose: str = "API key") -> None:
         self.inside = 0
+        self._whose = whose
         self._limit, self._per_key_limit = limit, per_key
         self._per_key: dict[str, int] = {}
 
@@ -62,7 +60,7 @@ class _Doorway:
         here = self._per_key.get(api_key_id, 0)
         if here >= self._per_key_limit:
             raise RateLimited(
-                f"this API key has {here} {what} open, which is the limit; finish one first",
+                f"this {self._whose} has {here} {what} open, which is the limit; finish one first",
                 code=code,
                 retry_after_s=1,
             )
@@ -90,7 +88,9 @@ class Admission:
         self.budget = ByteBudget(settings.buffer_bytes, settings.buffer_per_key_bytes)
         self._jobs = _Doorway(settings.max_jobs, settings.max_jobs_per_key)
         self._reads = _Doorway(settings.max_reads, settings.max_reads_per_key)
-        self._public = _Doorway(settings.max_public_reads, sys.maxsize)
+        self._public = _Doorway(
+            settings.max_public_reads, settings.max_public_reads_per_address, "address"
+        )
 
     @property
     def unmatched(self) -> int:
@@ -114,20 +114,43 @@ class Admission:
 
     @contextmanager
     def enter_read(self, api_key_id: str) -> Iterator[Share]:
-        """Admit a read of this key, or a PUBLIC one, for the block. Raises RateLimited."""
+        """Admit a read of this key for the block. Raises RateLimited."""
         self._refuse_new()
-        doorway = self._public if api_key_id == PUBLIC else self._reads
-        doorway.enter(api_key_id, "reads", "too_many_reads")
+        self._reads.enter(api_key_id, "reads", "too_many_reads")
         share = self.budget.share(api_key_id)
         try:
             yield share
         finally:
             share.give_back()
-            doorway.leave(api_key_id)
+            self._reads.leave(api_key_id)
+
+    @contextmanager
+    def enter_public_read(self, address: str) -> Iterator[None]:
+        """Admit a read that needs no key, from this peer, for the block. Raises RateLimited."""
+        self._refuse_new()
+        peer = peer_of(address)
+        self._public.enter(peer, "reads", "too_many_reads")
+        try:
+            yield
+        finally:
+            self._public.leave(peer)
 
     def _refuse_new(self) -> None:
         if self.draining:
             raise _full("this gateway is shutting down")
+
+
+def peer_of(address: str) -> str:
+    """Whom an IP address stands for: an IPv4 address itself, an IPv6 address its /64."""
+    try:
+        known = ipaddress.ip_address(address)
+    except ValueError:
+        return ""
+    if isinstance(known, ipaddress.IPv4Address):
+        return str(known)
+    if known.ipv4_mapped is not None:
+        return str(known.ipv4_mapped)
+    return known.packed[:8].hex()
 
 
 def _full(what: str) -> RateLimited:

@@ -39,7 +39,7 @@ class ClientGone(Exception):
 class Request:
     """One request: its headers by name (lower case) and its body, read within bounds."""
 
-    __slots__ = ("_receive", "headers", "method", "path", "query", "read_all", "scope")
+    __slots__ = ("_receive", "headers", "method", "path", "peer", "query", "read_all", "scope")
 
     def __init__(self, scope: Scope, receive: Receive) -> None:
         self.scope = scope
@@ -47,6 +47,7 @@ class Request:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self.query: bytes = scope["query_string"]
+        self.peer: str = (scope.get("client") or ("",))[0]  # the address at the connection's end
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.read_all = self.method in ("GET", "HEAD")
 

@@ -7,12 +7,13 @@ about the text. Operators' requests (create, list, revoke) are answered here too
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import re
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
@@ -29,26 +30,37 @@ if TYPE_CHECKING:
 log = get_logger("cocoon.gateway.keys")
 MAX_CACHED: Final = 20_000
 MAX_UNKNOWN: Final = 4_096  # apart, so that guesses push no live key out
-MAX_LOOKUPS: Final = 64
+MAX_LOOKUPS: Final = 64  # of keys never seen live; as many of those that were, apart from them
+RENEW_AFTER: Final = 0.5  # of a live key's time in the cache: from then on a use renews it
 UNKNOWN_TTL_S: Final = 2.0
 _T = TypeVar("_T")
 _BEARER: Final = re.compile(rb"[Bb]earer (ck_[A-Za-z0-9_-]{43})\Z")
+
+
+class _Live(NamedTuple):
+    """A key found live; monotonic seconds. Past `until_s` it only tells that it was live."""
+
+    renew_at_s: float
+    until_s: float
+    key: ApiKey
 
 
 class KeyRing:
     """Authenticates requests. Its caches are used only while changes are heard.
 
     A revoked key is refused as soon as the database tells (at once), within ten seconds if the
-    connection that hears it died silently, and after `ttl_s` whatever happens.
+    connection that hears it died silently, and after `ttl_s` whatever happens. One in use is
+    renewed before its time is over, and serves meanwhile.
     """
 
     def __init__(self, pool: Pool, lookup_pool: Pool, clock: Clock, ttl_s: float) -> None:
         self._pool, self._lookup_pool = pool, lookup_pool
         self._clock, self._ttl_s = clock, ttl_s
-        self._live: OrderedDict[bytes, tuple[float, ApiKey]] = OrderedDict()
+        self._live: OrderedDict[bytes, _Live] = OrderedDict()
         self._unknown: OrderedDict[bytes, float] = OrderedDict()
         self._lookups: dict[bytes, asyncio.Task[ApiKey | None]] = {}
-        self._running: set[asyncio.Task[ApiKey | None]] = set()
+        self._running: set[asyncio.Task[ApiKey | None]] = set()  # of keys never seen live
+        self._renewing: set[asyncio.Task[ApiKey | None]] = set()  # of those that were
         self._hearing = False
 
     @property
@@ -81,11 +93,14 @@ class KeyRing:
         secret_hash = hashlib.sha256(found[1]).digest()
         now_s = self._clock.monotonic_s()
         cached = self._live.get(secret_hash)
-        if cached is not None and cached[0] > now_s:
-            return cached[1]
+        if cached is not None and cached.until_s > now_s:
+            if now_s >= cached.renew_at_s:
+                with contextlib.suppress(Unavailable):  # it is usable until its time has come
+                    self._look_up(secret_hash)
+            return cached.key
         key = None
         if self._unknown.get(secret_hash, now_s) <= now_s:
-            key = await self._look_up(secret_hash)
+            key = await asyncio.shield(self._look_up(secret_hash))
         if key is None:
             raise Unauthenticated(
                 "this API key is unknown or revoked; ask the operator for a new one "
@@ -93,35 +108,45 @@ class KeyRing:
             )
         return key
 
-    async def _look_up(self, secret_hash: bytes) -> ApiKey | None:
-        """Ask the database, once for all that ask for the same key meanwhile."""
+    def _look_up(self, secret_hash: bytes) -> asyncio.Task[ApiKey | None]:
+        """Ask the database, once for all that ask for the same key meanwhile. Raises Unavailable.
+
+        Guesses fill their own places only: a key that was live here has others.
+        """
         task = self._lookups.get(secret_hash)
         if task is None:
-            if len(self._running) >= MAX_LOOKUPS:
+            places = self._renewing if secret_hash in self._live else self._running
+            if len(places) >= MAX_LOOKUPS:
                 raise Unavailable("too many API keys are being checked; try again", retry_after_s=1)
             task = asyncio.create_task(store.find_key(self._lookup_pool, secret_hash))
             self._lookups[secret_hash] = task
-            self._running.add(task)
-            task.add_done_callback(lambda done: self._looked_up(secret_hash, done))
-        return await asyncio.shield(task)
+            places.add(task)
+            now_s = self._clock.monotonic_s()
+            task.add_done_callback(lambda done: self._looked_up(secret_hash, done, now_s))
+        return task
 
-    def _looked_up(self, secret_hash: bytes, task: asyncio.Task[ApiKey | None]) -> None:
+    def _looked_up(
+        self, secret_hash: bytes, task: asyncio.Task[ApiKey | None], asked_s: float
+    ) -> None:
         self._running.discard(task)
+        self._renewing.discard(task)
         current = self._lookups.get(secret_hash) is task  # else the key has changed since
         if current:
             del self._lookups[secret_hash]
         if task.cancelled() or task.exception() is not None or not (current and self._hearing):
             return
-        key, now_s = task.result(), self._clock.monotonic_s()
+        key = task.result()
         if key is None:
+            self._live.pop(secret_hash, None)
             _remember(
-                self._unknown, secret_hash, now_s + min(self._ttl_s, UNKNOWN_TTL_S), MAX_UNKNOWN
+                self._unknown, secret_hash, asked_s + min(self._ttl_s, UNKNOWN_TTL_S), MAX_UNKNOWN
             )
         else:
-            _remember(self._live, secret_hash, (now_s + self._ttl_s, key), MAX_CACHED)
+            live = _Live(asked_s + self._ttl_s * RENEW_AFTER, asked_s + self._ttl_s, key)
+            _remember(self._live, secret_hash, live, MAX_CACHED)
 
     async def close(self) -> None:
-        running = list(self._running)
+        running = [*self._running, *self._renewing]
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)

@@ -20,7 +20,6 @@ from cocoon.sealing.envelope import parse_header
 from cocoon.telemetry import metrics
 from cocoon.telemetry.logs import get_logger
 from services.gateway import jobs
-from services.gateway.admission import PUBLIC
 from services.gateway.budget import Share
 from services.gateway.directory import Directory
 from services.gateway.handlers import Gateway, RunJob
@@ -98,11 +97,11 @@ class Routes:
             return "run_job", 200
         admission = self._gateway.admission
         if method == "GET" and path == "/v1/network":
-            with admission.enter_read(PUBLIC):
+            with admission.enter_public_read(request.peer):
                 await send_json(send, await self._network())
             return "network", 200
         if method == "GET" and path == "/v1/directory":
-            with admission.enter_read(PUBLIC):
+            with admission.enter_public_read(request.peer):
                 listing = await self._directory.listing(_wanted_model(request))
                 await send_json(send, listing.body)
             return "directory", 200

@@ -42,6 +42,7 @@ class GatewaySettings(BaseSettings):
     max_reads: Limit = 256  # GET and DELETE being answered to keys
     max_reads_per_key: Limit = 16
     max_public_reads: Limit = 256  # of what needs no key: network and directory
+    max_public_reads_per_address: Limit = 64  # behind a proxy all clients share its address
     max_connections: Limit = 4_000
     max_header_bytes: Limit = 32 * 1024
     job_buffer_bytes: Limit = 1024 * 1024  # frames that wait for a slow reader; then SEALED

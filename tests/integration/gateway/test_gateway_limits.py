@@ -42,10 +42,12 @@ async def until_let_in(world: World, path: str) -> httpx.Response:
 
 @contextlib.asynccontextmanager
 async def raw(
-    world: World, *requests: bytes
+    world: World, *requests: bytes, source: str = "127.0.0.1"
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     """A connection that has sent these requests; `limit` keeps it from reading ahead."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", world.port, limit=4096)
+    reader, writer = await asyncio.open_connection(
+        "127.0.0.1", world.port, limit=4096, local_addr=(source, 0)
+    )
     writer.write(b"".join(requests))
     try:
         yield reader, writer
@@ -149,6 +151,24 @@ async def test_reads_without_a_key_have_a_bound_of_their_own(bus: Bus, database:
             assert (await world.get(NO_JOB)).status_code == 404  # keys are not in its way
             go_on.set()
             assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+        assert (await until_let_in(world, "/v1/network")).status_code == 200
+
+
+async def test_one_address_leaves_public_reads_for_others(bus: Bus, database: Database) -> None:
+    changes = {"max_public_reads": 4, "max_public_reads_per_address": 1}
+    async with gateway_world(bus, database, **changes) as world:
+        go_on = asyncio.Event()
+        await directory(bus, 1, 10, go_on)
+        asks = get(world, "/v1/directory?model=m")
+        async with raw(world, asks) as (first, _):
+            async with asyncio.timeout(10):
+                while (full := await world.http.get("/v1/network")).status_code != 429:
+                    pass
+            refused(full, "too_many_reads")
+            async with raw(world, asks, source="127.0.0.2") as (second, _):
+                go_on.set()
+                assert (await first.readline()).startswith(b"HTTP/1.1 200")
+                assert (await second.readline()).startswith(b"HTTP/1.1 200")
         assert (await until_let_in(world, "/v1/network")).status_code == 200
 
 
