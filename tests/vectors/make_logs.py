@@ -2,8 +2,9 @@
 
     .venv/bin/python -m tests.vectors.make_logs NAME SEED STEPS
 
-network-1 is another kind: `cocoon replay --export` of a development network under the tests of chat,
-refusals and disconnects.
+network-1 is another kind: `cocoon replay --export` of a development network under the tests of
+chat, refusals and disconnects.
+
 A log that is committed stays for ever: new code must replay it to the same bytes. After a change
 that is meant to decide otherwise, add logs; never make an old one again.
 """
