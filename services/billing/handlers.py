@@ -19,6 +19,7 @@ from cocoon.contracts.messages import (
     Reply,
     ResultAck,
     SubmitResult,
+    UnparkRequest,
 )
 from cocoon.domain import account as accounts
 from cocoon.domain.account import AccountState
@@ -151,7 +152,7 @@ class Operator:
         if verb == "parked":
             return _json({"streams": await self._ledger.parked()})
         if verb == "unpark":
-            stream = str(canonical.loads_object(body, strict=False).get("stream", ""))
+            stream = UnparkRequest.model_validate_json(body).stream
             return _json({"events": await self._ledger.unpark(stream)})
         raise BadRequest(f"billing has no request {verb}")
 

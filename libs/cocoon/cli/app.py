@@ -8,7 +8,7 @@ from typing import Any
 import typer
 
 from cocoon import __version__
-from cocoon.cli import connect, fund, keys, replay, sim, status, test, up
+from cocoon.cli import connect, fund, keys, replay, sim, status, test, unpark, up
 from cocoon.kernel.errors import CocoonError
 
 # typer carries a click of its own, whose base of all wrong calls it does not export
@@ -25,6 +25,7 @@ app.command("up")(up.up)
 app.command("connect")(connect.connect)
 app.command("status")(status.status)
 app.command("fund")(fund.fund)
+app.command("unpark")(unpark.unpark)
 app.add_typer(keys.app, name="keys")
 app.command("replay")(replay.replay)
 app.command("sim")(sim.sim)

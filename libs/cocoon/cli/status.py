@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from cocoon.cli.session import Data, Json, as_operator
+from cocoon.cli.session import Data, Json, as_operator, data_hint, folder_of
 from cocoon.kernel.money import format_ton
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 def status(data: Data = None, as_json: Json = False) -> None:
     """Show the network's services, log, providers and the first account's balance."""
     found = as_operator(data, _collect)
+    hint = data_hint(folder_of(data))
     if as_json:
         print(json.dumps(found))
         return
@@ -41,7 +42,8 @@ def status(data: Data = None, as_json: Json = False) -> None:
     for row in found["parked"]:
         print(
             f"\n  PARKED {row['stream']} on shard {row['shard']}: {row['reason']} at position"
-            f" {row['position']}; {row['events']} of its events wait, nobody is paid for it"
+            f" {row['position']}; {row['events']} of its events wait, nobody is paid for it;"
+            f" mend its cause, then: cocoon unpark {row['shard']} {row['stream']}{hint}"
         )
     money = found["account"]
     if money:

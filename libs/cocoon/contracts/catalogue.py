@@ -88,7 +88,7 @@ def _verbs() -> tuple[Channel, ...]:
         ("credit_deposit", ("operator",), m.CreditRequest, "credit a deposit"),
         ("balance", ("gateway", "operator"), m.OpenAccountRequest, "what is free and what is held"),
         ("parked", ("operator",), "an empty object", "the streams that the ledger has put aside"),
-        ("unpark", ("operator",), '{"stream": "job/<id>"}', "post such a stream's events in order"),
+        ("unpark", ("operator",), m.UnparkRequest, "post such a stream's events in order"),
     )
     keys = (
         ("create", m.CreateKeyRequest, "make an API key known by its hash"),

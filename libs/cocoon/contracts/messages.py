@@ -192,6 +192,12 @@ class OpenAccountRequest(Contract):
     account_id: Name
 
 
+class UnparkRequest(Contract):
+    """Post the events of a stream that stands aside (`job/<id>`, `account/<id>`), in order."""
+
+    stream: Name
+
+
 class CreditRequest(Contract):
     account_id: Name
     amount_nanoton: Nanoton
