@@ -1,1 +1,1 @@
-"""Ids, money, canonical bytes, time and errors: the standard library and msgspec only, imported by all."""
+"""Ids, money, canonical bytes, time and errors: standard library and msgspec, used by all."""
