@@ -7,6 +7,7 @@ import json
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 import uvicorn
 
@@ -54,8 +55,9 @@ def run_sidecar(settings: SidecarSettings, on_ready: Callable[[str], None] = ann
     listening = _bind(settings.listen_host, settings.listen_port)
     host = f"[{settings.listen_host}]" if ":" in settings.listen_host else settings.listen_host
     base_url = f"http://{host}:{listening.getsockname()[1]}/v1"
+    sidecar = Sidecar(settings.network_options())
     config = uvicorn.Config(
-        Sidecar(settings.network_options()),
+        sidecar,
         lifespan="on",
         log_config=None,
         access_log=False,
@@ -69,10 +71,13 @@ def run_sidecar(settings: SidecarSettings, on_ready: Callable[[str], None] = ann
     server = _Server(config, lambda: on_ready(base_url))
     stop_tracing = configure_tracing("sidecar", settings.otlp_endpoint)
     try:
-        server.run(sockets=[listening])
+        with suppress(SystemExit):  # a start that failed; its reason follows
+            server.run(sockets=[listening])
     finally:
         listening.close()
         stop_tracing()
+    if sidecar.failure is not None:
+        raise sidecar.failure
     if not server.started:
         raise ConfigurationError("the sidecar could not start; its log says why")
 

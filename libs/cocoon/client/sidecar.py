@@ -39,6 +39,7 @@ class Sidecar:
     def __init__(self, options: NetworkOptions) -> None:
         self._options = options
         self._network: Network | None = None
+        self.failure: CocoonError | None = None  # why it could not be opened
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -53,6 +54,7 @@ class Sidecar:
         try:
             self._network = Network(self._options)
         except CocoonError as error:
+            self.failure = error  # what runs the server tells it to a person
             await send({"type": "lifespan.startup.failed", "message": error.message})
             return
         await send({"type": "lifespan.startup.complete"})

@@ -146,6 +146,13 @@ def test_the_process_says_when_it_is_ready_and_stops_on_a_signal(
             canary = {**ASK, "messages": [{"role": "user", "content": "tangerine-42"}]}
             answer = httpx.post(f"{ready['base_url']}/chat/completions", json=canary)
             assert answer.json()["choices"][0]["message"]["content"] == TEXT
+            # a second one on the same state directory says so, and names it
+            second = subprocess.run(
+                [sys.executable, "-c", script], env=environment, capture_output=True, timeout=30,
+                check=False,
+            )  # fmt: skip
+            assert second.returncode != 0
+            assert str(tmp_path / "state") in second.stderr.decode().splitlines()[-1]
         finally:
             process.send_signal(signal.SIGTERM)
             out, logged = process.communicate(timeout=10)
