@@ -354,3 +354,22 @@ async def gateway_world(bus: Bus, database: Database, **changes: Any) -> AsyncIt
         )  # fmt: skip
         world.key = await world.create_key()
         yield world
+
+
+async def open_line(
+    world: World, sealed: bytes
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", world.port, limit=4096)
+    writer.write(
+        f"POST /v1/jobs HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {world.key}\r\n"
+        "content-type: application/vnd.cocoon.cai1\r\n"
+        f"content-length: {len(sealed)}\r\n\r\n".encode()
+        + sealed
+    )
+    await writer.drain()
+    return reader, writer
+
+
+async def close_line(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    await writer.wait_closed()
