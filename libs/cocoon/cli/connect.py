@@ -85,11 +85,37 @@ def connect(
     check_options(options)  # all of it before a port is bound: a wrong one is a sentence
     load_trust(settings.trust_file)
     configure_logs("sidecar", settings.log_level)
+    _look_at(gateway, options.api_key)
 
     def on_ready(base_url: str) -> None:
         print(f"OpenAI endpoint: {base_url}   (Ctrl-C stops it)", file=sys.stderr, flush=True)
 
     run_sidecar(settings, on_ready)
+
+
+def _look_at(gateway: str, api_key: str | None) -> None:
+    """Ask the gateway once, so that a wrong key or address is a sentence before anybody waits.
+
+    Raises ConfigurationError for a key that it does not know. One that is away may still come.
+    """
+    import httpx
+
+    base = gateway.rstrip("/").removesuffix("/v1")
+    path, headers = ("/v1/network", {}) if api_key is None else (
+        "/v1/balance", {"Authorization": f"Bearer {api_key}"}
+    )  # fmt: skip
+    try:
+        answer = httpx.get(base + path, headers=headers, timeout=5, trust_env=False)
+    except httpx.HTTPError:
+        print(
+            f"The gateway {base} does not answer; requests are refused until it does.",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
+        return
+    if answer.status_code == 401:
+        raise ConfigurationError(
+            f"the gateway {base} does not know this key; `cocoon keys create` makes one"
+        )
 
 
 def _wrong(error: ValidationError) -> str:

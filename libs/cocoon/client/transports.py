@@ -9,6 +9,7 @@ import asyncio
 import concurrent.futures
 import sys
 import threading
+import weakref
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import suppress
 from functools import cache
@@ -123,6 +124,10 @@ class _Loop:
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(work)
 
+    def is_here(self) -> bool:
+        """Whether the caller runs on the loop's thread."""
+        return threading.current_thread() is self._thread
+
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(CLOSE_TIMEOUT_S)
@@ -134,7 +139,8 @@ class _Loop:
 class CocoonTransport(httpx.BaseTransport):
     """For `httpx.Client(transport=...)`: the asynchronous client on a private thread's loop.
 
-    May be used from several threads. Close its client to end the thread.
+    May be used from several threads. Close its client to end the thread; one that was not closed is
+    closed with the program.
     """
 
     def __init__(self, options: NetworkOptions) -> None:
@@ -142,6 +148,7 @@ class CocoonTransport(httpx.BaseTransport):
         self._lock = threading.Lock()
         self._loop: _Loop | None = None
         self._network: Network | None = None
+        self._end: weakref.finalize[Any, CocoonTransport] | None = None
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         loop, network = self._open()
@@ -159,6 +166,8 @@ class CocoonTransport(httpx.BaseTransport):
         with self._lock:
             loop, network = self._loop, self._network
             self._loop = self._network = None
+            if self._end is not None:
+                self._end.detach()
         if loop is None or network is None:
             return
         try:
@@ -176,7 +185,17 @@ class CocoonTransport(httpx.BaseTransport):
                     loop.close()
                     raise
                 self._loop = loop
+                self._end = weakref.finalize(self, _end, loop, self._network)
             return self._loop, self._network
+
+
+def _end(loop: _Loop, network: Network) -> None:
+    """Close what nobody closed. On the loop's own thread nothing can be waited for."""
+    if loop.is_here():
+        return
+    with suppress(Exception):
+        loop.run(network.aclose(), CLOSE_TIMEOUT_S)
+        loop.close()
 
 
 async def _open_network(options: NetworkOptions) -> Network:

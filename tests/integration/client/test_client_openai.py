@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,6 +20,7 @@ from cocoon.client import (
     openai_client,
     transport,
 )
+from cocoon.evidence.trust import trust_document
 from tests.support.client_world import KEY, MODEL, TEXT, WORDS, TestNetwork, served, trust
 
 ASK: dict[str, Any] = {
@@ -248,3 +252,34 @@ def test_answers_are_json_that_says_nothing_else(network: TestNetwork) -> None:
     body = json.loads(raw.text)
     assert body["object"] == "chat.completion"
     assert raw.headers["content-type"] == "application/json"
+
+
+def test_a_program_that_does_not_close_its_client_ends_without_a_word(
+    network: TestNetwork, tmp_path: Path
+) -> None:
+    trust_file = tmp_path / "trust.json"
+    trust_file.write_bytes(trust_document(trust()))
+    script = f"""
+from cocoon.client import NetworkOptions, openai_client
+options = NetworkOptions(gateway_url={network.url!r}, trust={str(trust_file)!r}, api_key={KEY!r})
+client = openai_client(options)
+for _ in client.chat.completions.create(stream=True, **{ASK!r}):
+    pass
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def test_connect_says_at_once_that_a_key_is_wrong(network: TestNetwork, tmp_path: Path) -> None:
+    trust_file = tmp_path / "trust.json"
+    trust_file.write_bytes(trust_document(trust()))
+    wrong = ["--gateway", network.url, "--trust", str(trust_file), "--key", "ck_" + "x" * 43]
+    done = subprocess.run(
+        [sys.executable, "-m", "cocoon.cli", "connect", "--port", "0", *wrong],
+        capture_output=True, timeout=60, check=False, text=True,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "does not know this key" in done.stderr
+    assert "Traceback" not in done.stderr
