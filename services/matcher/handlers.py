@@ -30,7 +30,8 @@ from cocoon.kernel.errors import (
 from cocoon.kernel.money import format_ton
 from cocoon.telemetry import metrics
 from services.matcher import decide
-from services.matcher.leases import CONFLICT_PAUSE_S, Leases, News
+from services.matcher.lease import CONFLICT_PAUSE_S, News
+from services.matcher.leases import Leases
 from services.matcher.memory import Memory
 from services.matcher.settings import MatcherSettings
 from services.matcher.waiting import Waiting, WaitingRoom

@@ -1,4 +1,4 @@
-"""Leases in memory and their ends in the log. LeaseExpired alone makes a lease end.
+"""Leases in memory: what makes one live on, and when it must end (ending.py ends it in the log).
 
 A lease lives while heartbeats name its job; it ends early when its provider is silent, restarts,
 refuses the dispatch, is revoked, or has its result rejected.
@@ -7,63 +7,29 @@ refuses the dispatch, is revoked, or has its result rejected.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Protocol
 
-from cocoon.contracts.commands import ExpireLease
 from cocoon.contracts.envelope import StoredEvent
 from cocoon.contracts.events import (
     AttestationRevoked,
-    EventData,
-    JobCancelled,
-    JobFailed,
     ProviderMatched,
     ResultRejected,
 )
-from cocoon.contracts.messages import CancelJob, DispatchReport, Heartbeat, MatchUpdate
+from cocoon.contracts.messages import CancelJob, DispatchReport, Heartbeat
 from cocoon.domain import matching
 from cocoon.domain.job import JobState, JobStatus
-from cocoon.domain.leasing import decide_expire_lease, need_of
-from cocoon.eventlog.append import Appended, LogAppender
+from cocoon.domain.leasing import need_of
+from cocoon.eventlog.append import LogAppender
 from cocoon.kernel.clock import Clock, Randomness
-from cocoon.kernel.errors import CocoonError, Fatal
-from cocoon.telemetry import metrics
-from cocoon.telemetry.logs import get_logger
+from cocoon.kernel.errors import CocoonError
 from services.matcher import decide
 from services.matcher.decide import Reason
+from services.matcher.ending import Ending
+from services.matcher.lease import Lease, News
 from services.matcher.memory import Memory
 from services.matcher.settings import MatcherSettings
 
-log = get_logger(__name__)
-CONFLICT_TRIES = 20
-CONFLICT_PAUSE_S = 0.02
 Wanted = tuple[tuple[str, ...], str]  # recipient keys, model
-
-
-class News(Protocol):
-    """Where a gateway hears of its job. Losing a message costs the gateway a timeout, no more."""
-
-    async def __call__(
-        self, gateway_id: str, job_id: str, update: MatchUpdate, traceparent: str
-    ) -> None: ...
-
-
-@dataclass(slots=True)
-class Lease:
-    match: ProviderMatched
-    gateway_id: str
-    traceparent: str
-    deadline_s: float  # monotonic, renewed by heartbeats
-    matched_at_s: float
-    renewed_at_s: float  # when a heartbeat last named the job
-    committed: asyncio.Event = field(default_factory=asyncio.Event)
-    began: bool = False
-    cancelled_at_s: float | None = None
-    ending: bool = False
-    turned_away: bool = False  # its provider is busy: the job waits for room there or elsewhere
-    waits_since_s: float | None = None  # since when busy providers have kept the job waiting
 
 
 class Leases:
@@ -79,8 +45,8 @@ class Leases:
         randomness: Randomness,
         stop: Callable[[CocoonError], None],
     ) -> None:
-        self._settings, self._memory, self._appender = settings, memory, appender
-        self._news, self._clock, self._randomness, self._stop = news, clock, randomness, stop
+        self._settings, self._memory, self._clock = settings, memory, clock
+        self._ending = Ending(self, settings, memory, appender, news, clock, randomness, stop)
         self.live: dict[str, Lease] = {}
         self._resumed_at_s = float("-inf")
         self._tasks: set[asyncio.Task[None]] = set()
@@ -176,7 +142,7 @@ class Leases:
         """Another shard's jobs, or this one's that ended in memory first, fill the provider."""
         if not lease.turned_away:
             lease.turned_away = True
-            self._leave_place(job_id, lease)  # before it is said how full the provider is
+            self.leave_place(job_id, lease)  # before it is said how full the provider is
             self._memory.told_busy(lease.match.provider_id)
         self._seek_room(job_id, lease, set())
 
@@ -185,7 +151,7 @@ class Leases:
 
         `full`: whom this sweep has found without room, so that many waiting jobs cost one look.
         """
-        self._leave_place(job_id, lease)
+        self.leave_place(job_id, lease)
         now_s = self._clock.monotonic_s()
         if lease.waits_since_s is None:
             lease.waits_since_s = now_s
@@ -208,7 +174,7 @@ class Leases:
         known.add(wanted)
         return True
 
-    def _leave_place(self, job_id: str, lease: Lease) -> None:
+    def leave_place(self, job_id: str, lease: Lease) -> None:
         """A job that was turned away fills nothing; its commit may have counted it in again."""
         self._memory.providers[lease.match.provider_id].live_jobs.discard(job_id)
 
@@ -301,101 +267,6 @@ class Leases:
         if lease.ending:
             return
         lease.ending = True
-        task = asyncio.create_task(self._end(job_id, lease, reason, may_rematch, failure))
+        task = asyncio.create_task(self._ending.run(job_id, lease, reason, may_rematch, failure))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-    async def _end(
-        self, job_id: str, lease: Lease, reason: Reason, may_rematch: bool, failure: str
-    ) -> None:
-        await lease.committed.wait()
-        try:
-            for _ in range(CONFLICT_TRIES):
-                if self.live.get(job_id) is not lease:
-                    return
-                if await self._try_end(job_id, lease, reason, may_rematch, failure):
-                    return
-                await asyncio.sleep(CONFLICT_PAUSE_S)  # billing was first: its event is coming
-        except Fatal as error:
-            self._stop(error)
-        except CocoonError as error:
-            log.warning("lease_end_failed", job_id=job_id, code=error.code)
-        lease.ending = False  # the next sweep tries again
-
-    async def _try_end(
-        self, job_id: str, lease: Lease, reason: Reason, may_rematch: bool, failure: str
-    ) -> bool:
-        state = self._memory.jobs.get(job_id)
-        if state is None:
-            self.forget(job_id)
-            return True
-        if lease.turned_away:
-            self._leave_place(job_id, lease)
-        command = self._command(state, lease, reason, may_rematch, failure)
-        events = decide_expire_lease(state, command)
-        if not events:
-            lease.ending = not lease.turned_away
-            return True
-        item = decide.expire_item(command, state, events, lease.traceparent)
-        with self._place_kept(events[-1]) as place:
-            outcome = await self._appender.append(item)
-            if not isinstance(outcome, Appended):
-                return False
-            place.pop_all()
-        self._memory.apply_appended(outcome.events)
-        log.info("lease_ended", job_id=job_id, epoch=command.epoch, code=reason)
-        metrics.LEASES_EXPIRED.inc(reason)
-        await self._follow(job_id, lease, outcome)
-        return True
-
-    def _place_kept(self, last: EventData) -> contextlib.ExitStack:
-        """Count the next match's job at its provider while it is on its way to the log."""
-        place = contextlib.ExitStack()
-        if isinstance(last, ProviderMatched):
-            live_jobs = self._memory.providers[last.provider_id].live_jobs
-            live_jobs.add(last.job_id)
-            place.callback(live_jobs.discard, last.job_id)
-        return place
-
-    def _command(
-        self, state: JobState, lease: Lease, reason: Reason, may_rematch: bool, failure: str
-    ) -> ExpireLease:
-        request = state.request
-        candidates = (
-            self._memory.candidates(
-                request.recipient_key_ids, request.model_id, self._clock.monotonic_s()
-            )
-            if request
-            else ()
-        )
-        return ExpireLease(
-            job_id=lease.match.job_id,
-            epoch=lease.match.epoch,
-            reason=reason,
-            may_rematch=may_rematch,
-            cancelled=lease.cancelled_at_s is not None,
-            failure=failure,
-            candidates=candidates,
-            lease_ttl_ms=self._settings.lease_ttl_ms,
-            seed=self._randomness.token(32).hex(),
-            now_ms=self._clock.now_ms(),
-            again=lease.turned_away and reason == "busy",
-        )
-
-    async def _follow(self, job_id: str, lease: Lease, outcome: Appended) -> None:
-        """Lease the next match, or tell the gateway that the job has ended."""
-        last = outcome.events[-1].decode()
-        position = outcome.positions[-1]
-        if isinstance(last, ProviderMatched):
-            following = self.start(last, lease.gateway_id, lease.traceparent)
-            following.waits_since_s = lease.waits_since_s
-            following.committed.set()
-            await self._news(
-                lease.gateway_id, job_id, decide.matched_update(last), lease.traceparent
-            )
-            committed = decide.committed_update(last, position)
-            await self._news(lease.gateway_id, job_id, committed, lease.traceparent)
-        elif isinstance(last, JobFailed | JobCancelled):
-            self.forget(job_id)
-            update = decide.ended_update(job_id, last)
-            await self._news(lease.gateway_id, job_id, update, lease.traceparent)

@@ -27,7 +27,8 @@ from cocoon.telemetry.logs import get_logger
 from cocoon.telemetry.observe import serve_observe
 from cocoon.telemetry.tracing import inject, span
 from services.matcher.handlers import Matcher
-from services.matcher.leases import Leases, News
+from services.matcher.lease import News
+from services.matcher.leases import Leases
 from services.matcher.memory import Memory
 from services.matcher.settings import MatcherSettings
 

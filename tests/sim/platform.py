@@ -29,7 +29,8 @@ from services.billing.results import LiveJobs, Results
 from services.gateway.handlers import Gateway
 from services.gateway.settings import GatewaySettings
 from services.matcher.handlers import Matcher
-from services.matcher.leases import Leases, News
+from services.matcher.lease import News
+from services.matcher.leases import Leases
 from services.matcher.memory import Memory
 from services.matcher.settings import MatcherSettings
 from tests.sim import database as db
