@@ -12,6 +12,7 @@ from cocoon.bus.connection import broker, close, connect
 from cocoon.bus.ingress import IngressWorker
 from cocoon.bus.permissions import INGRESS_DURABLE, inbox_prefix
 from cocoon.bus.service import Stop, announce_ready, run
+from cocoon.bus.streams import declare_ingress_consumer
 from cocoon.contracts import subjects
 from cocoon.contracts.envelope import StoredEvent
 from cocoon.eventlog.append import LogAppender
@@ -69,7 +70,7 @@ async def serve(settings: BillingSettings, stop: Stop) -> None:
         listening = broker(settings.nats_url, settings.nats_seed_file, "billing", prefix, stop)
         worker = IngressWorker(
             nc, subjects.INGRESS_STREAM, INGRESS_DURABLE, ingress.on_message,
-            workers=settings.result_workers,
+            declare=declare_ingress_consumer, workers=settings.result_workers,
         )  # fmt: skip
         for shard in shards:
             _answer(listening, shard, Operator(appenders[shard], pool, shard, ledgers[shard]))
@@ -102,14 +103,16 @@ def _follow(
         for stored in batch:
             results.on_network_event(stored)
 
-    def ledger_tail(shard: int) -> Tail:
-        return Tail(dsn, nc, shard, consumer=LEDGER_CONSUMER)
+    relay = Relay(dsn, nc, (subjects.NETWORK_SHARD, *ledgers))  # the tails read what it reads
 
-    network = partial(Tail, dsn, nc, subjects.NETWORK_SHARD, from_position=1)
+    def ledger_tail(shard: int) -> Tail:
+        return Tail(dsn, relay.feed(shard), shard, consumer=LEDGER_CONSUMER)
+
+    zero = subjects.NETWORK_SHARD
+    network = partial(Tail, dsn, relay.feed(zero), zero, from_position=1)
     follow = [("tail-0", _tail(network, on_network))]
     for shard, ledger in ledgers.items():
         follow.append((f"tail-{shard}", _post(partial(ledger_tail, shard), ledger)))
-    relay = Relay(dsn, nc, (subjects.NETWORK_SHARD, *ledgers))
     follow.append(("relay", relay.run()))
     gauges = keep_gauges(pool, lambda: relay.positions, tuple(ledgers), LEDGER_CONSUMER)
     follow.append(("gauges", gauges))

@@ -199,7 +199,9 @@ class Bus:
         shard = int(subject.split(".")[1])
         stream = self.streams[shard]
         last = self.first_sequence[shard] + len(stream) - 1
-        if int(headers["Nats-Expected-Last-Sequence"]) != last:
+        before = stream[-1].headers["ce-id"] if stream else ""
+        follows = headers.get("Nats-Expected-Last-Msg-Id", before) == before
+        if int(headers["Nats-Expected-Last-Sequence"]) != last or not follows:
             answer(json.dumps({"error": {"code": 400}}).encode())
             return
         own = {k: v for k, v in headers.items() if not k.startswith("Nats-")}

@@ -9,10 +9,10 @@ import base64
 import hashlib
 from collections import deque
 from collections.abc import Mapping
-from types import SimpleNamespace
 from typing import Any
 
 from cocoon.contracts import subjects
+from cocoon.contracts.envelope import StoredEvent
 from cocoon.kernel.errors import NotFound, Transient, Unavailable
 from tests.sim.bus import Nats
 from tests.sim.loop import current_process
@@ -48,7 +48,7 @@ class Live:
         self.heard_s = self.bus.loop.now_s
         self.arrived.set()
 
-    async def take(self, limit: int, timeout_s: float) -> list[Any]:
+    async def take(self, limit: int, timeout_s: float) -> list[StoredEvent]:
         if not self.buffer:
             self.arrived.clear()
             try:
@@ -58,7 +58,7 @@ class Live:
                 return []
         count = min(limit, len(self.buffer))
         taken = [self.buffer.popleft() for _ in range(count)]
-        return [SimpleNamespace(headers=m.headers, data=m.body) for m in taken]
+        return [StoredEvent.from_message(m.headers, m.body) for m in taken]
 
     def silent_for_s(self) -> float:
         """Heartbeats come as long as the consumer is there."""

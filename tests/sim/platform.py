@@ -173,10 +173,12 @@ async def run_billing(world: World, process: Process) -> None:
             await db.write(tx.conn, SHARD, project(batch))
             await tx.checkpoint("ledger", batch[-1].position)
 
+    relay = Relay(dsn, nc, (0, SHARD), clock=world.new_clock())
+    network, shard = relay.feed(0), relay.feed(SHARD)
     for name, work in (
-        ("tail-0", _follow(lambda: Tail(dsn, nc, 0, from_position=1), on_network)),
-        ("tail-1", _follow(lambda: Tail(dsn, nc, SHARD, consumer="ledger"), on_shard)),
-        ("relay", Relay(dsn, nc, (0, SHARD), clock=world.new_clock()).run()),
+        ("tail-0", _follow(lambda: Tail(dsn, network, 0, from_position=1), on_network)),
+        ("tail-1", _follow(lambda: Tail(dsn, shard, SHARD, consumer="ledger"), on_shard)),
+        ("relay", relay.run()),
     ):
         stop.watch(asyncio.create_task(work, name=name))
     world.bus.worker = (process, Ingress(results, nc, RESULT_WAIT_S).on_message)

@@ -46,6 +46,7 @@ class Incoming:
 
 
 IngressHandler = Callable[[Incoming], Awaitable[None]]
+Declare = Callable[["BusClient"], Awaitable[None]]
 Verdict = Literal["ack", "retry", "drop", "park"]
 
 
@@ -63,15 +64,16 @@ def verdict(error: BaseException | None, deliveries: int) -> tuple[Verdict, floa
 
 
 class IngressWorker:
-    """Takes from a durable pull consumer that deployment has declared.
+    """Takes from a pull consumer, which it declares again when the broker has forgotten it.
 
     Asks for as many messages as it has room for, and handles up to `workers` at once.
     """
 
     def __init__(
         self, nc: BusClient, stream: str, durable: str, handler: IngressHandler, *,
-        workers: int = 64,
+        declare: Declare, workers: int = 64,
     ) -> None:  # fmt: skip
+        self._declare = declare
         self._nc, self._handler, self._workers = nc, handler, workers
         self._next = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}"
         self._running: set[asyncio.Task[None]] = set()
@@ -100,6 +102,8 @@ class IngressWorker:
                 if self._turned_away:
                     self._turned_away = False
                     await asyncio.sleep(_PAUSE_S)
+                    with contextlib.suppress(CocoonError):  # the queue itself may be away
+                        await self._declare(self._nc)
         finally:
             for task in self._running:
                 task.cancel()

@@ -123,6 +123,7 @@ def billing(shards: Sequence[int]) -> Permissions:
             "ack.provider.*",
             f"$JS.API.STREAM.INFO.{ingress}",
             f"$JS.API.CONSUMER.INFO.{ingress}.{INGRESS_DURABLE}",
+            f"$JS.API.CONSUMER.DURABLE.CREATE.{ingress}.{INGRESS_DURABLE}",
             f"$JS.API.CONSUMER.MSG.NEXT.{ingress}.{INGRESS_DURABLE}",
             f"$JS.ACK.{ingress}.{INGRESS_DURABLE}.>",
             _ANSWERS,

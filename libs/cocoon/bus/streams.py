@@ -25,11 +25,12 @@ INGRESS_ACK_WAIT_S = 30
 INGRESS_MAX_OF_ONE = 1024  # messages of one provider: nobody fills the queue for the others
 _STREAM_NOT_FOUND, _CONSUMER_NOT_FOUND = 10059, 10014
 API_TIMEOUT_S = 5.0
+_FIXED = "persist_mode"  # a stream keeps the one that it was made with
 
 
 def events_config(shard: int, first_seq: int = 1, replicas: int = 1) -> dict[str, Any]:
     """EVENTS_<shard>: a copy of the log, so it may acknowledge before it syncs (R1 only)."""
-    config: dict[str, Any] = {
+    return {
         "name": subjects.events_stream(shard),
         "subjects": [f"evt.{shard}.>"],
         "retention": "limits",
@@ -40,15 +41,21 @@ def events_config(shard: int, first_seq: int = 1, replicas: int = 1) -> dict[str
         "discard": "old",
         "deny_delete": True,
         "first_seq": first_seq,
+        **_unsynced(replicas),
     }
-    if replicas == 1:
-        # The server syncs every write (see SEALED and INGRESS); the log is the truth for this one.
-        config["persist_mode"] = "async"
-    return config
+
+
+def _unsynced(replicas: int) -> dict[str, Any]:
+    """For streams whose messages exist elsewhere: the server syncs every write of the others."""
+    return {"persist_mode": "async"} if replicas == 1 else {}
 
 
 def ingress_config(replicas: int = 1) -> dict[str, Any]:
-    """INGRESS: results on their way to billing; a full queue refuses instead of forgetting."""
+    """INGRESS: results on their way to billing; a full queue refuses instead of forgetting.
+
+    What a broker's death takes, its provider submits again: it keeps a result until billing has
+    acknowledged it (docs/adr/0006).
+    """
     return {
         "name": subjects.INGRESS_STREAM,
         "subjects": [subjects.PLATFORM_INGRESS],
@@ -62,6 +69,7 @@ def ingress_config(replicas: int = 1) -> dict[str, Any]:
         "duplicate_window": 120 * _NS,
         "discard": "new",
         "deny_delete": False,
+        **_unsynced(replicas),
     }
 
 
@@ -83,7 +91,11 @@ def sealed_config(replicas: int = 1) -> dict[str, Any]:
 
 
 def ingress_durable() -> dict[str, Any]:
-    """Billing's pull consumer: explicit acks, redelivery after seconds, never given up."""
+    """Billing's pull consumer: explicit acks, redelivery after seconds, never given up.
+
+    Its state is the broker's memory: kept on disk it could know more than a queue whose last
+    writes a crash took, and would pass the next results by. Billing declares it again.
+    """
     return {
         "durable_name": INGRESS_DURABLE,
         "name": INGRESS_DURABLE,
@@ -92,6 +104,7 @@ def ingress_durable() -> dict[str, Any]:
         "deliver_policy": "all",
         "max_deliver": -1,
         "max_ack_pending": 4096,
+        "mem_storage": True,
         "replay_policy": "instant",
     }
 
@@ -140,11 +153,23 @@ async def declare_streams(nc: Client, shards: Sequence[int], replicas: int = 1) 
             await api(nc, f"STREAM.CREATE.{config['name']}", config)
             continue
         now = found["config"]
-        if config["name"] == subjects.INGRESS_STREAM and not config.items() <= now.items():
-            await api(nc, f"STREAM.UPDATE.{config['name']}", {**now, **config})
+        bounds = {key: value for key, value in config.items() if key != _FIXED}
+        if config["name"] == subjects.INGRESS_STREAM and not bounds.items() <= now.items():
+            await api(nc, f"STREAM.UPDATE.{config['name']}", {**now, **bounds})
+    await declare_ingress_consumer(nc)
+
+
+async def declare_ingress_consumer(nc: Client) -> None:
+    """Make billing's consumer where it is missing; an older network's is left as it is.
+
+    Raises NotFound without INGRESS, Unavailable or Fatal.
+    """
     stream = subjects.INGRESS_STREAM
-    await api(
-        nc,
-        f"CONSUMER.DURABLE.CREATE.{stream}.{INGRESS_DURABLE}",
-        {"stream_name": stream, "config": ingress_durable()},
-    )
+    try:
+        await api(nc, f"CONSUMER.INFO.{stream}.{INGRESS_DURABLE}")
+    except NotFound:
+        await api(
+            nc,
+            f"CONSUMER.DURABLE.CREATE.{stream}.{INGRESS_DURABLE}",
+            {"stream_name": stream, "config": ingress_durable()},
+        )

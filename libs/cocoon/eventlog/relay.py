@@ -1,8 +1,9 @@
 """From the log to JetStream: position p becomes sequence p, exactly once, whatever crashes.
 
 The broker refuses a message unless p - 1 is its last sequence, so duplicates, gaps and racing
-relays cannot happen; a refusal or a silence rewinds to the broker's last sequence. The relay never
-changes the log, and halts when the stream holds what the log does not.
+relays cannot happen; and unless the event before it is its last message, so the acknowledgement of
+a batch's last event speaks for all of it. A refusal or a silence rewinds to the broker's last
+sequence. The relay never changes the log, and halts when the stream holds what the log does not.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from cocoon.bus.streams import EVENTS_WINDOW_S, api, create_events_stream
 from cocoon.contracts import subjects
 from cocoon.contracts.envelope import StoredEvent
 from cocoon.eventlog.connection import connect, tree_errors
+from cocoon.eventlog.feed import Feed
 from cocoon.eventlog.read import first_position_since, hash_at, head, read_batch
 from cocoon.kernel.clock import Clock, SystemClock
 from cocoon.kernel.errors import Fatal, LogCorrupt, NotFound, Transient
@@ -60,6 +62,10 @@ class Relay:
             for shard in shards
         ]
 
+    def feed(self, shard: int) -> Feed:
+        """What the relay reads of one of its shards, for a Tail in this process."""
+        return next(relay.feed for relay in self._shards if relay.shard == shard)
+
     @property
     def positions(self) -> dict[int, int]:
         """The last position of each shard that the stream has acknowledged."""
@@ -90,6 +96,7 @@ class _ShardRelay:
     ) -> None:
         self.shard = shard
         self.acked = 0
+        self.feed = Feed()
         self._dsn, self._nc, self._window = dsn, nc, window
         self._replicas, self._clock = replicas, clock
         self._stream = subjects.events_stream(shard)
@@ -141,9 +148,9 @@ class _ShardRelay:
                 if room and self._more:
                     self._more = False
                     events = await read_batch(conn, self.shard, sent + 1, room, prev_hash)
-                    for event in events:
-                        await self._publish(event, inbox)
                     if events:
+                        self.feed.push(events)
+                        await self._publish(events, inbox)
                         sent, prev_hash = events[-1].position, events[-1].hash
                         self._more = self._more or len(events) == room
                         continue
@@ -209,16 +216,22 @@ class _ShardRelay:
         since_us = (self._clock.now_ms() - EVENTS_WINDOW_S * 1000) * 1000
         return await first_position_since(conn, self.shard, since_us)
 
-    async def _publish(self, event: StoredEvent, inbox: str) -> None:
-        headers = event.to_headers()
-        headers["Nats-Expected-Last-Sequence"] = str(event.position - 1)
-        headers["Nats-Msg-Id"] = event.event_id
-        await self._nc.publish(
-            subjects.event(self.shard, event.stream, event.type),
-            event.data,
-            reply=f"{inbox}.{self._generation}.{event.position}",
-            headers=headers,
-        )
+    async def _publish(self, events: Sequence[StoredEvent], inbox: str) -> None:
+        """Each names its predecessor's position and id, so the last one's ack speaks for all."""
+        before = ""
+        for event in events:
+            headers = event.to_headers()
+            headers["Nats-Expected-Last-Sequence"] = str(event.position - 1)
+            if before:
+                headers["Nats-Expected-Last-Msg-Id"] = before
+            headers["Nats-Msg-Id"] = before = event.event_id
+            last = event is events[-1]
+            await self._nc.publish(
+                subjects.event(self.shard, event.stream, event.type),
+                event.data,
+                reply=f"{inbox}.{self._generation}.{event.position}" if last else "",
+                headers=headers,
+            )
 
     def _on_ack(self, message: Msg) -> None:
         _, generation, position_text = message.subject.rsplit(".", 2)

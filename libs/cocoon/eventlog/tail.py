@@ -1,8 +1,8 @@
 """Following the log: every event once, in order, without a gap, whatever happens to the bus.
 
-Postgres is read until nothing is left, then JetStream from the next position on. A gap, a broken
-hash, silence while the log grows: back to Postgres. JetStream only makes it fast, so losing the
-bus costs time and never an event.
+Postgres is read until nothing is left, then JetStream (or the relay, in its own process) from the
+next position on. A gap, a broken hash, silence while the log grows: back to Postgres. JetStream
+only makes it fast, so losing the bus costs time and never an event.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from cocoon.bus.streams import api
 from cocoon.contracts import subjects
 from cocoon.contracts.envelope import StoredEvent
 from cocoon.eventlog.connection import connect, tree_errors
+from cocoon.eventlog.feed import Feed, FeedReader
 from cocoon.eventlog.read import checkpoint, hash_at, head, read_batch
 from cocoon.kernel.errors import CocoonError, Transient
 from cocoon.telemetry import metrics
@@ -78,21 +79,25 @@ class _Live:
             {"stream_name": self._stream, "config": config},
         )
 
-    async def take(self, limit: int, timeout_s: float) -> list[Msg]:
-        """Up to `limit` messages; none after `timeout_s` without any."""
+    async def take(self, limit: int, timeout_s: float) -> list[StoredEvent]:
+        """Up to `limit` events; none after `timeout_s` without any, fewer before a bad one."""
         if not self._buffer:
             self._arrived.clear()
             # not wait_for: until Python 3.12 it can swallow a cancellation
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(timeout_s):
                     await self._arrived.wait()
-        taken: list[Msg] = []
+        taken: list[StoredEvent] = []
         while self._buffer and len(taken) < limit:
             message = self._buffer.popleft()
             if message.headers is not None and "Status" in message.headers:
                 await self._answer(message)
-            else:
-                taken.append(message)
+                continue
+            try:
+                taken.append(StoredEvent.from_message(message.headers or {}, message.data))
+            except (KeyError, ValueError):
+                self.overflowed = True
+                break
         return taken
 
     def silent_for_s(self) -> float:
@@ -127,27 +132,27 @@ class _Live:
 class Tail:
     """An async iterator of non-empty batches of events; use it as an async context manager.
 
-    It starts at `from_position`, or after the checkpoint of `consumer`, or at 1. Without a bus
-    (`nc` is None) it follows the log by LISTEN. Raises Fatal when the log itself is broken; waits
-    out everything else.
+    It starts at `from_position`, or after the checkpoint of `consumer`, or at 1. New events come
+    from the bus, from this process's own relay (a Feed), or else by LISTEN. Raises Fatal when the
+    log itself is broken; waits out everything else.
     """
 
     def __init__(
         self,
         dsn: str,
-        nc: BusClient | None,
+        source: BusClient | Feed | None,
         shard: int,
         *,
         consumer: str | None = None,
         from_position: int | None = None,
         batch: int = 512,
     ) -> None:
-        self._dsn, self._nc, self._shard = dsn, nc, shard
+        self._dsn, self._source, self._shard = dsn, source, shard
         self._consumer, self._batch = consumer, batch
         self._next = from_position or 0
         self._hash: bytes | None = None
         self._conn: asyncpg.Connection[asyncpg.Record] | None = None
-        self._live: _Live | None = None
+        self._live: _Live | FeedReader | None = None
         self._retry_live_s = 0.0
         self._grown = asyncio.Event()
         self._listening = False
@@ -159,7 +164,7 @@ class Tail:
 
     @property
     def live(self) -> bool:
-        """Whether events come from JetStream at the moment."""
+        """Whether events come as they happen, from JetStream or the relay."""
         return self._live is not None
 
     async def __aenter__(self) -> Tail:
@@ -235,7 +240,7 @@ class Tail:
             self._listening = True
 
     async def _unlisten(self) -> None:
-        # While JetStream delivers, a wake-up for every commit would only cost time.
+        # While events come anyway, a wake-up for every commit would only cost time.
         if self._listening and self._conn is not None:
             self._listening = False
             with tree_errors():
@@ -250,13 +255,14 @@ class Tail:
             conn.terminate()
             await asyncio.sleep(0)
 
-    # ---- JetStream ----
+    # ---- as they happen ----
 
     async def _join_bus(self) -> bool:
         now_s = asyncio.get_running_loop().time()
-        if self._nc is None or not self._nc.is_connected or now_s < self._retry_live_s:
+        source = self._source
+        if source is None or not source.is_connected or now_s < self._retry_live_s:
             return False
-        live = _Live(self._nc, self._shard)
+        live = source.reader() if isinstance(source, Feed) else _Live(source, self._shard)
         try:
             await live.open(self._next)
         except CocoonError:
@@ -283,17 +289,11 @@ class Tail:
             await self._leave_bus()
         return events
 
-    async def _take(self, live: _Live, wait_s: float, limit: int) -> list[StoredEvent]:
+    async def _take(self, live: _Live | FeedReader, wait_s: float, limit: int) -> list[StoredEvent]:
         """The next events from the bus. Leaves it at a gap: the log knows what is missing."""
-        messages = await live.take(limit, wait_s)
         events: list[StoredEvent] = []
         position, prev_hash = self._next, self._hash
-        for message in messages:
-            try:
-                event = StoredEvent.from_message(message.headers or {}, message.data)
-            except (KeyError, ValueError):
-                live.overflowed = True
-                break
+        for event in await live.take(limit, wait_s):
             if event.position < position:
                 continue  # a stream that lost its end to a crash is filled up again
             if event.position != position or prev_hash not in (None, event.prev_hash):

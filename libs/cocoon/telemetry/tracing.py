@@ -125,6 +125,9 @@ def span(
     An exception marks the span with its class and code and goes on. Without an exporter the body
     runs under the parent's context, so that `inject` still hands it on.
     """
+    if _tracer is None and not parent and trace.get_current_span() is trace.INVALID_SPAN:
+        yield trace.INVALID_SPAN  # nothing to record, nothing to hand on
+        return
     context = extract(parent) if isinstance(parent, str) else parent
     if _tracer is None:
         with trace.use_span(trace.get_current_span(context), record_exception=False,

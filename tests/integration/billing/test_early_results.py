@@ -55,7 +55,12 @@ async def working(bus: Bus, job_id: str) -> AsyncIterator[None]:
     nc = await bus.connect("billing")
     ingress = Ingress(OneJobIsKnown(job_id), nc, wait_s=3600)  # type: ignore[arg-type]
     worker = IngressWorker(
-        nc, subjects.INGRESS_STREAM, INGRESS_DURABLE, ingress.on_message, workers=256
+        nc,
+        subjects.INGRESS_STREAM,
+        INGRESS_DURABLE,
+        ingress.on_message,
+        declare=streams.declare_ingress_consumer,
+        workers=256,
     )
     task = asyncio.create_task(worker.run())
     try:

@@ -113,7 +113,13 @@ async def test_a_repeated_message_id_is_stored_once(bus: Bus) -> None:
 async def worker(bus: Bus, handler: Callable) -> AsyncIterator[Client]:
     nc = await bus.connect("billing")
     working = asyncio.create_task(
-        IngressWorker(nc, subjects.INGRESS_STREAM, permissions.INGRESS_DURABLE, handler).run()
+        IngressWorker(
+            nc,
+            subjects.INGRESS_STREAM,
+            permissions.INGRESS_DURABLE,
+            handler,
+            declare=streams.declare_ingress_consumer,
+        ).run()
     )
     try:
         yield nc
@@ -199,21 +205,41 @@ async def test_a_message_that_looks_like_the_servers_word_is_settled_like_any_ot
         assert await waiting(bus) == (0, 0)
 
 
-async def test_an_unsettled_message_survives_kill_9_of_nats_and_of_the_worker(bus: Bus) -> None:
-    mine = bus.providers[0]
+async def test_an_unsettled_message_comes_again_after_its_worker_died(bus: Bus) -> None:
     stuck = asyncio.Event()
 
     async def dies(_: Incoming) -> None:
         stuck.set()
         await asyncio.sleep(30)
 
-    provider = await bus.connect(mine)
-    await submit(provider, mine, b"result")
+    provider = await bus.connect(bus.providers[0])
+    await submit(provider, bus.providers[0], b"result")
+    async with worker(bus, dies):
+        await asyncio.wait_for(stuck.wait(), 5)
+    assert (await waiting(bus))[0] == 1
+
+
+async def test_a_result_submitted_again_after_kill_9_of_nats_and_of_the_worker_is_taken(
+    bus: Bus,
+) -> None:
+    """What the queue itself lost or kept does not matter: the provider has it until it is told."""
+    mine, seen, stuck = bus.providers[0], [], asyncio.Event()
+
+    async def dies(_: Incoming) -> None:
+        stuck.set()
+        await asyncio.sleep(30)
+
+    async def takes(message: Incoming) -> None:
+        seen.append(message.body)
+
+    await submit(await bus.connect(mine), mine, b"result")
     async with worker(bus, dies):
         await asyncio.wait_for(stuck.wait(), 5)
         bus.server.kill()
     bus.server.start()
-    assert (await waiting(bus))[0] == 1
+    async with worker(bus, takes):
+        await submit(await bus.connect(mine), mine, b"result")
+        await until(lambda: b"result" in seen)
 
 
 async def test_results_go_on_after_nats_comes_back_without_them_being_asked_for_again(

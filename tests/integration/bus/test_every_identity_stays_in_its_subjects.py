@@ -110,6 +110,7 @@ API: dict[str, set[str]] = {
     "CONSUMER.CREATE.EVENTS_1.x": {"matcher", "billing", "attestation", "infra"},
     "CONSUMER.CREATE.INGRESS.x": {"infra"},
     "CONSUMER.CREATE.SEALED.x": {"infra"},
+    "CONSUMER.DURABLE.CREATE.INGRESS.billing": {"billing", "infra"},
     "CONSUMER.DELETE.INGRESS.billing": set(),
     "CONSUMER.MSG.NEXT.INGRESS.billing": {"billing"},
     "CONSUMER.MSG.NEXT.EVENTS_1.x": set(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -343,6 +344,55 @@ async def test_foreign_messages_in_the_stream_never_reach_a_consumer(
     await eventually(lambda: len(collector.events) >= 60)
     await collector.stop()
     assert sample("cocoon_tail_resubscriptions_total", shard="1", consumer="memory") > left
+    assert collector.events == await whole_log(database.admin_dsn)
+
+
+async def test_a_foreign_message_among_those_in_flight_has_the_stream_made_anew(
+    appender: LogAppender, database: Database, bus: Bus
+) -> None:
+    """It takes one event's place; the ones behind it name their predecessor and are refused."""
+    await append_many(appender, 0, 4)
+    nc = await bus.connect("billing")
+
+    class Interrupted:
+        """The relay's connection, on which a stranger's message comes in between, once."""
+
+        def __init__(self) -> None:
+            self.intruded = False
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(nc, name)
+
+        async def publish(self, subject: str, *args: object, **kinds: object) -> None:
+            if not self.intruded and kinds["headers"]["ce-position"] == "5":  # type: ignore[index]
+                self.intruded = True
+                await nc.publish("evt.1.job.x.funds_held", b"{}")
+            await nc.publish(subject, *args, **kinds)  # type: ignore[arg-type]
+
+    relay = Relay(database.dsn("cocoon_billing"), Interrupted(), (1,))  # type: ignore[arg-type]
+    task = asyncio.create_task(relay.run())
+    await eventually(lambda: relay.positions[1] == 12)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    for event in await whole_log(database.admin_dsn):
+        found = await streams.api(nc, "STREAM.MSG.GET.EVENTS_1", {"seq": event.position})
+        assert base64.b64decode(found["message"]["data"]) == event.data
+
+
+async def test_a_tail_in_the_relays_process_follows_what_it_reads(
+    appender: LogAppender, database: Database, bus: Bus
+) -> None:
+    async with relaying(database, bus) as relay:
+        collector = Collector(Tail(database.dsn("cocoon_reader"), relay.feed(1), 1))
+        await append_many(appender, 0, 20)
+        await eventually(lambda: collector.tail.live and len(collector.events) == 60)
+        seen = collector.live_batches
+        await append_many(appender, 100, 20)
+        await eventually(lambda: len(collector.events) == 120)
+        assert collector.live_batches > seen
+    await append_many(appender, 200, 20)  # the relay is gone: the log itself is read
+    await eventually(lambda: len(collector.events) == 180)
+    await collector.stop()
     assert collector.events == await whole_log(database.admin_dsn)
 
 
