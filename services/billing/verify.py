@@ -7,7 +7,7 @@ long the log. It never writes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import lru_cache
@@ -154,9 +154,7 @@ class Fold:
             object.__setattr__(stored, "decoded", event)  # frozen: parsed once, as it does
             self._pending.append(stored)
 
-    def _stands_aside(
-        self, books: Books, position: int, stream: str, entries: list[Entry]
-    ) -> None:
+    def _stands_aside(self, books: Books, position: int, stream: str, entries: list[Entry]) -> None:
         reason = self._parked[position]
         self._report.parked += 1
         self._report.note(f"position {position} of {stream} stands aside: {reason}")
