@@ -21,7 +21,7 @@ from cocoon.domain import ledger
 from cocoon.domain.ledger import Entry, OutOfBounds, postings
 from cocoon.eventlog import scan as log
 from cocoon.eventlog.read import StoredCommand, checkpoint, hash_at, head, stream_events
-from cocoon.eventlog.scan import Scan
+from cocoon.eventlog.scan import DATA, SCHEMA_VERSION, STREAM, TYPE, Scan
 from cocoon.kernel.errors import LogCorrupt
 from services.billing import snapshots, store
 from services.billing.books import Books
@@ -118,10 +118,10 @@ class Fold:
     ) -> list[EventData | None]:
         """Read these rows' events and, where the ledger has passed them, post them into `lines`."""
         read = whole if self._decisions else if_it_posts
-        books, events = self.books if posted else None, []
+        books, parked, events = self.books if posted else None, self._parked, []
         for position, fields in enumerate(rows, first):
             try:
-                event = read(fields[log.TYPE], fields[log.SCHEMA_VERSION])(fields[log.DATA])
+                event = read(fields[TYPE], fields[SCHEMA_VERSION])(fields[DATA])
                 entries = postings(event) if event else []
             except (ValueError, KeyError) as error:
                 raise LogCorrupt(
@@ -130,8 +130,8 @@ class Fold:
             events.append(event)
             if books is None:
                 continue
-            if position in self._parked:
-                self._stands_aside(books, position, fields[log.STREAM].decode(), entries)
+            if position in parked:
+                self._stands_aside(books, position, fields[STREAM].decode(), entries)
             elif event:
                 try:
                     lines.append(books.post(position, event, entries))
