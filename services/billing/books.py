@@ -88,11 +88,12 @@ class Books:
 
 def lines_of(position: int, event: EventData, entries: Sequence[Entry]) -> str:
     """An event's rows in the ledger's tables, as text (services.billing.store makes the same)."""
-    lines = [f"{position} {line} {a} {n}\n" for line, (a, n) in enumerate(entries)]
+    at = f"{position} "
+    lines = "".join([f"{at}{line} {a} {n}\n" for line, (a, n) in enumerate(entries)])
     if type(event) is PaymentSettled:
-        lines.append(
-            f"{position} {_PAID} {event.job_id} {event.account_id} {event.api_key_id}"
+        return (
+            f"{lines}{at}{_PAID} {event.job_id} {event.account_id} {event.api_key_id}"
             f" {event.provider_id} {event.price_nanoton} {event.provider_nanoton}"
             f" {event.fee_nanoton}\n"
         )
-    return "".join(lines)
+    return lines

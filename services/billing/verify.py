@@ -7,7 +7,7 @@ long the log. It never writes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,12 +15,13 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING, Final
 
 from cocoon.contracts.envelope import GENESIS_HASH, StoredEvent
-from cocoon.contracts.events import EventData, PaymentSettled, decoder
+from cocoon.contracts.events import EventData, decoder
+from cocoon.contracts.shapes import checker
 from cocoon.domain import ledger
 from cocoon.domain.ledger import Entry, OutOfBounds, postings
 from cocoon.eventlog import scan as log
 from cocoon.eventlog.read import StoredCommand, checkpoint, hash_at, head, stream_events
-from cocoon.eventlog.scan import Scan
+from cocoon.eventlog.scan import DATA, SCHEMA_VERSION, STREAM, TYPE, Scan
 from cocoon.kernel.errors import LogCorrupt
 from services.billing import snapshots, store
 from services.billing.books import Books
@@ -36,10 +37,20 @@ SLICE: Final = 128  # events folded before the event loop has a turn
 POSITIONS_SHOWN: Final = 20
 
 
+Read = Callable[[bytes], EventData | None]
+
+
 @lru_cache(maxsize=256)
-def decode(event_type: bytes, schema_version: bytes) -> Callable[[bytes], EventData]:
+def whole(event_type: bytes, schema_version: bytes) -> Read:
     """An event's decoder, by two fields of a hashed text. Raises KeyError or ValueError."""
     return decoder(event_type.decode(), int(schema_version))
+
+
+@lru_cache(maxsize=256)
+def if_it_posts(event_type: bytes, schema_version: bytes) -> Read:
+    """The same, but an event of a type that posts nothing is checked only: None."""
+    name, version = event_type.decode(), int(schema_version)
+    return decoder(name, version) if name in ledger.POSTED else checker(name, version)
 
 
 Learn = Callable[[StoredEvent], Awaitable[list[StoredEvent]]]
@@ -87,27 +98,12 @@ class Fold:
         rows = log.checked(self._report.shard, self.hash, batch.rows, batch.last)
         before = (self.books.events, self.books.digest) if self.books else (0, b"")
         lines: list[str] = []
-        prev_hash = self.hash
-        for index, fields in enumerate(rows):
-            if not index % SLICE:
-                await asyncio.sleep(0)
-            position = batch.rows.first + index
-            try:
-                event = decode(fields[log.TYPE], fields[log.SCHEMA_VERSION])(fields[log.DATA])
-                entries = postings(event)
-            except (ValueError, KeyError) as error:
-                raise LogCorrupt(
-                    f"shard {self._report.shard} position {position} does not decode"
-                ) from error
-            if batch.posted and self.books and (entries or position in self._parked):
-                lines.append(self._post(position, fields[log.STREAM].decode(), event, entries))
-            elif batch.posted and self.books and type(event) is PaymentSettled:
-                lines.append(self.books.post(position, event, entries))
+        for start in range(0, len(rows), SLICE):
+            await asyncio.sleep(0)
+            part = rows[start : start + SLICE]
+            events = self._post(part, batch.rows.first + start, batch.posted, lines)
             if self._decisions:
-                stored = log.stored_event(fields, prev_hash, batch.rows.hashes[index])
-                object.__setattr__(stored, "decoded", event)  # frozen: parsed once, as it does
-                self._pending.append(stored)
-                prev_hash = stored.hash
+                self._hold(part, events, batch.rows.hashes[start : start + SLICE])
         self.hash = batch.rows.hashes[-1] if rows else self.hash
         self._report.events += len(rows)
         if self.books and batch.posted:
@@ -117,29 +113,55 @@ class Fold:
             self._commands.update((c.command_id, c) for c in batch.rows.commands)
             await self._decide_again()
 
-    def _post(self, position: int, stream: str, event: EventData, entries: list[Entry]) -> str:
-        """Post an event, unless it stands aside in the tables: the same stands aside here."""
-        assert self.books is not None  # noqa: S101 - the caller's condition
-        reason = self._parked.get(position)
-        if reason is not None:
-            self._stands_aside(position, stream, entries, reason)
-            return ""
-        try:
-            return self.books.post(position, event, entries)
-        except OutOfBounds as error:
-            # It stood aside and was unparked later, when there was money; where not, the
-            # balances differ in the end.
-            self._report.note(f"position {position} was not covered when it came: {error}")
-            return self.books.post(position, event, entries, bounded=False)
+    def _post(
+        self, rows: Sequence[list[bytes]], first: int, posted: bool, lines: list[str]
+    ) -> list[EventData | None]:
+        """Read these rows' events and, where the ledger has passed them, post them into `lines`."""
+        read = whole if self._decisions else if_it_posts
+        books, parked, events = self.books if posted else None, self._parked, []
+        for position, fields in enumerate(rows, first):
+            try:
+                event = read(fields[TYPE], fields[SCHEMA_VERSION])(fields[DATA])
+                entries = postings(event) if event else []
+            except (ValueError, KeyError) as error:
+                raise LogCorrupt(
+                    f"shard {self._report.shard} position {position} does not decode"
+                ) from error
+            events.append(event)
+            if books is None:
+                continue
+            if position in parked:
+                self._stands_aside(books, position, fields[STREAM].decode(), entries)
+            elif event:
+                try:
+                    lines.append(books.post(position, event, entries))
+                except OutOfBounds as error:
+                    # It stood aside and was unparked later, when there was money; where not, the
+                    # balances differ in the end.
+                    self._report.note(f"position {position} was not covered when it came: {error}")
+                    lines.append(books.post(position, event, entries, bounded=False))
+        return events
 
-    def _stands_aside(self, position: int, stream: str, entries: list[Entry], reason: str) -> None:
-        assert self.books is not None  # noqa: S101 - the caller's condition
+    def _hold(
+        self,
+        rows: Sequence[list[bytes]],
+        events: Sequence[EventData | None],
+        hashes: Sequence[bytes],
+    ) -> None:
+        """Keep these events until their command is whole."""
+        for fields, event, row_hash in zip(rows, events, hashes, strict=True):
+            stored = log.stored_event(fields, b"", row_hash)  # its chain is checked
+            object.__setattr__(stored, "decoded", event)  # frozen: parsed once, as it does
+            self._pending.append(stored)
+
+    def _stands_aside(self, books: Books, position: int, stream: str, entries: list[Entry]) -> None:
+        reason = self._parked[position]
         self._report.parked += 1
         self._report.note(f"position {position} of {stream} stands aside: {reason}")
         without_reason = reason == BEHIND_PARKED and stream not in self._aside
         if reason in FREEZES:
             try:
-                ledger.apply(self.books.balances, entries)
+                ledger.apply(books.balances, entries)
                 without_reason = True
             except OutOfBounds:
                 pass

@@ -7,8 +7,7 @@ commit, so a dispatch whose append fails is harmless: its result is refused and 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from cocoon.contracts.commands import RequestJob
@@ -22,6 +21,7 @@ from cocoon.kernel.clock import Clock, Randomness
 from cocoon.kernel.errors import (
     CocoonError,
     Conflict,
+    DeadlineExceeded,
     Fatal,
     InsufficientFunds,
     RateLimited,
@@ -30,13 +30,14 @@ from cocoon.kernel.errors import (
 from cocoon.kernel.money import format_ton
 from cocoon.telemetry import metrics
 from services.matcher import decide
+from services.matcher.accepted import AcceptedCommands
 from services.matcher.lease import CONFLICT_PAUSE_S, News
 from services.matcher.leases import Leases
 from services.matcher.memory import Memory
 from services.matcher.settings import MatcherSettings
 from services.matcher.waiting import Waiting, WaitingRoom
 
-MAX_REMEMBERED_COMMANDS = 200_000
+REMEMBERED_COMMANDS = 16_384  # to twice as many, besides those of running jobs
 MAX_ACCOUNT_CONFLICTS = 5
 WAITING_PER_SWEEP = 64
 
@@ -62,7 +63,9 @@ class Matcher:
         clock: Clock,
         randomness: Randomness,
         stop: Callable[[CocoonError], None],
+        find_job: Callable[[str], Awaitable[str | None]],
     ) -> None:
+        """`find_job`: the job of a command that the log has."""
         self._settings, self._memory, self._leases = settings, memory, leases
         self._appender, self._news, self._clock = appender, news, clock
         self._randomness, self._stop = randomness, stop
@@ -70,7 +73,8 @@ class Matcher:
         self.waiting = WaitingRoom(settings.waiting_limit, settings.waiting_limit_per_account)
         self._deciding: set[str] = set()  # command ids
         self._deciding_jobs: set[str] = set()
-        self._commands: OrderedDict[str, str] = OrderedDict()  # command_id -> job_id
+        self._accepted_before = AcceptedCommands(memory.jobs, REMEMBERED_COMMANDS)
+        self._find_job = find_job
 
     async def on_job_request(self, request: JobRequest, traceparent: str) -> None:
         """Answer a gateway: matched and committed, or existing, or waiting, or refused."""
@@ -81,7 +85,7 @@ class Matcher:
             return  # the gateway repeats itself; the first answer is on its way
         self._deciding.add(request.command_id)
         try:
-            known = self._commands.get(request.command_id)
+            known = self._accepted_before.get(request.command_id)
             if known is not None:
                 await self._existing(request, known, traceparent)
             else:
@@ -90,6 +94,8 @@ class Matcher:
             await self._wait_or_refuse(request, traceparent, error, waited)
         except Fatal as error:
             self._stop(error)
+        except (DeadlineExceeded, Unavailable) as error:
+            await self._refuse_if_new(request, error, traceparent)
         except CocoonError as error:
             await self._refuse(request, error, traceparent)
         finally:
@@ -179,7 +185,7 @@ class Matcher:
     ) -> None:
         events = [stored.decode() for stored in outcome.events]
         job_id = outcome.events[0].correlation_id
-        self._remember(request.command_id, job_id)
+        self._accepted_before.add(request.command_id, job_id)
         if outcome.repeated and events[-1] != granted:
             self._withdraw(request.job_id)
             await self._existing(request, job_id, traceparent, fold(events))
@@ -214,6 +220,21 @@ class Matcher:
         update = MatchUpdate(kind="existing", job_id=job_id, req_hash=req_hash)
         await self._news(request.gateway_id, request.job_id, update, traceparent)
 
+    async def _refuse_if_new(
+        self, request: JobRequest, error: CocoonError, traceparent: str
+    ) -> None:
+        """A repeat of what the log has and this memory has forgotten names its job, whatever has
+        run out since: the deadline, the keys, the providers.
+        """
+        try:
+            job_id = await self._find_job(request.command_id)
+        except CocoonError:
+            job_id = None
+        if job_id is None:
+            await self._refuse(request, error, traceparent)
+        else:
+            await self._existing(request, job_id, traceparent)
+
     async def _refuse(self, request: JobRequest, error: CocoonError, traceparent: str) -> None:
         update = decide.refused_update(request.job_id, error)
         await self._news(request.gateway_id, request.job_id, update, traceparent)
@@ -235,11 +256,6 @@ class Matcher:
         else:
             await self._refuse(request, error, traceparent)
 
-    def _remember(self, command_id: str, job_id: str) -> None:
-        self._commands[command_id] = job_id
-        if len(self._commands) > MAX_REMEMBERED_COMMANDS:
-            self._commands.popitem(last=False)
-
     # ---- what else is heard ----
 
     async def on_cancel(self, cancel: CancelJob) -> None:
@@ -255,7 +271,7 @@ class Matcher:
         if stored.recorded_at_us >= self._began_us and stored.type in _ENDS:
             metrics.JOBS.inc(_ENDS[stored.type])  # not what a restart only reads again
         if isinstance(event, JobRequested):
-            self._remember(stored.causation_id, event.job_id)
+            self._accepted_before.add(stored.causation_id, event.job_id)
         self._leases.on_shard_event(stored, event)
 
     def resume(self) -> None:

@@ -18,8 +18,9 @@ from cocoon.contracts import messages, subjects
 from cocoon.contracts.envelope import StoredEvent
 from cocoon.contracts.messages import CancelJob, DispatchReport, Heartbeat, JobRequest, MatchUpdate
 from cocoon.eventlog.append import LogAppender
+from cocoon.eventlog.connection import acquired, create_pool
 from cocoon.eventlog.connection import connect as connect_log
-from cocoon.eventlog.read import head
+from cocoon.eventlog.read import head, job_of_command
 from cocoon.eventlog.tail import Tail
 from cocoon.kernel.clock import SystemClock, SystemRandomness
 from cocoon.telemetry import metrics
@@ -61,7 +62,16 @@ async def serve(settings: MatcherSettings, stop: Stop) -> None:
         news = _news(nc)
         leases = Leases(settings, memory, appender, news, clock, randomness, stop)
         stack.push_async_callback(leases.close)
-        matcher = Matcher(settings, memory, leases, appender, news, clock, randomness, stop)
+        pool = await create_pool(dsn, "cocoon-matcher-commands", size=2)
+        stack.callback(pool.terminate)
+
+        async def find_job(command_id: str) -> str | None:
+            async with acquired(pool) as conn:
+                return await job_of_command(conn, settings.shard, command_id)
+
+        matcher = Matcher(
+            settings, memory, leases, appender, news, clock, randomness, stop, find_job
+        )
         tasks = await _follow(settings, dsn, nc, matcher, stop, stack)
         matcher.resume()
         listening = _broker(settings, matcher, leases, prefix, stop)

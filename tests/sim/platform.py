@@ -66,7 +66,15 @@ async def run_matcher(world: World, process: Process) -> None:
     memory = Memory(MATCHER.fee_bps, MATCHER.provider_silence_s)
     news = _news(nc)
     leases = Leases(MATCHER, memory, appender, news, clock, randomness, stop)
-    matcher = Matcher(MATCHER, memory, leases, appender, news, clock, randomness, stop)
+
+    async def find_job(command_id: str) -> str | None:
+        conn = await db.connect(dsn, "matcher-commands")
+        try:
+            return await conn.ask(lambda: world.database.logs[SHARD].job_of_command(command_id))
+        finally:
+            conn.terminate()
+
+    matcher = Matcher(MATCHER, memory, leases, appender, news, clock, randomness, stop, find_job)
     for shard, apply in ((0, matcher.on_network_event), (SHARD, matcher.on_shard_event)):
         goal = world.database.head(shard).position
         caught_up = asyncio.Event()

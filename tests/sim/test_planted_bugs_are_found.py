@@ -14,6 +14,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from msgspec import structs
 
 from cocoon.contracts import events as e
 from cocoon.contracts.envelope import AppendItem, StoredEvent
@@ -67,8 +68,8 @@ def a_result_is_settled_twice() -> AbstractContextManager[Any]:
 
     def again(state: JobState, command: Any) -> Any:
         if state.status is JobStatus.SETTLED:
-            state = replace(state, status=JobStatus.MATCHED, result=None,
-                            held_nanoton=state.request.max_price_nanoton)  # fmt: skip
+            held = state.request.max_price_nanoton
+            state = structs.replace(state, status=JobStatus.MATCHED, result=None, held_nanoton=held)
         return decide(state, command)
 
     def item(command: Any, state: JobState, events: Any, traceparent: str) -> AppendItem:

@@ -76,7 +76,7 @@ class MatcherWorld:
         self.matcher = Matcher(
             self.settings, self.memory, self.leases, appender, self._hear, self.clock,
             self.randomness,
-            self.stopped.append,
+            self.stopped.append, self._find_job,
         )  # fmt: skip
         self._tailed = self._tailed_network = 0
         self.tail()
@@ -86,6 +86,9 @@ class MatcherWorld:
         await self.leases.close()
         await self.appender.close()
         await self.start()
+
+    async def _find_job(self, command_id: str) -> str | None:
+        return self.log.job_of_command(command_id)
 
     async def _hear(
         self, gateway_id: str, job_id: str, update: MatchUpdate, traceparent: str

@@ -41,6 +41,10 @@ class ModelLog:
     def stream(self, name: str) -> list[StoredEvent]:
         return self._streams.get(name, [])
 
+    def job_of_command(self, command_id: str) -> str | None:
+        known = self.commands.get(command_id)
+        return self.events[known.first_position - 1].correlation_id if known else None
+
     def append(self, item: AppendItem, role: str = "", term: int = 0) -> Appended | Conflict:
         """Append one item whole, or say what it conflicts with. Raises StaleTerm for an old term.
 

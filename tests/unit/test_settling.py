@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 from nacl.signing import SigningKey
 
 from cocoon.contracts.events import PaymentSettled, ResultRejected, ResultSealed

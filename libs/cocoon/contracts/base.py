@@ -29,7 +29,7 @@ class Contract(BaseModel):
         return canonical.dumps(self.model_dump(mode="json"))
 
 
-_DIGITS = r"^(0|[1-9][0-9]{0,18})$"
+DIGITS = r"^(0|[1-9][0-9]{0,18})$"
 
 
 class _Amount:
@@ -42,7 +42,7 @@ class _Amount:
     ) -> CoreSchema:
         digits = core_schema.chain_schema(
             [
-                core_schema.str_schema(pattern=_DIGITS, strict=True),
+                core_schema.str_schema(pattern=DIGITS, strict=True),
                 core_schema.int_schema(ge=0, le=MAX_NANOTON),
             ]
         )
@@ -53,7 +53,7 @@ class _Amount:
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
         if handler.mode == "serialization":
-            return {"type": "string", "pattern": _DIGITS}
+            return {"type": "string", "pattern": DIGITS}
         return {"type": "integer", "minimum": 0, "maximum": MAX_NANOTON}
 
 

@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 from cocoon.contracts import commands as c
 from cocoon.contracts import events as e
+from cocoon.domain import account, job, provider
 from cocoon.domain.account import AccountState, decide_credit_deposit, decide_open_account
 from cocoon.domain.job import JobState
 from cocoon.domain.leasing import decide_expire_lease, decide_request_job
@@ -92,8 +93,6 @@ def stream_of(command: c.Command) -> str:
 
 def evolve(state: State, event: e.EventData, stream: str) -> State:
     """Fold an event into the state of its stream (None starts it)."""
-    from cocoon.domain import account, job, provider
-
     aggregate = stream.partition("/")[0]
     if aggregate == "job":
         return job.evolve(state if isinstance(state, JobState) else JobState(), event)
@@ -107,7 +106,9 @@ def evolve(state: State, event: e.EventData, stream: str) -> State:
 
 def initial(stream: str) -> State:
     """The state of a stream without events."""
-    starts: dict[str, State] = {
-        "job": JobState(), "account": AccountState(), "provider": ProviderState(),
-    }  # fmt: skip
-    return starts.get(stream.partition("/")[0])
+    return _STARTS.get(stream.partition("/")[0])
+
+
+_STARTS: dict[str, State] = {
+    "job": JobState(), "account": AccountState(), "provider": ProviderState(),
+}  # fmt: skip

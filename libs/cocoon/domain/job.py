@@ -5,8 +5,10 @@ or absent -> refused. What may happen next is decided in leasing.py and settling
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
 from enum import Enum
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from cocoon.contracts.events import (
     EventData,
@@ -41,9 +43,8 @@ class JobStatus(Enum):
 _TERMINAL = frozenset({JobStatus.SETTLED, JobStatus.REFUSED, JobStatus.FAILED, JobStatus.CANCELLED})
 
 
-@dataclass(frozen=True, slots=True)
-class JobState:
-    """A job as its events tell it."""
+class JobState(Struct, frozen=True):
+    """A job as its events tell it. A struct: a dataclass took 2 us to replace, for every event."""
 
     status: JobStatus = JobStatus.ABSENT
     version: int = 0
@@ -65,17 +66,18 @@ class JobState:
 
 def evolve(state: JobState, event: EventData) -> JobState:
     """Fold one event of the job's stream. Unknown events only raise the version."""
-    state = replace(state, version=state.version + 1)
+    version = state.version + 1
     match event:
         case JobRequested():
-            return replace(state, status=JobStatus.REQUESTED, request=event)
+            return replace(state, version=version, status=JobStatus.REQUESTED, request=event)
         case FundsHeld():
-            return replace(state, held_nanoton=event.amount_nanoton)
+            return replace(state, version=version, held_nanoton=event.amount_nanoton)
         case FundsRefused():
-            return replace(state, status=JobStatus.REFUSED)
+            return replace(state, version=version, status=JobStatus.REFUSED)
         case ProviderMatched():
             return replace(
                 state,
+                version=version,
                 status=JobStatus.MATCHED,
                 match=event,
                 matches=(*state.matches, (event.epoch, event.provider_id)),
@@ -83,6 +85,7 @@ def evolve(state: JobState, event: EventData) -> JobState:
         case LeaseExpired():
             return replace(
                 state,
+                version=version,
                 status=JobStatus.UNMATCHED,
                 counted_epochs=state.counted_epochs + event.counts,
                 tried=(*state.tried, event.provider_id),
@@ -91,22 +94,24 @@ def evolve(state: JobState, event: EventData) -> JobState:
                 else state.failed_at,
             )
         case JobFailed():
-            return replace(state, status=JobStatus.FAILED, held_nanoton=0)
+            return replace(state, version=version, status=JobStatus.FAILED, held_nanoton=0)
         case JobCancelled():
-            return replace(state, status=JobStatus.CANCELLED, held_nanoton=0)
+            return replace(state, version=version, status=JobStatus.CANCELLED, held_nanoton=0)
         case ResultSealed():
-            return replace(state, result=event)
+            return replace(state, version=version, result=event)
         case ResultRejected():
-            return replace(state, rejected_epochs=(*state.rejected_epochs, event.epoch))
+            rejected = (*state.rejected_epochs, event.epoch)
+            return replace(state, version=version, rejected_epochs=rejected)
         case PaymentSettled():
             return replace(
                 state,
+                version=version,
                 status=JobStatus.SETTLED,
                 held_nanoton=0,
                 price_nanoton=event.price_nanoton,
             )
         case _:
-            return state
+            return replace(state, version=version)
 
 
 def fold(events: Iterable[EventData], state: JobState | None = None) -> JobState:

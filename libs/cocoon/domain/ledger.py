@@ -7,6 +7,7 @@ of deposits), faucet (the devnet's side of them).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from cocoon.contracts.events import (
@@ -39,6 +40,9 @@ class Entry(NamedTuple):
     amount_nanoton: int
 
 
+_entry = partial(tuple.__new__, Entry)  # of a pair: without the call of Entry's own constructor
+
+
 def client(account_id: str) -> str:
     return f"client:{account_id}"
 
@@ -53,32 +57,32 @@ def provider(provider_id: str) -> str:
 
 def _hold(event: FundsHeld) -> list[Entry]:
     return [
-        Entry(client(event.account_id), -event.amount_nanoton),
-        Entry(hold(event.job_id), event.amount_nanoton),
+        _entry((client(event.account_id), -event.amount_nanoton)),
+        _entry((hold(event.job_id), event.amount_nanoton)),
     ]
 
 
 def _settle(event: PaymentSettled) -> list[Entry]:
     return [
-        Entry(hold(event.job_id), -event.held_nanoton),
-        Entry(provider(event.provider_id), event.provider_nanoton),
-        Entry(FEES, event.fee_nanoton),
-        Entry(client(event.account_id), event.released_nanoton),
+        _entry((hold(event.job_id), -event.held_nanoton)),
+        _entry((provider(event.provider_id), event.provider_nanoton)),
+        _entry((FEES, event.fee_nanoton)),
+        _entry((client(event.account_id), event.released_nanoton)),
     ]
 
 
 def _release(event: JobFailed | JobCancelled) -> list[Entry]:
     return [
-        Entry(hold(event.job_id), -event.released_nanoton),
-        Entry(client(event.account_id), event.released_nanoton),
+        _entry((hold(event.job_id), -event.released_nanoton)),
+        _entry((client(event.account_id), event.released_nanoton)),
     ]
 
 
 def _deposit(event: DepositCredited) -> list[Entry]:
     other_side = FAUCET if event.source == "dev" else f"escrow:{event.account_id}"
     return [
-        Entry(client(event.account_id), event.amount_nanoton),
-        Entry(other_side, -event.amount_nanoton),
+        _entry((client(event.account_id), event.amount_nanoton)),
+        _entry((other_side, -event.amount_nanoton)),
     ]
 
 
@@ -89,6 +93,7 @@ _POSTINGS: dict[type[EventData], Callable[[Any], list[Entry]]] = {
     JobCancelled: _release,
     DepositCredited: _deposit,
 }
+POSTED = frozenset(event.event_type for event in _POSTINGS)  # the types that move money
 
 
 def postings(event: EventData) -> list[Entry]:
@@ -100,7 +105,7 @@ def postings(event: EventData) -> list[Entry]:
     total = sum([amount for _, amount in entries])
     if total:
         raise ValueError(f"the entries of {event.event_type} sum to {total}, not 0")
-    return [entry for entry in entries if entry.amount_nanoton]
+    return [entry for entry in entries if entry[1]]
 
 
 def apply(balances: Mapping[str, int], entries: Iterable[Entry]) -> dict[str, int]:
@@ -110,10 +115,12 @@ def apply(balances: Mapping[str, int], entries: Iterable[Entry]) -> dict[str, in
     zero, or any account's magnitude would pass 2**63-1.
     """
     changed: dict[str, int] = {}
-    for entry in entries:
-        before = changed.get(entry.account, balances.get(entry.account, 0))
-        changed[entry.account] = before + entry.amount_nanoton
+    for account, amount in entries:
+        before = changed[account] if account in changed else balances.get(account, 0)
+        changed[account] = before + amount
     for account, amount in changed.items():
+        if 0 <= amount <= MAX_NANOTON:
+            continue
         if amount < 0 and account.startswith(("client:", "hold:", "provider:", FEES)):
             raise OutOfBounds(account, "negative_balance")
         if abs(amount) > MAX_NANOTON:

@@ -150,6 +150,19 @@ async def read_commands(conn: Connection, shard: int, first: int, last: int) -> 
     ]
 
 
+async def job_of_command(conn: Connection, shard: int, command_id: str) -> str | None:
+    """What the events of a command correlate with, None if the log has no such command."""
+    with tree_errors():
+        found = await conn.fetchval(
+            "SELECT e.correlation_id FROM log.commands c JOIN log.events e"
+            " ON e.shard = c.shard AND e.position = c.first_position"
+            " WHERE c.shard = $1 AND c.command_id = $2",
+            shard,
+            command_id,
+        )
+    return None if found is None else str(found)
+
+
 async def hash_at(conn: Connection, shard: int, position: int) -> bytes:
     """The chain's hash at a position, genesis at 0. Raises LogCorrupt if the row is missing."""
     with tree_errors():

@@ -16,11 +16,8 @@ _MAX_SAFE_INT = 2**53
 
 
 def _check(value: object) -> None:
-    kind = type(value)  # exact types: the encoder knows no others
-    if kind is str:
-        if not value.isascii():  # type: ignore[attr-defined]
-            value.encode("utf-8")  # type: ignore[attr-defined] # a lone surrogate has no UTF-8 form
-    elif kind is int:
+    kind = type(value)  # exact types: the encoder knows no others; it refuses lone surrogates
+    if kind is int:
         if not -_MAX_SAFE_INT <= value <= _MAX_SAFE_INT:  # type: ignore[operator]
             raise ValueError("canonical JSON holds integers up to 2**53; use a decimal string")
     elif kind is dict:
@@ -28,11 +25,13 @@ def _check(value: object) -> None:
             if type(key) is not str or not key.isascii():
                 # ASCII keys sort alike by bytes, code points and UTF-16 units
                 raise ValueError("canonical JSON keys are ASCII strings")
-            _check(item)
+            if type(item) is not str:
+                _check(item)
     elif kind is list or kind is tuple:
         for item in value:  # type: ignore[attr-defined]
-            _check(item)
-    elif value is not None and kind is not bool:
+            if type(item) is not str:
+                _check(item)
+    elif value is not None and kind is not bool and kind is not str:
         raise ValueError(f"canonical JSON cannot hold {kind.__name__}")
 
 

@@ -9,7 +9,12 @@ import pytest
 from cocoon.contracts.envelope import AppendItem, NewEvent
 from cocoon.contracts.events import AccountOpened, FundsHeld, FundsRefused, ProviderMatched
 from cocoon.contracts.messages import CancelJob
+from cocoon.domain.job import fold
+from cocoon.domain.settling import decide_settle_result
 from cocoon.kernel.errors import Unavailable
+from services.matcher import handlers
+from services.matcher.accepted import AcceptedCommands
+from tests.support.example_events import put
 from tests.support.job_world import (
     ALICE,
     BOB,
@@ -19,6 +24,7 @@ from tests.support.job_world import (
     Provider,
     hex16,
     job_request,
+    settle_command,
 )  # fmt: skip
 from tests.support.matcher_world import MatcherWorld, ready_world
 
@@ -98,6 +104,51 @@ async def test_a_job_id_that_another_command_is_deciding_keeps_its_hold_and_its_
     assert world.types() == GRANTED
     assert hex16("job") in world.leases.live
     assert world.memory.available_nanoton("acct_1") == 15_000
+
+
+def settle(world: MatcherWorld, job: str) -> None:
+    """Billing pays the job, and the tail brings it."""
+    state = fold(stored.decode() for stored in world.log.stream(f"job/{hex16(job)}"))
+    put(world.log, f"job/{hex16(job)}", decide_settle_result(state, settle_command(state)))
+    world.tail()
+
+
+@pytest.mark.parametrize("passed_s", [0, 10, 3600], ids=["at once", "nobody there", "too late"])
+async def test_a_command_that_was_forgotten_is_still_the_same_job(
+    passed_s: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handlers, "REMEMBERED_COMMANDS", 1)
+    world = await ready_world()
+    for job in ("job", "later1", "later2", "later3"):
+        await world.ask(job_request(job))
+        settle(world, job)
+    rows, free = len(world.log.events), world.memory.available_nanoton("acct_1")
+    world.clock.passed_s += passed_s
+    await world.ask(job_request())
+    assert world.last().kind == "existing"
+    assert (len(world.log.events), world.memory.available_nanoton("acct_1")) == (rows, free)
+    assert not world.leases.live
+
+
+async def test_a_request_that_the_log_has_not_is_refused_when_it_comes_too_late() -> None:
+    world = await ready_world()
+    world.clock.passed_s += 3600
+    await world.ask(job_request())
+    assert world.heard() == ["refused"]
+
+
+def test_running_jobs_commands_stay_however_many_follow() -> None:
+    running = {"job 0", "job 7"}
+    accepted = AcceptedCommands(running, limit=4)
+    for number in range(100):
+        accepted.add(f"command {number}", f"job {number}")
+        assert len(accepted) <= 2 * 4 + len(running)
+    assert [accepted.get(f"command {n}") for n in (0, 7, 8)] == ["job 0", "job 7", None]
+    assert all(accepted.get(f"command {n}") == f"job {n}" for n in range(96, 100))
+    running.clear()
+    for number in range(100, 108):
+        accepted.add(f"command {number}", f"job {number}")
+    assert accepted.get("command 0") is None
 
 
 async def test_a_repeat_to_a_restarted_matcher_is_still_the_same_job() -> None:
