@@ -27,8 +27,9 @@ from cocoon.telemetry.tracing import span
 from services.provider.answering import check_price, spooled_bytes
 from services.provider.enclave import Enclave
 from services.provider.frames import FrameSender, Route
+from services.provider.journal import SpoolHead
 from services.provider.running import JobRun, RunningJob, SealedResult, Served
-from services.provider.spool import Spool, SpoolHead
+from services.provider.spool import Spool
 from services.provider.submitting import Submitter
 
 if TYPE_CHECKING:
