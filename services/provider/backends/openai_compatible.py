@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -30,11 +30,9 @@ from services.provider.backends.openai_answers import (
     StreamReader,
     failed,
     named,
-    read_item,
     read_whole,
 )
 
-MAX_LINE_BYTES: Final = 1024 * 1024
 MAX_ERROR_BYTES: Final = 64 * 1024
 MAX_WHOLE_BYTES: Final = 64 * 1024 * 1024
 CONNECT_TIMEOUT_S: Final = 5.0
@@ -127,8 +125,7 @@ class OpenAICompatibleBackend:
             async with self._post(probe) as answer:
                 if answer.status != 200:
                     raise await _refusal(answer)
-                items = [item async for item in _lines(answer)]
-                self._streams = any(item.get("usage") for item in items if item is not None)
+                self._streams = await _counts(answer)
         except _BROKEN as error:
             raise _broke(error) from None
 
@@ -164,40 +161,31 @@ class OpenAICompatibleBackend:
         if self._running >= self._queue_limit:
             raise RateLimited("The engine is answering as many requests as it can.", code="busy")
         self._running += 1
-        answering = self._stream if self._streams else self._whole
-        outputs = answering(self._body(request, max_output_tokens))
+        body = self._body(request, max_output_tokens)
         try:
-            async for output in _bounded(outputs, max_input_tokens, max_output_tokens):
-                yield output
+            async with self._post({**body, **_STREAMED} if self._streams else body) as answer:
+                if answer.status != 200:
+                    raise await _refusal(answer)
+                if not self._streams:
+                    piece, end = read_whole(await _whole_body(answer))
+                    _check_bounds(end, max_input_tokens, max_output_tokens)
+                    for output in (Started(end.usage.prompt), piece, end):
+                        if output is not None:
+                            yield output
+                    return
+                yield Started(None)
+                reader = StreamReader()
+                async for data in answer.content.iter_any():  # to its end: then it is used again
+                    for output in reader.feed(data):
+                        if isinstance(output, Ended):
+                            _check_bounds(output, max_input_tokens, max_output_tokens)
+                        yield output
+                if not reader.done:
+                    raise failed("The engine's server broke off.")
         except _BROKEN as error:
             raise _broke(error) from None
         finally:
-            await outputs.aclose()
             self._running -= 1
-
-    async def _stream(self, body: dict[str, Any]) -> AsyncGenerator[Output, None]:
-        async with self._post({**body, **_STREAMED}) as answer:
-            if answer.status != 200:
-                raise await _refusal(answer)
-            yield Started(None)
-            reader = StreamReader()
-            async for item in _lines(answer):
-                if item is None:
-                    yield reader.end()
-                    continue
-                for piece in reader.take(item):
-                    yield piece
-
-    async def _whole(self, body: dict[str, Any]) -> AsyncGenerator[Output, None]:
-        async with self._post(body) as answer:
-            if answer.status != 200:
-                raise await _refusal(answer)
-            raw = await _whole_body(answer)
-        piece, end = read_whole(raw)
-        yield Started(end.usage.prompt)
-        if piece is not None:
-            yield piece
-        yield end
 
     def _body(self, request: ChatRequest, max_output_tokens: int) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -223,46 +211,26 @@ async def _whole_body(answer: aiohttp.ClientResponse) -> bytes:
     return bytes(raw)
 
 
-async def _lines(answer: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any] | None]:
-    """The stream's JSON objects, None at [DONE], then nothing more than the body's end.
-
-    Reading on to the end lets the connection be used again.
-    """
-    pending = b""
-    done = False
-    async for chunk in answer.content.iter_any():
-        pending += chunk
-        *whole, pending = pending.split(b"\n")
-        if len(pending) > MAX_LINE_BYTES:
-            raise failed("The engine's server sent a line that is too long.")
-        for line in whole:
-            name, _, value = line.strip().partition(b":")
-            if name != b"data":
-                continue
-            if done:
-                continue
-            if value.strip() == b"[DONE]":
-                done = True
-                yield None
-                continue
-            item = read_item(value)
-            if item is not None:
-                yield item
-    if not done:
+async def _counts(answer: aiohttp.ClientResponse) -> bool:
+    """Whether a stream comes with its token counts. Raises Unavailable if it is none."""
+    reader = StreamReader()
+    try:
+        async for data in answer.content.iter_any():
+            reader.feed(data)
+    except Unavailable:
+        if not reader.done:
+            raise
+    if not reader.done:
         raise failed("The engine's server broke off.")
+    return reader.counted
 
 
-async def _bounded(
-    outputs: AsyncIterator[Output], max_input_tokens: int, max_output_tokens: int
-) -> AsyncIterator[Output]:
-    """Pass outputs on. Counts come last, so an answer over the bounds is refused at its end."""
-    async for output in outputs:
-        if isinstance(output, Ended):
-            if output.usage.prompt > max_input_tokens:
-                raise prompt_too_long(output.usage.prompt, max_input_tokens)
-            if output.usage.completion > max_output_tokens:
-                raise failed("The engine's server gave more than was asked.")
-        yield output
+def _check_bounds(end: Ended, max_input_tokens: int, max_output_tokens: int) -> None:
+    """Counts come last, so an answer over the bounds is refused at its end."""
+    if end.usage.prompt > max_input_tokens:
+        raise prompt_too_long(end.usage.prompt, max_input_tokens)
+    if end.usage.completion > max_output_tokens:
+        raise failed("The engine's server gave more than was asked.")
 
 
 async def _refusal(answer: aiohttp.ClientResponse) -> CocoonError:
