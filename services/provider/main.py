@@ -185,6 +185,7 @@ def _server_model(
         "capabilities": Capabilities(**dict.fromkeys(settings.backend_capabilities, True)),
         "queue_limit": settings.concurrency,
         "read_timeout_s": settings.backend_read_timeout_s,
+        "deadline_s": settings.job_timeout_s,
         "api_key": api_key,
     }
     if urlsplit(url).scheme not in ("grpc", "grpcs"):
@@ -197,7 +198,7 @@ def _server_model(
 
     backend = TritonBackend(
         url, model, **shared, randomness=randomness, load=load,
-        metrics_url=settings.backend_metrics_url, deadline_s=settings.job_timeout_s,
+        metrics_url=settings.backend_metrics_url,
         ca_file=settings.backend_ca_file,
     )  # fmt: skip
     return manifests.describe_server(settings.model_name, arguments, "triton"), backend

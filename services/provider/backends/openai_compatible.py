@@ -1,8 +1,9 @@
 """Any OpenAI-compatible server as an engine: vLLM, SGLang, llama.cpp, Ollama.
 
 Only loopback or https addresses are taken: the prompt is in the clear on that way, so it stays in
-the machine (or goes to a peer that proves its name). Token counts are the server's own: one that
-gives none with a stream (llama-cpp-python's) is asked for whole answers instead.
+the machine (or goes to a peer that proves its name). Only who streams is asked for a stream: one
+body is cheaper for both, and nothing of it is delivered before its end. Token counts are the
+server's own: one that gives none with a stream (llama-cpp-python's) is always asked for one body.
 """
 
 from __future__ import annotations
@@ -72,6 +73,7 @@ class OpenAICompatibleBackend:
         capabilities: Capabilities,
         queue_limit: int,
         read_timeout_s: float = 120.0,
+        deadline_s: float = 600.0,
         api_key: str | None = None,
     ) -> None:
         base = check_url(url)
@@ -84,11 +86,14 @@ class OpenAICompatibleBackend:
         self._timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=read_timeout_s
         )
+        self._silent = aiohttp.ClientTimeout(  # until one body comes
+            total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=deadline_s
+        )
         self._session: aiohttp.ClientSession | None = None
         self._model = model
         self._queue_limit = queue_limit
         self._running = 0
-        self._streams = True  # found out by `start`
+        self._counts_streams = True  # found out by `start`
         self.capabilities = capabilities
         self.context_tokens = context_tokens
         self.system_fingerprint = f"fp_{hashlib.sha256(model.encode()).hexdigest()[:12]}"
@@ -110,8 +115,13 @@ class OpenAICompatibleBackend:
             )
         return self._session
 
-    def _post(self, body: dict[str, Any]) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
-        return self._http.post(self._chat_url, data=to_json(body), allow_redirects=False)
+    def _post(
+        self, body: dict[str, Any], *, stream: bool
+    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        return self._http.post(
+            self._chat_url, data=to_json({**body, **_STREAMED} if stream else body),
+            allow_redirects=False, timeout=self._timeout if stream else self._silent,
+        )  # fmt: skip
 
     async def start(self) -> None:
         """Check that the model is served, and by one token whether streams come with counts."""
@@ -120,12 +130,12 @@ class OpenAICompatibleBackend:
                 "the engine's server does not answer or does not serve the model; start it first"
             )
         message = {"role": "user", "content": "hi"}
-        probe = {"model": self._model, "messages": [message], "max_tokens": 1, **_STREAMED}
+        probe = {"model": self._model, "messages": [message], "max_tokens": 1}
         try:
-            async with self._post(probe) as answer:
+            async with self._post(probe, stream=True) as answer:
                 if answer.status != 200:
                     raise await _refusal(answer)
-                self._streams = await _counts(answer)
+                self._counts_streams = await _counts(answer)
         except _BROKEN as error:
             raise _broke(error) from None
 
@@ -161,12 +171,12 @@ class OpenAICompatibleBackend:
         if self._running >= self._queue_limit:
             raise RateLimited("The engine is answering as many requests as it can.", code="busy")
         self._running += 1
-        body = self._body(request, max_output_tokens)
+        stream = bool(request.stream) and self._counts_streams
         try:
-            async with self._post({**body, **_STREAMED} if self._streams else body) as answer:
+            async with self._post(self._body(request, max_output_tokens), stream=stream) as answer:
                 if answer.status != 200:
                     raise await _refusal(answer)
-                if not self._streams:
+                if not stream:
                     piece, end = read_whole(await _whole_body(answer))
                     _check_bounds(end, max_input_tokens, max_output_tokens)
                     for output in (Started(end.usage.prompt), piece, end):
