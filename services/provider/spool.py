@@ -123,22 +123,27 @@ class Spool:
 
     # ---- room ----
 
+    @property
+    def is_full(self) -> bool:
+        """Whether the bounds leave no place for another result, however small."""
+        return not self._is_within_bounds(1)
+
     def has_room(self, size: int = 1) -> bool:
         """Whether another result of `size` bytes fits, within the bounds and on the disk."""
         wanted = self._reserved_bytes + size
+        return self._is_within_bounds(size) and wanted + MIN_FREE_BYTES <= self._free_bytes()
+
+    def _is_within_bounds(self, size: int) -> bool:
         return (
             self._count + len(self._reserved) < self.max_items
-            and self._journal.disk_bytes + wanted <= self.max_bytes
-            and wanted + MIN_FREE_BYTES <= self._free_bytes()
+            and self._journal.disk_bytes + self._reserved_bytes + size <= self.max_bytes
         )
 
-    def reserve(self, job_id: str, size: int) -> bool:
-        """Keep room for a job that begins. False if there is none."""
-        if job_id in self._reserved or not self.has_room(size):
-            return False
+    def reserve(self, job_id: str, size: int) -> None:
+        """Keep room for a job that begins; ask `has_room` first."""
+        self.release(job_id)
         self._reserved[job_id] = size
         self._reserved_bytes += size
-        return True
 
     def release(self, job_id: str) -> None:
         """The job has ended: its result, if any, is counted in."""

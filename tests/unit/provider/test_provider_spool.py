@@ -202,16 +202,19 @@ async def test_a_write_and_a_sweep_at_once_lose_nothing(tmp_path: Path) -> None:
 
 async def test_what_runs_has_its_room_reserved(tmp_path: Path) -> None:
     made = spool(tmp_path, max_bytes=10_000)  # 3 results
-    assert made.reserve("a", 6000)
-    assert not made.reserve("a", 1)
-    assert not made.reserve("b", 4001)
-    assert made.reserve("b", 3000)
-    assert made.reserve("c", 1000)
+    made.reserve("a", 1)
+    made.reserve("a", 6000)
+    assert made.has_room(4000)
+    assert not made.has_room(4001)
+    made.reserve("b", 3000)
+    made.reserve("c", 1000)
     assert not made.has_room(0)  # three results will come
+    assert made.is_full
     made.release("a")
     made.release("a")
     assert made.has_room(6000)
     assert not made.has_room(6001)
+    assert not made.is_full
     await made.write(head(), RESPONSE)
     assert not made.has_room(0)
 
