@@ -15,9 +15,9 @@ from cocoon.chat import (
     ChatRequest,
     TokenLogprob,
     TokenUsage,
+    answer_json,
     error_body,
     parse_chat_request,
-    to_json,
 )
 from cocoon.contracts.events import Quote
 from cocoon.domain import pricing
@@ -152,26 +152,31 @@ class Telling:
 
         Otherwise it ends here, with what fits, as one that has reached its length: False.
         """
-        if self._fits(piece, room_bytes):
-            self._take(piece)
+        if self._took(piece, room_bytes):
             return True
-        fitting = beginning(piece, lambda part: self._fits(part, room_bytes))
+        fitting = beginning(piece, lambda part: self._fits(self._bytes_of(part), room_bytes))
         if fitting is not None:
-            self._take(fitting)
+            self._took(fitting, room_bytes)
         self.end(Ended("length", self.made))
         return False
 
-    def _fits(self, piece: Piece, room_bytes: int) -> bool:
+    def _bytes_of(self, piece: Piece) -> int:
         assert self._size is not None  # noqa: S101 - nothing is made before it was read
-        more_bytes = self._size.of_piece(piece)
+        return self._size.of_piece(piece)
+
+    def _fits(self, more_bytes: int, room_bytes: int) -> bool:
+        assert self._size is not None  # noqa: S101 - as above
         return self._size.whole(self._waiting_json_bytes + more_bytes) <= room_bytes
 
-    def _take(self, piece: Piece) -> None:
-        assert self._size is not None  # noqa: S101 - as above
+    def _took(self, piece: Piece, room_bytes: int) -> bool:
+        more_bytes = self._bytes_of(piece)
+        if not self._fits(more_bytes, room_bytes):
+            return False
         self._text.append(piece.text)
         self._logprobs += piece.logprobs
         self._waiting_tokens += piece.tokens
-        self._waiting_json_bytes += self._size.of_piece(piece)
+        self._waiting_json_bytes += more_bytes
+        return True
 
     def end(self, ended: Ended) -> None:
         """The engine is done: tell the reason and the exact usage."""
@@ -179,15 +184,15 @@ class Telling:
         self.status = Status.COMPLETE if ended.reason == "stop" else Status.LENGTH
         self.usage = ended.usage
         if self._stream:
-            self._closing.append(("data", to_json(self._answer.final_chunk(ended.reason))))
+            self._closing.append(("data", answer_json(self._answer.final_chunk(ended.reason))))
             if self._answer.request.include_usage:
-                self._closing.append(("data", to_json(self._answer.usage_chunk(ended.usage))))
+                self._closing.append(("data", answer_json(self._answer.usage_chunk(ended.usage))))
         else:
             whole = self._answer.completion(
                 "".join(self._text), ended.reason, ended.usage, self._logprobs
             )
-            self._closing.append(("data", to_json(whole)))
-        self._closing.append(("usage", to_json(ended.usage.to_openai())))
+            self._closing.append(("data", answer_json(whole)))
+        self._closing.append(("usage", answer_json(ended.usage.to_openai())))
 
     def fail(self, error: CocoonError) -> None:
         """Refused (the request's fault) or failed (ours): an error record, and nothing is owed."""
@@ -200,7 +205,7 @@ class Telling:
         self.status = Status.CANCELLED
         self._drop_waiting()
         self.usage = self.made
-        self._closing = [("usage", to_json(self.usage.to_openai()))]
+        self._closing = [("usage", answer_json(self.usage.to_openai()))]
 
     def seal_waiting(self) -> bytes:
         """Seal all text that waits as one object, then, at the end, what closes the answer."""
@@ -208,10 +213,10 @@ class Telling:
         if self._stream and self._answer is not None and (self._text or self._closing_data):
             if not self._begun:
                 self._begun = True
-                sealed.append(self._sealer.data(to_json(self._answer.role_chunk())))
+                sealed.append(self._sealer.data(answer_json(self._answer.role_chunk())))
             if self._text:
                 chunk = self._answer.delta_chunk("".join(self._text), self._logprobs)
-                sealed.append(self._sealer.data(to_json(chunk)))
+                sealed.append(self._sealer.data(answer_json(chunk)))
             self._told_tokens += self._waiting_tokens
             self._drop_waiting()
         for kind, content in self._closing:

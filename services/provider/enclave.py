@@ -80,8 +80,9 @@ class Enclave:
         if accepted.header.not_after_ms > epoch.not_after_ms:
             raise SealingError("The request outlives the enclave's key.", code="bad_request")
         secret = self._randomness.token(EPHEMERAL_BYTES)
-        exports = await epoch.process.ask(slot.key_id, slot.enc, accepted.fixed_header, secret)
-        opened = open_accepted(accepted, exports, resp_eph_pk=hpke.public_key(secret))
+        asked = epoch.process.ask(slot.key_id, slot.enc, accepted.fixed_header, secret)
+        resp_eph_pk = hpke.public_key(secret)  # while the key's holder works
+        opened = open_accepted(accepted, await asked, resp_eph_pk=resp_eph_pk)
         return opened, epoch.evidence_id
 
     def sign_receipt(

@@ -31,7 +31,7 @@ class KeyProcess(asyncio.Protocol):
         self._link = link
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray()
-        self._waiting: dict[int, asyncio.Future[JobExports]] = {}
+        self._waiting: dict[int, tuple[asyncio.Future[JobExports], asyncio.TimerHandle]] = {}
         self._number = 0
         self._public: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
@@ -60,24 +60,38 @@ class KeyProcess(asyncio.Protocol):
                 raise
             raise Unavailable("the key holder's process did not start; is memory short?") from None
 
-    async def ask(self, key: bytes, enc: bytes, fixed_header: bytes, eph_sk: bytes) -> JobExports:
-        """One job's exports. Raises SealingError (unknown_key, bad_key, busy)."""
+    def ask(
+        self, key: bytes, enc: bytes, fixed_header: bytes, eph_sk: bytes
+    ) -> asyncio.Future[JobExports]:
+        """Ask for one job's exports. It, or its answer, raises SealingError (unknown_key, bad_key,
+        busy).
+        """
         if self._transport is None or self._transport.is_closing():
             raise SealingError("This enclave no longer holds that key.", code="unknown_key")
         if len(self._waiting) >= MAX_QUESTIONS:
             raise SealingError("The enclave is answering as many requests as it can.", code="busy")
-        self._number = (self._number + 1) & 0xFFFFFFFF
-        number = self._number
-        future: asyncio.Future[JobExports] = asyncio.get_running_loop().create_future()
-        self._waiting[number] = future
+        self._number = number = (self._number + 1) & 0xFFFFFFFF
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[JobExports] = loop.create_future()
+        timer = loop.call_later(ANSWER_TIMEOUT_S, self._give_up, number)
+        self._waiting[number] = future, timer
         self._transport.write(QUESTION.pack(number, key, enc, fixed_header, eph_sk))
-        try:
-            async with asyncio.timeout(ANSWER_TIMEOUT_S):
-                return await future
-        except TimeoutError:
-            raise SealingError("The key holder did not answer in time.", code="busy") from None
-        finally:
-            self._waiting.pop(number, None)
+        return future
+
+    def _give_up(self, number: int) -> None:
+        self._settle(number, SealingError("The key holder did not answer in time.", code="busy"))
+
+    def _settle(self, number: int, answer: JobExports | SealingError) -> None:
+        future, timer = self._waiting.pop(number, (None, None))
+        if future is None or timer is None:
+            return
+        timer.cancel()
+        if future.done():
+            return
+        if isinstance(answer, SealingError):
+            future.set_exception(answer)
+        else:
+            future.set_result(answer)
 
     def end(self) -> None:
         """Erase the key: hang up and kill the process, which has nothing to tidy up."""
@@ -102,24 +116,18 @@ class KeyProcess(asyncio.Protocol):
         while len(self._buffer) >= ANSWER.size:
             number, code, exports = ANSWER.unpack_from(self._buffer)
             del self._buffer[: ANSWER.size]
-            future = self._waiting.get(number)
-            if future is None or future.done():
-                continue
             if code:
-                future.set_exception(
-                    SealingError("The key holder refused this job's key.", code=CODES[code])
-                )
+                error = SealingError("The key holder refused this job's key.", code=CODES[code])
+                self._settle(number, error)
             else:
-                future.set_result(JobExports(exports[:32], exports[32:64], exports[64:]))
+                self._settle(number, JobExports(exports[:32], exports[32:64], exports[64:]))
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self._public.done():
             self._public.set_exception(ConnectionError("the key holder ended"))
-        for future in self._waiting.values():
-            if not future.done():
-                future.set_exception(
-                    SealingError("This enclave no longer holds that key.", code="unknown_key")
-                )
+        error = SealingError("This enclave no longer holds that key.", code="unknown_key")
+        for number in tuple(self._waiting):
+            self._settle(number, error)
 
 
 def _spawn(theirs: socket.socket, lifetime_ms: int) -> subprocess.Popen[bytes]:

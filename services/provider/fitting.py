@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
-from cocoon.chat import Answer, TokenUsage, to_json
+from cocoon.chat import Answer, TokenUsage, answer_json
 from cocoon.sealing import Profile
 from cocoon.sealing.pacing import TICK_FRAME_BYTES, TICKS_PER_END
 from cocoon.sealing.padding import RecordType, response_rule
@@ -20,7 +20,7 @@ from services.provider.backends.base import Piece
 PREFIX_BYTES: Final = 128  # the response's head and its stream's header
 MOST: Final = TokenUsage(2**40, 2**40, 2**40, 2**40)  # no usage is longer in JSON
 HALVINGS: Final = 10  # of a piece that is cut: to a thousandth of it
-_EMPTY_BYTES: Final = len(to_json({"": ""}))
+QUOTES_BYTES: Final = 2
 
 
 class AnswerSize:
@@ -32,20 +32,20 @@ class AnswerSize:
         usage_chunk = [answer.usage_chunk(MOST)] if answer.request.include_usage else []
         around = [answer.role_chunk(), answer.final_chunk("length"), *usage_chunk] if stream else []
         body = answer.delta_chunk("") if stream else answer.completion("", "length", MOST)
-        self._body_bytes = len(to_json(body))
+        self._body_bytes = len(answer_json(body))
         self.closing_bytes = (
             PREFIX_BYTES
-            + sum(self._sealed(RecordType.DATA, len(to_json(chunk))) for chunk in around)
-            + self._sealed(RecordType.USAGE, len(to_json(MOST.to_openai())))
+            + sum(self._sealed(RecordType.DATA, len(answer_json(chunk))) for chunk in around)
+            + self._sealed(RecordType.USAGE, len(answer_json(MOST.to_openai())))
             + self._sealed(RecordType.RECEIPT, RECEIPT_BYTES)
             + (TICKS_PER_END * TICK_FRAME_BYTES if profile is Profile.P1 else 0)
         )
 
     def of_piece(self, piece: Piece) -> int:
         """Bytes of JSON that a piece adds to the object that tells it."""
-        size = len(to_json({"": piece.text})) - _EMPTY_BYTES
+        size = len(answer_json(piece.text)) - QUOTES_BYTES
         if self._logprobs:
-            size += sum(len(to_json(token.to_openai())) + 1 for token in piece.logprobs)
+            size += sum(len(answer_json(token.to_openai())) + 1 for token in piece.logprobs)
         return size
 
     def whole(self, pieces_bytes: int) -> int:

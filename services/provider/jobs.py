@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 from collections.abc import Collection, Coroutine, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from pydantic import ValidationError
@@ -27,8 +28,9 @@ from cocoon.telemetry.tracing import span
 from services.provider.answering import check_price, spooled_bytes
 from services.provider.enclave import Enclave
 from services.provider.frames import FrameSender, Route
+from services.provider.journal import SpoolHead
 from services.provider.running import JobRun, RunningJob, SealedResult, Served
-from services.provider.spool import Spool, SpoolHead
+from services.provider.spool import Spool
 from services.provider.submitting import Submitter
 
 if TYPE_CHECKING:
@@ -57,7 +59,7 @@ class Dispatch:
         try:
             job_id, gateway = headers[m.H_JOB], headers[m.H_GATEWAY]
             epoch, req_hash = int(headers[m.H_EPOCH]), bytes.fromhex(headers[m.H_REQ_HASH])
-            quote = Quote.model_validate_json(headers[m.H_QUOTE])
+            quote = _quote(headers[m.H_QUOTE])
         except (KeyError, ValidationError):
             raise ValueError("a run_job header is missing or malformed") from None
         digest = headers.get(m.H_SEALED, "")
@@ -68,6 +70,12 @@ class Dispatch:
             raise ValueError("a run_job header is malformed")
         traceparent = headers.get(m.H_TRACEPARENT, "")
         return cls(job_id, Route(gateway, epoch), req_hash, quote, digest, traceparent)
+
+
+@lru_cache(maxsize=64)
+def _quote(text: str) -> Quote:
+    """A provider's jobs cite few quotes. Raises ValidationError."""
+    return Quote.model_validate_json(text)
 
 
 class Jobs:
@@ -154,7 +162,7 @@ class Jobs:
     async def _dispatch(self, dispatch: Dispatch, body: bytes) -> None:
         if self._is_repeat(dispatch):
             return
-        if not self.taking_jobs or not self._spool.has_room():
+        if not self.taking_jobs or self._spool.is_full:
             _busy("This agent takes no new jobs now.")
         if len(self._running) + self._opening >= self._concurrency:
             _busy("This agent runs as many jobs as it can.")
@@ -306,7 +314,8 @@ class Jobs:
             metrics.FIRST_TOKEN_SECONDS.observe(result.first_token_s)
         kinds = ("input", "cached_input", "output", "reasoning")
         for kind, tokens in zip(kinds, result.counts, strict=True):
-            metrics.TOKENS.inc(kind, amount=tokens)
+            if tokens:
+                metrics.TOKENS.inc(kind, amount=tokens)
         tell = _log.debug if result.status in (Status.COMPLETE, Status.LENGTH) else _log.info
         tell(
             "job_answered", job_id=result.job_id, epoch=result.epoch,

@@ -77,6 +77,7 @@ async def serve(settings: ProviderSettings, stop: Stop) -> None:
             settings.data_dir / "spool", settings.spool_max_items, settings.spool_max_bytes
         )
         await asyncio.to_thread(spool.open)
+        stack.callback(spool.close)
         submitter = Submitter(
             nc.jetstream(), spool, identity, name, clock, first_backoff_s=settings.submit_backoff_s
         )
@@ -184,6 +185,7 @@ def _server_model(
         "capabilities": Capabilities(**dict.fromkeys(settings.backend_capabilities, True)),
         "queue_limit": settings.concurrency,
         "read_timeout_s": settings.backend_read_timeout_s,
+        "deadline_s": settings.job_timeout_s,
         "api_key": api_key,
     }
     if urlsplit(url).scheme not in ("grpc", "grpcs"):
@@ -196,7 +198,7 @@ def _server_model(
 
     backend = TritonBackend(
         url, model, **shared, randomness=randomness, load=load,
-        metrics_url=settings.backend_metrics_url, deadline_s=settings.job_timeout_s,
+        metrics_url=settings.backend_metrics_url,
         ca_file=settings.backend_ca_file,
     )  # fmt: skip
     return manifests.describe_server(settings.model_name, arguments, "triton"), backend

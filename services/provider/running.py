@@ -261,11 +261,11 @@ class JobRun:
 
     async def _wait(self, wake_ms: int | None) -> None:
         wait_s = IDLE_WAIT_S if wake_ms is None else max(0, wake_ms - self._monotonic_ms()) / 1000
+        timer = asyncio.get_running_loop().call_later(wait_s, self._news.set)
         try:
-            async with asyncio.timeout(wait_s):
-                await self._news.wait()
-        except TimeoutError:
-            return
+            await self._news.wait()
+        finally:
+            timer.cancel()
 
     async def _send_bytes(self, size: int | None) -> None:
         job = self._job

@@ -1,65 +1,85 @@
 """Sealed results on disk until the network has them: ciphertext and receipts only.
 
-A result is fsynced before its last frame leaves. After a restart it is submitted again; the job
-itself cannot run again, because its key died with the process.
+A result is durable before its last frame leaves. All results that wait share one write and one
+sync. After a restart they are submitted again; the job itself cannot run again, because its key
+died with the process.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Final, TypeVar
 
-from pydantic import Field
-
-from cocoon.contracts.base import Contract, Count, Hex16, Hex32
-from cocoon.contracts.events import Epoch
-from cocoon.kernel import canonical
 from cocoon.kernel.errors import ConfigurationError
+from services.provider.journal import (
+    RESULT_BYTES,
+    Journal,
+    Name,
+    Segment,
+    SpoolHead,
+    encode_acks,
+    encode_result,
+    read_records,
+)
 
-SUFFIX: Final = ".sealed"
-MAX_HEAD_BYTES: Final = 4096
 MIN_FREE_BYTES: Final = 64 * 1024  # of the disk; room for heads and the folder itself
+SEGMENT_BYTES: Final = 4 * 1024 * 1024  # then another one begins
+SEGMENT_S: Final = 10.0  # or after so long; and so long a full one may wait for its last results
+T = TypeVar("T")
 
 
-class SpoolHead(Contract):
-    """The first line of a spool file; the response's bytes follow."""
-
-    job_id: Hex16
-    epoch: Epoch
-    req_hash: Hex32
-    receipt: Annotated[str, Field(pattern=r"^[0-9a-f]{840}$")]
-    blob_hash: Hex32
-    response_bytes: Count
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, slots=True)
 class SpoolItem:
-    """A result that waits for its acknowledgement."""
+    """A result that waits for its acknowledgement. Its place on disk may change."""
 
     head: SpoolHead
-    path: Path
+    segment: Segment
+    offset: int  # of the response
 
     @property
-    def key(self) -> tuple[str, int]:
-        return self.head.job_id, self.head.epoch
+    def key(self) -> Name:
+        return self.head.name
+
+    @property
+    def disk_bytes(self) -> int:
+        return RESULT_BYTES + self.head.response_bytes
 
     def read(self) -> bytes:
-        """The response's bytes. Raises OSError or ValueError if the file is gone or damaged."""
-        _, _, response = self.path.read_bytes().partition(b"\n")
+        """The response's bytes. Raises OSError or ValueError if they are gone or damaged."""
+        response = self.read_unchecked()
         if hashlib.sha256(response).hexdigest() != self.head.blob_hash:
             raise ValueError("the spooled response does not match its hash")
         return response
 
+    def read_unchecked(self) -> bytes:
+        segment, offset = self.segment, self.offset
+        try:
+            return segment.read(offset, self.head.response_bytes)
+        except FileNotFoundError:
+            if segment is self.segment:
+                raise
+        return self.segment.read(self.offset, self.head.response_bytes)  # it was moved meanwhile
 
-@dataclass(slots=True)
+
+@dataclass(eq=False, slots=True)
+class _Unwritten:
+    head: SpoolHead
+    record: bytes
+    done: asyncio.Future[SpoolItem]
+
+
+@dataclass
 class Spool:
-    """A folder of at most `max_items` results and `max_bytes` of ciphertext.
+    """At most `max_items` results, and `max_bytes` on disk.
 
-    What runs has room reserved, so that a result finds its place when it is done.
+    What runs has room reserved, so that a result finds its place when it is done. One thread
+    touches the files; everything else is the event loop's.
     """
 
     folder: Path
@@ -69,37 +89,61 @@ class Spool:
     _reserved: dict[str, int] = field(default_factory=dict)  # by job
     _reserved_bytes: int = 0
     _count: int = 0
-    _bytes: int = 0
+    _unwritten: list[_Unwritten] = field(default_factory=list)
+    _acknowledged: list[Name] = field(default_factory=list)  # not on disk yet
+    _writer: asyncio.Task[None] | None = None
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)  # from a write to its counting
+
+    def __post_init__(self) -> None:
+        self._journal = Journal(self.folder)
+        self._segment_bytes = min(SEGMENT_BYTES, self.max_bytes // 8)
+        self._thread = ThreadPoolExecutor(1, "spool")
 
     def open(self) -> None:
-        """Read what a former process left. Damaged and half-written files are removed."""
+        """Read what a former process left, without what is damaged or half-written."""
         try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for path in sorted(self.folder.iterdir()):
-                item = _load(path) if path.suffix == SUFFIX else None
-                if item is None:
-                    path.unlink()
-                    continue
-                self.keep(item)
+            for segment, data in self._journal.open():
+                for record in read_records(data):
+                    if isinstance(record, list):
+                        self._drop(record)
+                    else:
+                        self._keep(SpoolItem(record[0], segment, record[1]))
+            for segment in [s for s in self._journal.segments if not s.live_bytes]:
+                self._journal.remove(segment)
         except OSError:
             raise ConfigurationError(f"the spool folder {self.folder} cannot be used") from None
+
+    def close(self) -> None:
+        """Finish what is being written, and leave as little behind as is owed."""
+        self._thread.shutdown()
+        if not self._jobs:
+            self._clear()
+        elif self._acknowledged:
+            self._journal.append(encode_acks(self._acknowledged), durable=False)
+
+    # ---- room ----
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the bounds leave no place for another result, however small."""
+        return not self._is_within_bounds(1)
 
     def has_room(self, size: int = 1) -> bool:
         """Whether another result of `size` bytes fits, within the bounds and on the disk."""
         wanted = self._reserved_bytes + size
+        return self._is_within_bounds(size) and wanted + MIN_FREE_BYTES <= self._free_bytes()
+
+    def _is_within_bounds(self, size: int) -> bool:
         return (
             self._count + len(self._reserved) < self.max_items
-            and self._bytes + wanted <= self.max_bytes
-            and wanted + MIN_FREE_BYTES <= self._free_bytes()
+            and self._journal.disk_bytes + self._reserved_bytes + size <= self.max_bytes
         )
 
-    def reserve(self, job_id: str, size: int) -> bool:
-        """Keep room for a job that begins. False if there is none."""
-        if job_id in self._reserved or not self.has_room(size):
-            return False
+    def reserve(self, job_id: str, size: int) -> None:
+        """Keep room for a job that begins; ask `has_room` first."""
+        self.release(job_id)
         self._reserved[job_id] = size
         self._reserved_bytes += size
-        return True
 
     def release(self, job_id: str) -> None:
         """The job has ended: its result, if any, is counted in."""
@@ -112,6 +156,8 @@ class Spool:
             return self.max_bytes * 2  # it does not tell: what is written there will
         return disk.f_bavail * disk.f_frsize
 
+    # ---- what waits ----
+
     def __len__(self) -> int:
         return self._count
 
@@ -123,66 +169,142 @@ class Spool:
         epochs = self._jobs.get(job_id)
         return epochs[max(epochs)] if epochs else None
 
-    def write(self, head: SpoolHead, response: bytes) -> SpoolItem:
-        """Write and fsync one result; call it off the event loop.
+    async def write(self, head: SpoolHead, response: bytes) -> SpoolItem:
+        """Keep one result: it is durable and counted in when this returns.
 
         Raises OSError, a full disk's too, and leaves nothing half-written behind.
         """
-        path = self.folder / f"{head.job_id}.{head.epoch}{SUFFIX}"
-        partial = path.with_suffix(".partial")
-        try:
-            _write_durably(partial, head.to_canonical() + b"\n" + response)
-            partial.replace(path)
-        except OSError:
-            partial.unlink(missing_ok=True)  # it would hold the very space that lacks
-            raise
-        folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-        return SpoolItem(head, path)
-
-    def keep(self, item: SpoolItem) -> None:
-        """Count a written result in."""
-        epochs = self._jobs.setdefault(item.head.job_id, {})
-        if item.head.epoch not in epochs:
-            self._count += 1
-            self._bytes += item.head.response_bytes
-        epochs[item.head.epoch] = item
+        unwritten = _Unwritten(
+            head, encode_result(head, response), asyncio.get_running_loop().create_future()
+        )
+        self._unwritten.append(unwritten)
+        if self._writer is None:
+            self._writer = asyncio.create_task(self._write())
+        return await unwritten.done
 
     def remove(self, item: SpoolItem) -> None:
-        """The network has it: it counts no more. `delete` takes it from the disk."""
-        epochs = self._jobs.get(item.head.job_id, {})
-        if epochs.pop(item.head.epoch, None) is not None:
-            self._count -= 1
-            self._bytes -= item.head.response_bytes
-        if not epochs:
-            self._jobs.pop(item.head.job_id, None)
+        """The network has it: it counts no more. A later write says so on disk."""
+        if self._drop([item.key]):
+            self._acknowledged.append(item.key)
 
-    def delete(self, items: Sequence[SpoolItem]) -> None:
-        """Erase removed results; call it off the event loop. What a crash leaves is sent again."""
-        for item in items:
-            item.path.unlink(missing_ok=True)
+    async def _write(self) -> None:
+        """Write what waits, again and again, until nothing does."""
+        while self._unwritten:
+            async with self._turn:
+                group = self._next_group()
+                records = [unwritten.record for unwritten in group]
+                try:
+                    place = await self._append([*self._take_acknowledged(), *records])
+                except (OSError, RuntimeError) as error:  # RuntimeError: it was closed
+                    for unwritten in group:
+                        if not unwritten.done.done():
+                            unwritten.done.set_exception(error)
+                else:
+                    self._wrote(group, *place)
+        self._writer = None
 
+    def _next_group(self) -> list[_Unwritten]:
+        size, count = 0, 0
+        while count < len(self._unwritten) and size < self._segment_bytes:
+            size += len(self._unwritten[count].record)
+            count += 1
+        group, self._unwritten = self._unwritten[:count], self._unwritten[count:]
+        return group
 
-def _write_durably(path: Path, data: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    try:
-        left = memoryview(data)
-        while left:
-            left = left[os.write(descriptor, left) :]
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    def _wrote(self, group: list[_Unwritten], segment: Segment, end: int) -> None:
+        for unwritten in reversed(group):
+            item = SpoolItem(unwritten.head, segment, end - unwritten.head.response_bytes)
+            end -= len(unwritten.record)
+            self._keep(item)
+            if not unwritten.done.done():  # the job may have been cancelled meanwhile
+                unwritten.done.set_result(item)
 
+    def _take_acknowledged(self) -> list[bytes]:
+        names, self._acknowledged = self._acknowledged, []
+        return [encode_acks(names)] if names else []
 
-def _load(path: Path) -> SpoolItem | None:
-    try:
-        with path.open("rb") as file:
-            line = file.readline(MAX_HEAD_BYTES)
-        item = SpoolItem(SpoolHead.model_validate(canonical.loads_object(line.rstrip(b"\n"))), path)
-        item.read()
-    except ValueError:  # pydantic's ValidationError is one
-        return None
-    return item
+    async def _append(self, records: list[bytes], *, durable: bool = True) -> tuple[Segment, int]:
+        """Write records, and say where they end."""
+
+        def append() -> tuple[Segment, int]:
+            data = b"".join(records)
+            segment, offset = self._journal.append(data, durable=durable)
+            if segment.size >= self._segment_bytes:
+                self._journal.close()
+            return segment, offset + len(data)
+
+        return await self._on_thread(append)
+
+    async def _on_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    def _keep(self, item: SpoolItem) -> None:
+        self._drop([item.key])  # a copy of it, on disk twice
+        self._jobs.setdefault(item.head.job_id, {})[item.head.epoch] = item
+        self._count += 1
+        item.segment.live_bytes += item.disk_bytes
+
+    def _drop(self, names: list[Name]) -> bool:
+        found = False
+        for job_id, epoch in names:
+            epochs = self._jobs.get(job_id, {})
+            item = epochs.pop(epoch, None)
+            if item is not None:
+                found = True
+                self._count -= 1
+                item.segment.live_bytes -= item.disk_bytes
+                if not epochs:
+                    del self._jobs[job_id]
+        return found
+
+    # ---- what is not needed any more ----
+
+    async def tidy(self, now_s: float) -> None:
+        """Give back what results no longer need; call it a few times a second. Raises OSError.
+
+        Segments go whole. One that few results pin gives them to the newest, so that at most half
+        of what is old is dead. An acknowledgement may go before the result that it names: after a
+        crash that result is submitted again, which is harmless.
+        """
+        async with self._turn:
+            if not self._jobs:
+                self._acknowledged.clear()
+                if self._journal.segments:
+                    await self._on_thread(self._clear)
+                return
+            if self._acknowledged:
+                await self._append(self._take_acknowledged(), durable=False)
+            for segment in tuple(self._journal.segments):
+                await self._tidy_segment(segment, now_s)
+
+    async def _tidy_segment(self, segment: Segment, now_s: float) -> None:
+        if segment.seen_s is None:
+            segment.seen_s = now_s
+        old = now_s - segment.seen_s >= SEGMENT_S
+        if segment is self._journal.growing:
+            if old:
+                await self._on_thread(self._journal.close)
+        elif not segment.live_bytes or (old and segment.live_bytes * 2 <= segment.size):
+            segment.seen_s = now_s  # should the disk refuse, not again at once
+            await self._move([item for item in self if item.segment is segment])
+            await self._on_thread(lambda: self._journal.remove(segment))
+
+    async def _move(self, items: list[SpoolItem]) -> None:
+        """Write results again, at the end."""
+        if not items:
+            return
+        records = await self._on_thread(
+            lambda: [encode_result(item.head, item.read_unchecked()) for item in items]
+        )
+        segment, end = await self._append(records)
+        for item, record in zip(reversed(items), reversed(records), strict=True):
+            old, live = item.segment, self._jobs.get(item.head.job_id, {})
+            if live.get(item.head.epoch) is item:  # not acknowledged meanwhile
+                old.live_bytes -= item.disk_bytes
+                segment.live_bytes += item.disk_bytes
+                item.segment, item.offset = segment, end - item.head.response_bytes
+            end -= len(record)
+
+    def _clear(self) -> None:
+        for segment in tuple(self._journal.segments):
+            self._journal.remove(segment)

@@ -20,7 +20,8 @@ from cocoon.kernel.errors import CocoonError
 from cocoon.telemetry.logs import get_logger
 from cocoon.telemetry.metrics import SPOOL_ITEMS
 from cocoon.telemetry.tracing import inject
-from services.provider.spool import Spool, SpoolHead, SpoolItem
+from services.provider.journal import SpoolHead
+from services.provider.spool import Spool, SpoolItem
 
 if TYPE_CHECKING:
     from nats.js import JetStreamContext
@@ -53,7 +54,6 @@ class Submitter:
         self._clock = clock
         self._first_backoff_s = first_backoff_s
         self._waiting: dict[tuple[str, int], _Attempt] = {}
-        self._removed: list[SpoolItem] = []  # to be deleted by the next sweep
 
     def adopt(self) -> None:
         """Take over what a former process left; it is due at once."""
@@ -63,11 +63,10 @@ class Submitter:
     async def store(self, head: SpoolHead, response: bytes) -> SpoolItem | None:
         """Write a result to disk. None if the disk refuses: then `submit` tries only once."""
         try:
-            item = await asyncio.to_thread(self._spool.write, head, response)
+            item = await self._spool.write(head, response)
         except OSError as error:
             _log.error("spool_failed", job_id=head.job_id, exc_info=error)
             return None
-        self._spool.keep(item)
         self._wait_for(item, delay_s=self._first_backoff_s)
         return item
 
@@ -98,7 +97,6 @@ class Submitter:
         if attempt is None:
             return
         self._spool.remove(attempt.item)
-        self._removed.append(attempt.item)
         SPOOL_ITEMS.set(len(self._spool))
         if ack.outcome == "result_rejected":
             _log.warning("result_rejected", job_id=ack.job_id, epoch=ack.epoch, reason=ack.reason)
@@ -111,19 +109,14 @@ class Submitter:
     async def run(self) -> None:
         """Repeat what was not acknowledged, with a doubling pause, until cancelled.
 
-        What was acknowledged leaves the disk here, many files at a time.
+        What was acknowledged leaves the disk here.
         """
-        try:
-            await self._sweep()
-        finally:
-            self._spool.delete(self._removed)
-
-    async def _sweep(self) -> None:
         while True:
-            if self._removed:
-                removed, self._removed = self._removed, []
-                await asyncio.to_thread(self._spool.delete, removed)
             now_s = self._clock.monotonic_s()
+            try:
+                await self._spool.tidy(now_s)
+            except OSError as error:
+                _log.error("spool_failed", exc_info=error)
             due = [attempt for attempt in self._waiting.values() if attempt.due_s <= now_s]
             for at in range(0, len(due), PARALLEL):
                 await asyncio.gather(*map(self._again, due[at : at + PARALLEL]))

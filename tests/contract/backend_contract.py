@@ -17,8 +17,11 @@ MODEL = "skills-1"
 
 def request(text: str = "Count from 1 to 9", **parameters: Any) -> ChatRequest:
     return parse_chat_request(
-        {"model": MODEL, "messages": [{"role": "user", "content": text}], **parameters}
-    )
+        {
+            "model": MODEL, "messages": [{"role": "user", "content": text}], "stream": True,
+            **parameters,
+        }
+    )  # fmt: skip
 
 
 async def collect(

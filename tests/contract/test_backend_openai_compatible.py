@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
 from cocoon.chat import Capabilities
 from cocoon.kernel.clock import SystemRandomness
 from cocoon.kernel.errors import BadRequest, CocoonError, RateLimited, Unavailable
-from services.provider.backends.base import Backend, Piece
+from services.provider.backends.base import Backend, Ended, Piece, Started
 from services.provider.backends.onnx import OnnxBackend
 from services.provider.backends.openai_compatible import OpenAICompatibleBackend
 from services.provider.settings import SHIPPED_MODEL
 from tests.contract.backend_contract import MODEL, BackendContract, collect, request
 from tests.support.engine_server import EngineServer
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - a server's state has no event
+            await asyncio.sleep(0.02)
 
 
 class TestOpenAICompatibleBackend(BackendContract):
@@ -63,23 +69,50 @@ class TestOpenAICompatibleBackend(BackendContract):
         server[0].fault = ""
         await collect(backend, request())
 
+    @pytest.mark.parametrize("stream", [True, False])
     async def test_leaving_stops_the_server_too(
-        self, server: tuple[EngineServer, str], backend: Backend
+        self, server: tuple[EngineServer, str], backend: Backend, stream: bool
     ) -> None:
         endless = {str(token): -100 for token in range(256, 260)}
         outputs = backend.generate(
-            request(logit_bias=endless), max_input_tokens=400, max_output_tokens=600
+            request(logit_bias=endless, stream=stream), max_input_tokens=400, max_output_tokens=600
         )
-        async for output in outputs:
-            if isinstance(output, Piece):
-                break
-        assert server[0].running == 1
+
+        async def read() -> None:
+            async for output in outputs:
+                if stream and isinstance(output, Piece):
+                    return
+
+        reading = asyncio.create_task(read())
+        await until(lambda: server[0].running == 1)
+        if stream:
+            await reading
+        reading.cancel()
+        await asyncio.wait({reading})
         await outputs.aclose()
-        for _ in range(200):
-            if server[0].running == 0:
-                break
-            await asyncio.sleep(0.02)
-        assert server[0].running == 0
+        await until(lambda: server[0].running == 0)
+
+    async def test_who_wants_one_body_gets_it_as_one_body_of_the_servers(
+        self, server: tuple[EngineServer, str], backend: Backend
+    ) -> None:
+        told, _ = await collect(backend, request(temperature=0))
+        text, outputs = await collect(backend, request(temperature=0, stream=False))
+        assert "stream" not in server[0].bodies[-1]
+        assert [type(output) for output in outputs] == [Started, Piece, Ended]
+        assert text == told
+
+    async def test_one_body_may_take_longer_than_a_stream_may_be_silent(
+        self, server: tuple[EngineServer, str]
+    ) -> None:
+        made = OpenAICompatibleBackend(
+            server[1], MODEL, context_tokens=640, queue_limit=8, read_timeout_s=0.05,
+            deadline_s=60.0, capabilities=Capabilities(),
+        )  # fmt: skip
+        server[0].fault = "late"
+        with pytest.raises(Unavailable):
+            await collect(made, request(temperature=0))
+        assert (await collect(made, request(temperature=0, stream=False)))[0]
+        await made.close()
 
     async def test_only_what_was_asked_is_passed_on(
         self, server: tuple[EngineServer, str], backend: Backend

@@ -14,7 +14,7 @@ from cocoon.client.answers import Settlement, StreamShaper, enclave_error, sse_e
 from cocoon.kernel.errors import CocoonError, EvidenceRejected, Unavailable
 from cocoon.sealing import Receipt, Status
 from services.provider.backends.base import Ended, Output, Piece
-from services.provider.backends.openai_answers import StreamReader, named, read_item, read_whole
+from services.provider.backends.openai_answers import StreamReader, named, read_whole
 from services.provider.backends.triton_wire import (
     MAX_COUNT,
     OUTPUTS,
@@ -78,16 +78,28 @@ def openai_body(data: bytes) -> None:
 
 
 def openai_stream(data: bytes) -> None:
-    """A stream's items, one a line, then its end."""
-    reader = StreamReader()
-    try:
-        for line in data.split(b"\n"):
-            item = read_item(line)
-            if item is not None:
-                _can_be_told(reader.take(item))
-        _can_be_told([reader.end()])
-    except Unavailable as error:
-        _has_code(error, "engine_failed")
+    """A stream's items, one a line, then its end. However it is cut, it says the same."""
+    items = data.split(b"\n")
+    lines = b"".join(b"data: %b\n" % item for item in items)
+    told = []
+    for cut in (0, len(lines) // 2):
+        reader, outputs = StreamReader(), []
+        try:
+            outputs = [*reader.feed(lines[:cut]), *reader.feed(lines[cut:])]
+            _can_be_told(outputs)
+            _can_be_told([reader.end()])
+        except Unavailable as error:
+            _has_code(error, "engine_failed")
+            told.append(error.message)
+        else:
+            pieces = [output for output in outputs if isinstance(output, Piece)]
+            told.append((
+                "".join(piece.text for piece in pieces),
+                sum(piece.tokens for piece in pieces),
+                [entry for piece in pieces for entry in piece.logprobs],
+                reader.end(),
+            ))  # fmt: skip
+    assert told[0] == told[1]
 
 
 def triton_reply(data: bytes) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,8 +36,9 @@ from services.provider.frames import FrameSender
 from services.provider.handlers import Handlers
 from services.provider.heartbeat import Heart
 from services.provider.jobs import Jobs
+from services.provider.journal import Journal, Segment
 from services.provider.running import RunningJob, SealedResult, Served
-from services.provider.spool import Spool, SpoolHead, SpoolItem
+from services.provider.spool import Spool
 from services.provider.submitting import Submitter
 from tests.sim.bus import Nats
 from tests.support.job_world import MODEL, OFFERED, POLICY, bytes32, hex16, hex32
@@ -80,45 +81,79 @@ class Opened:
     req_hash: bytes
 
 
-@dataclass(frozen=True)
-class _Item(SpoolItem):
-    disk: dict[Path, bytes] = field(default_factory=dict)
+@dataclass(eq=False, slots=True)
+class ModelSegment(Segment):
+    """A file in memory, of which `synced` bytes outlive the machine."""
 
-    def read(self) -> bytes:
-        try:
-            return self.disk[self.path]
-        except KeyError:
-            raise FileNotFoundError(self.path) from None
+    data: bytearray = field(default_factory=bytearray)
+    synced: int = 0
+
+    def read(self, offset: int, size: int) -> bytes:
+        return bytes(self.data[offset : offset + size])
+
+
+class ModelJournal(Journal):
+    """The journal over a disk in memory, `files`, which outlives the process."""
+
+    def __init__(self, world: World, files: dict[int, ModelSegment]) -> None:
+        super().__init__(Path("spool"))
+        self._world, self._files = world, files
+
+    def open(self) -> Iterator[tuple[Segment, bytes]]:
+        for number, file in sorted(self._files.items()):
+            kept = self._world.random.randint(file.synced, len(file.data))
+            segment = ModelSegment(file.path, kept, data=bytearray(file.data[:kept]), synced=kept)
+            self._files[number] = segment
+            self._number = number
+            self.segments.append(segment)
+            self.disk_bytes += kept
+            yield segment, bytes(segment.data)
+
+    def append(self, data: bytes, *, durable: bool = True) -> tuple[Segment, int]:
+        if durable and self._world.faults.happens("disk_full"):
+            raise OSError("no space left on device")
+        if self._growing is None:
+            self._number += 1
+            self._growing = self._number
+            self._files[self._number] = ModelSegment(Path(str(self._number)))
+            self.segments.append(self._files[self._number])
+        segment = self._files[self._growing]
+        offset = len(segment.data)
+        segment.data += data
+        segment.size = len(segment.data)
+        self.disk_bytes += len(data)
+        if durable:
+            segment.synced = segment.size
+        return segment, offset
+
+    def close(self) -> None:
+        self._growing = None
+
+    def remove(self, segment: Segment) -> None:
+        if segment is self.growing:
+            self.close()
+        self.segments.remove(segment)
+        self.disk_bytes -= segment.size
+        self._files.pop(int(segment.path.name), None)
 
 
 @dataclass
-class MemorySpool(Spool):
-    """The spool's own accounting over a disk in memory, which outlives the process."""
+class ModelSpool(Spool):
+    """The agent's own spool over that disk."""
 
     world: Any = None
-    heads: dict[Path, SpoolHead] = field(default_factory=dict)
-    disk: dict[Path, bytes] = field(default_factory=dict)
+    files: dict[int, ModelSegment] = field(default_factory=dict)
 
-    def write(self, head: SpoolHead, response: bytes) -> SpoolItem:
-        if self.world.faults.happens("disk_full"):
-            raise OSError("no space left on device")
-        path = Path(f"{head.job_id}.{head.epoch}.sealed")
-        self.heads[path], self.disk[path] = head, response
-        return _Item(head, path, self.disk)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._journal = ModelJournal(self.world, self.files)
 
-    def delete(self, items: Sequence[SpoolItem]) -> None:
-        for item in items:
-            self.heads.pop(item.path, None)
-            self.disk.pop(item.path, None)
-
-    def reopened(self) -> MemorySpool:
+    def reopened(self) -> ModelSpool:
         """As a new process finds it."""
-        spool = MemorySpool(
-            self.folder, self.max_items, self.max_bytes, world=self.world, heads=self.heads,
-            disk=self.disk,
-        )  # fmt: skip
-        for path, head in sorted(self.heads.items()):
-            spool.keep(_Item(head, path, self.disk))
+        spool = ModelSpool(
+            self.folder, self.max_items, self.max_bytes, world=self.world, files=self.files
+        )
+        spool.open()
         return spool
 
 
@@ -247,7 +282,7 @@ class Agent:
         self.id = provider_id(bytes(self.identity.verify_key))
         self.boots = 0
         self.clock = world.new_clock()
-        self.spool = MemorySpool(Path("spool"), 100, 2**30, world=world)
+        self.spool = ModelSpool(Path("spool"), 100, 2**20, world=world)
         self.enclave: Enclave | None = None
 
     async def run(self) -> None:

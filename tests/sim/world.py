@@ -287,7 +287,7 @@ class World:
             "jobs without an end": len(jobs),
             "open answers": len(self.clients.open),
             "results in INGRESS": len(self.bus.submitted),
-            "spooled results": sum(len(agent.spool.heads) for agent in self.agents),
+            "spools' files": sum(len(agent.spool.files) for agent in self.agents),
             "events not posted": len(log.events) - tables.applied,
             "dead services": sum(not process.alive for process in self.services.values()),
             "events not relayed": sum(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
 import uvicorn
@@ -49,12 +49,28 @@ class EngineServer:
         except CocoonError as error:
             return JSONResponse(error.to_openai(), error.http_status)
         answer = Answer("ab" * 16, 1, "fp_x", request)
+        if self.fault == "late":
+            await asyncio.sleep(0.5)
         if not body.get("stream"):
-            return await self._completion(generator, answer)
+            return await self._unless_left(http, self._completion(generator, answer))
         return StreamingResponse(
             self._events(generator, answer),
             media_type="text/event-stream",
         )
+
+    async def _unless_left(self, http: Request, work: Coroutine[Any, Any, Response]) -> Response:
+        """As vLLM and its like: who hangs up stops the work."""
+        self.running += 1
+        task = asyncio.create_task(work)
+        try:
+            while not (await asyncio.wait({task}, timeout=0.02))[0]:
+                if await http.is_disconnected():
+                    return Response(status_code=499)
+            return task.result()
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+            self.running -= 1
 
     async def _completion(self, generator: Any, answer: Answer) -> Response:
         text, logprobs = "", []

@@ -17,6 +17,7 @@ from cocoon.chat.respond import (
     FinishReason,
     TokenLogprob,
     TokenUsage,
+    answer_json,
     error_body,
     to_json,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "Support",
     "TokenLogprob",
     "TokenUsage",
+    "answer_json",
     "error_body",
     "parse_chat_request",
     "to_json",

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
+import msgspec
+
 from cocoon.chat.request import ChatRequest
 from cocoon.kernel.errors import CocoonError
 
@@ -21,6 +23,11 @@ Json = dict[str, Any]
 def to_json(value: Json) -> bytes:
     """Compact UTF-8 JSON."""
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def answer_json(value: Json | str) -> bytes:
+    """The same for an answer's objects, built here of finite numbers: a quarter of the time."""
+    return msgspec.json.encode(value)
 
 
 def error_body(error: CocoonError) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 
 from cocoon.contracts.events import Quote
 from cocoon.kernel.money import BASIS_POINTS, ceil_div
@@ -33,6 +34,7 @@ class Split:
     fee: int
 
 
+@lru_cache(maxsize=1024)
 def quote_id(quote: Quote) -> str:
     """SHA-256 (hex) over "cai/1 quote\\0" and the quote's canonical JSON."""
     return hashlib.sha256(b"cai/1 quote\0" + quote.to_canonical()).hexdigest()

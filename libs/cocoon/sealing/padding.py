@@ -60,7 +60,10 @@ class SizeRule:
         else:
             if kind is RecordType.USAGE or kind is RecordType.ERROR:
                 needed = max(needed, self.closing_min)
-            size = next((size for size in self.sizes if needed <= size), 0)
+            for size in self.sizes:
+                if needed <= size:
+                    return size
+            size = 0
         if not size:
             refuse("record_too_large", "The content does not fit one record; cut it into parts.")
         return size

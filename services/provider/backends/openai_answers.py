@@ -12,10 +12,13 @@ import math
 from collections.abc import Iterator
 from typing import Any, Final
 
+import msgspec
+
 from cocoon.chat import TokenLogprob, TokenUsage
 from cocoon.kernel.errors import Unavailable
-from services.provider.backends.base import Ended, Piece
+from services.provider.backends.base import Ended, Output, Piece
 
+MAX_LINE_BYTES: Final = 1024 * 1024
 MAX_COUNT: Final = 2**31 - 1
 LEAST_LOGPROB: Final = -9999.0  # OpenAI's way to say minus infinity
 Json = dict[str, Any]
@@ -30,43 +33,93 @@ def _reading() -> Iterator[None]:
         raise failed("The engine's server sent what is not an answer.") from None
 
 
+def _json(value: bytes) -> Any:
+    """Raises ValueError or RecursionError."""
+    try:
+        return msgspec.json.decode(value)
+    except ValueError:
+        return json.loads(value)  # which also takes -Infinity, and halves of pairs of UTF-16
+
+
 def read_item(value: bytes) -> Json | None:
     """One item of a stream, None if it is no object. Raises Unavailable."""
     try:
-        item = json.loads(value)
+        item = _json(value)
     except (ValueError, RecursionError):
         raise failed("The engine's server sent what is not JSON.") from None
     return item if isinstance(item, dict) else None
 
 
 class StreamReader:
-    """Folds a stream's items into pieces, and the end that they tell."""
+    """Folds a stream's bytes into pieces, and the end that they tell."""
 
     def __init__(self) -> None:
         self._reason: Any = None
         self._usage: Any = None
+        self._pending = b""
+        self.done = False  # [DONE] was read; what follows says nothing
+
+    @property
+    def counted(self) -> bool:
+        """Whether token counts were told."""
+        return bool(self._usage)
+
+    def feed(self, data: bytes) -> list[Output]:
+        """What has arrived: text that came together as one piece, the end at [DONE].
+
+        Raises Unavailable.
+        """
+        *lines, self._pending = (self._pending + data).split(b"\n")
+        if len(self._pending) > MAX_LINE_BYTES:
+            raise failed("The engine's server sent a line that is too long.")
+        pieces: list[Piece] = []
+        with _reading():
+            for line in lines:
+                name, _, value = line.strip().partition(b":")
+                if self.done or name != b"data":
+                    continue
+                if value.strip() == b"[DONE]":
+                    self.done = True
+                    return [*_joined(pieces), self.end()]
+                item = read_item(value)
+                if item is not None:
+                    self._take(item, pieces)
+        return _joined(pieces)
 
     def take(self, item: Json) -> list[Piece]:
         """What one item says. Raises Unavailable, also for an error of the server's."""
+        pieces: list[Piece] = []
+        with _reading():
+            self._take(item, pieces)
+        return pieces
+
+    def _take(self, item: Json, pieces: list[Piece]) -> None:
         if "error" in item:
             raise failed("The engine's server failed.")
-        with _reading():
-            self._usage = item.get("usage") or self._usage
-            pieces = []
-            for choice in item.get("choices") or ():
-                self._reason = choice.get("finish_reason") or self._reason
-                pieces.append(_piece(choice, "delta", 1))
-            return [piece for piece in pieces if piece is not None]
+        self._usage = item.get("usage") or self._usage
+        for choice in item.get("choices") or ():
+            self._reason = choice.get("finish_reason") or self._reason
+            piece = _piece(choice, "delta", 1)
+            if piece is not None:
+                pieces.append(piece)
 
     def end(self) -> Ended:
         """The end of the answer. Raises Unavailable without a reason or counts."""
         return _ended(self._reason, self._usage)
 
 
+def _joined(pieces: list[Piece]) -> list[Output]:
+    """Text that arrived together is sealed together: one piece, where no token is told apart."""
+    if len(pieces) < 2 or any(piece.logprobs for piece in pieces):
+        return list(pieces)
+    text = "".join([piece.text for piece in pieces])
+    return [Piece(text, sum(piece.tokens for piece in pieces))]
+
+
 def read_whole(raw: bytes) -> tuple[Piece | None, Ended]:
     """The one body of an answer: its text, if any, and its end. Raises Unavailable."""
     with _reading():
-        value = json.loads(raw)
+        value = _json(raw)
         choice, usage = value["choices"][0], value["usage"]
         end = _ended(choice.get("finish_reason"), usage)
         return _piece(choice, "message", end.usage.completion), end

@@ -1,8 +1,9 @@
 """Any OpenAI-compatible server as an engine: vLLM, SGLang, llama.cpp, Ollama.
 
 Only loopback or https addresses are taken: the prompt is in the clear on that way, so it stays in
-the machine (or goes to a peer that proves its name). Token counts are the server's own: one that
-gives none with a stream (llama-cpp-python's) is asked for whole answers instead.
+the machine (or goes to a peer that proves its name). Only who streams is asked for a stream: one
+body is cheaper for both, and nothing of it is delivered before its end. Token counts are the
+server's own: one that gives none with a stream (llama-cpp-python's) is always asked for one body.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -30,11 +31,9 @@ from services.provider.backends.openai_answers import (
     StreamReader,
     failed,
     named,
-    read_item,
     read_whole,
 )
 
-MAX_LINE_BYTES: Final = 1024 * 1024
 MAX_ERROR_BYTES: Final = 64 * 1024
 MAX_WHOLE_BYTES: Final = 64 * 1024 * 1024
 CONNECT_TIMEOUT_S: Final = 5.0
@@ -74,6 +73,7 @@ class OpenAICompatibleBackend:
         capabilities: Capabilities,
         queue_limit: int,
         read_timeout_s: float = 120.0,
+        deadline_s: float = 600.0,
         api_key: str | None = None,
     ) -> None:
         base = check_url(url)
@@ -86,11 +86,14 @@ class OpenAICompatibleBackend:
         self._timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=read_timeout_s
         )
+        self._silent = aiohttp.ClientTimeout(  # until one body comes
+            total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=deadline_s
+        )
         self._session: aiohttp.ClientSession | None = None
         self._model = model
         self._queue_limit = queue_limit
         self._running = 0
-        self._streams = True  # found out by `start`
+        self._counts_streams = True  # found out by `start`
         self.capabilities = capabilities
         self.context_tokens = context_tokens
         self.system_fingerprint = f"fp_{hashlib.sha256(model.encode()).hexdigest()[:12]}"
@@ -112,8 +115,13 @@ class OpenAICompatibleBackend:
             )
         return self._session
 
-    def _post(self, body: dict[str, Any]) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
-        return self._http.post(self._chat_url, data=to_json(body), allow_redirects=False)
+    def _post(
+        self, body: dict[str, Any], *, stream: bool
+    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        return self._http.post(
+            self._chat_url, data=to_json({**body, **_STREAMED} if stream else body),
+            allow_redirects=False, timeout=self._timeout if stream else self._silent,
+        )  # fmt: skip
 
     async def start(self) -> None:
         """Check that the model is served, and by one token whether streams come with counts."""
@@ -122,13 +130,12 @@ class OpenAICompatibleBackend:
                 "the engine's server does not answer or does not serve the model; start it first"
             )
         message = {"role": "user", "content": "hi"}
-        probe = {"model": self._model, "messages": [message], "max_tokens": 1, **_STREAMED}
+        probe = {"model": self._model, "messages": [message], "max_tokens": 1}
         try:
-            async with self._post(probe) as answer:
+            async with self._post(probe, stream=True) as answer:
                 if answer.status != 200:
                     raise await _refusal(answer)
-                items = [item async for item in _lines(answer)]
-                self._streams = any(item.get("usage") for item in items if item is not None)
+                self._counts_streams = await _counts(answer)
         except _BROKEN as error:
             raise _broke(error) from None
 
@@ -164,40 +171,31 @@ class OpenAICompatibleBackend:
         if self._running >= self._queue_limit:
             raise RateLimited("The engine is answering as many requests as it can.", code="busy")
         self._running += 1
-        answering = self._stream if self._streams else self._whole
-        outputs = answering(self._body(request, max_output_tokens))
+        stream = bool(request.stream) and self._counts_streams
         try:
-            async for output in _bounded(outputs, max_input_tokens, max_output_tokens):
-                yield output
+            async with self._post(self._body(request, max_output_tokens), stream=stream) as answer:
+                if answer.status != 200:
+                    raise await _refusal(answer)
+                if not stream:
+                    piece, end = read_whole(await _whole_body(answer))
+                    _check_bounds(end, max_input_tokens, max_output_tokens)
+                    for output in (Started(end.usage.prompt), piece, end):
+                        if output is not None:
+                            yield output
+                    return
+                yield Started(None)
+                reader = StreamReader()
+                async for data in answer.content.iter_any():  # to its end: then it is used again
+                    for output in reader.feed(data):
+                        if isinstance(output, Ended):
+                            _check_bounds(output, max_input_tokens, max_output_tokens)
+                        yield output
+                if not reader.done:
+                    raise failed("The engine's server broke off.")
         except _BROKEN as error:
             raise _broke(error) from None
         finally:
-            await outputs.aclose()
             self._running -= 1
-
-    async def _stream(self, body: dict[str, Any]) -> AsyncGenerator[Output, None]:
-        async with self._post({**body, **_STREAMED}) as answer:
-            if answer.status != 200:
-                raise await _refusal(answer)
-            yield Started(None)
-            reader = StreamReader()
-            async for item in _lines(answer):
-                if item is None:
-                    yield reader.end()
-                    continue
-                for piece in reader.take(item):
-                    yield piece
-
-    async def _whole(self, body: dict[str, Any]) -> AsyncGenerator[Output, None]:
-        async with self._post(body) as answer:
-            if answer.status != 200:
-                raise await _refusal(answer)
-            raw = await _whole_body(answer)
-        piece, end = read_whole(raw)
-        yield Started(end.usage.prompt)
-        if piece is not None:
-            yield piece
-        yield end
 
     def _body(self, request: ChatRequest, max_output_tokens: int) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -223,46 +221,26 @@ async def _whole_body(answer: aiohttp.ClientResponse) -> bytes:
     return bytes(raw)
 
 
-async def _lines(answer: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any] | None]:
-    """The stream's JSON objects, None at [DONE], then nothing more than the body's end.
-
-    Reading on to the end lets the connection be used again.
-    """
-    pending = b""
-    done = False
-    async for chunk in answer.content.iter_any():
-        pending += chunk
-        *whole, pending = pending.split(b"\n")
-        if len(pending) > MAX_LINE_BYTES:
-            raise failed("The engine's server sent a line that is too long.")
-        for line in whole:
-            name, _, value = line.strip().partition(b":")
-            if name != b"data":
-                continue
-            if done:
-                continue
-            if value.strip() == b"[DONE]":
-                done = True
-                yield None
-                continue
-            item = read_item(value)
-            if item is not None:
-                yield item
-    if not done:
+async def _counts(answer: aiohttp.ClientResponse) -> bool:
+    """Whether a stream comes with its token counts. Raises Unavailable if it is none."""
+    reader = StreamReader()
+    try:
+        async for data in answer.content.iter_any():
+            reader.feed(data)
+    except Unavailable:
+        if not reader.done:
+            raise
+    if not reader.done:
         raise failed("The engine's server broke off.")
+    return reader.counted
 
 
-async def _bounded(
-    outputs: AsyncIterator[Output], max_input_tokens: int, max_output_tokens: int
-) -> AsyncIterator[Output]:
-    """Pass outputs on. Counts come last, so an answer over the bounds is refused at its end."""
-    async for output in outputs:
-        if isinstance(output, Ended):
-            if output.usage.prompt > max_input_tokens:
-                raise prompt_too_long(output.usage.prompt, max_input_tokens)
-            if output.usage.completion > max_output_tokens:
-                raise failed("The engine's server gave more than was asked.")
-        yield output
+def _check_bounds(end: Ended, max_input_tokens: int, max_output_tokens: int) -> None:
+    """Counts come last, so an answer over the bounds is refused at its end."""
+    if end.usage.prompt > max_input_tokens:
+        raise prompt_too_long(end.usage.prompt, max_input_tokens)
+    if end.usage.completion > max_output_tokens:
+        raise failed("The engine's server gave more than was asked.")
 
 
 async def _refusal(answer: aiohttp.ClientResponse) -> CocoonError:

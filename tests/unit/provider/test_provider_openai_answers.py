@@ -12,6 +12,7 @@ from cocoon.kernel.errors import Unavailable
 from services.provider.backends.base import Ended, Piece
 from services.provider.backends.openai_answers import (
     LEAST_LOGPROB,
+    MAX_LINE_BYTES,
     StreamReader,
     named,
     read_item,
@@ -100,6 +101,49 @@ def test_a_stream_ends_with_the_reason_and_counts_that_it_told() -> None:
 def test_a_stream_item_of_another_form_is_the_engines_failure(item: dict[str, Any]) -> None:
     with pytest.raises(Unavailable):
         StreamReader().take(item)
+
+
+def event(item: Any) -> bytes:
+    return b"data: " + json.dumps(item).encode() + b"\n\n"
+
+
+WORDS = [event({"choices": [{"delta": {"content": word}}]}) for word in ("one", " two", " \ud800")]
+CLOSING = event({"choices": [{"delta": {}, "finish_reason": "stop"}], "usage": USAGE})
+
+
+def test_text_that_came_together_is_one_piece_of_all_its_tokens() -> None:
+    reader = StreamReader()
+    assert reader.feed(WORDS[0] + WORDS[1] + WORDS[2][:20]) == [Piece("one two", 2)]
+    assert reader.feed(WORDS[2][20:]) == [Piece(" \ufffd", 1)]
+    assert not reader.done
+    ended = Ended("stop", TokenUsage(prompt=7, completion=3))
+    assert reader.feed(CLOSING + b"data: [DONE]\n\n" + WORDS[0]) == [ended]
+    assert reader.done
+    assert reader.feed(b"data: [DONE]\n" + WORDS[0]) == []
+
+
+def test_tokens_that_are_told_one_by_one_stay_apart() -> None:
+    items = [{"choices": [{"delta": {"content": "h"}, **logprobs()}]}] * 2
+    pieces = StreamReader().feed(b"".join(map(event, items)))
+    assert [(piece.text, len(piece.logprobs)) for piece in pieces] == [("h", 1), ("h", 1)]
+
+
+def test_a_stream_is_read_the_same_wherever_the_network_cuts_it() -> None:
+    raw = b": a comment\r\n\r\n" + b"".join(WORDS) + CLOSING + b"data: [DONE]\r\n\r\n"
+    for cut in range(len(raw)):
+        reader = StreamReader()
+        outputs = reader.feed(raw[:cut]) + reader.feed(raw[cut:])
+        pieces = [output for output in outputs if isinstance(output, Piece)]
+        assert "".join(piece.text for piece in pieces) == "one two \ufffd"
+        assert sum(piece.tokens for piece in pieces) == 3
+        assert outputs[-1] == Ended("stop", TokenUsage(prompt=7, completion=3))
+
+
+def test_a_line_without_an_end_is_the_engines_failure() -> None:
+    reader = StreamReader()
+    reader.feed(b"data: ")
+    with pytest.raises(Unavailable, match="too long"):
+        reader.feed(b"x" * MAX_LINE_BYTES)
 
 
 def test_a_line_is_an_object_or_nothing_or_a_failure() -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
 
 from cocoon.kernel.errors import ConfigurationError
-from services.provider.spool import Spool, SpoolHead
+from services.provider.journal import RESULT_BYTES, SpoolHead
+from services.provider.spool import SEGMENT_S, Spool
 from tests.support.small_disk import fill, small_disk
 
 RESPONSE = b"CAI1" + bytes(range(256)) + b"\n" * 3
+WRITTEN_BYTES = RESULT_BYTES + len(RESPONSE)
 
 
 def head(job: int = 1, epoch: int = 1, response: bytes = RESPONSE) -> SpoolHead:
@@ -22,29 +26,71 @@ def head(job: int = 1, epoch: int = 1, response: bytes = RESPONSE) -> SpoolHead:
 
 
 def spool(folder: Path, **changes: int) -> Spool:
-    made = Spool(folder, **{"max_items": 3, "max_bytes": 10_000, **changes})
+    made = Spool(folder, **{"max_items": 3, "max_bytes": 80_000, **changes})
     made.open()
     return made
 
 
-def test_a_written_result_is_there_after_a_restart(tmp_path: Path) -> None:
+def jobs(made: Spool) -> list[int]:
+    return sorted(int(item.head.job_id, 16) for item in made)
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir())
+
+
+async def test_a_written_result_is_there_after_a_restart(tmp_path: Path) -> None:
     first = spool(tmp_path / "s")
-    first.keep(first.write(head(), RESPONSE))
+    await first.write(head(), RESPONSE)
     again = spool(tmp_path / "s")
     (item,) = again
     assert item.head == head()
     assert item.read() == RESPONSE
-    assert again.of_job(head().job_id) == item
+    assert again.of_job(head().job_id) is item
     again.remove(item)
     again.remove(item)
-    again.delete([item, item])
+    assert len(again) == 0
+    again.close()
     assert len(spool(tmp_path / "s")) == 0
 
 
-def test_the_newest_epoch_of_a_job_answers_a_repeat(tmp_path: Path) -> None:
+async def test_an_acknowledged_result_stays_forgotten_though_its_file_stays(tmp_path: Path) -> None:
+    made = spool(tmp_path)
+    item = await made.write(head(1), RESPONSE)
+    await made.write(head(2), RESPONSE)
+    made.remove(item)
+    await made.tidy(0.0)
+    assert len(files(tmp_path)) == 1
+    assert jobs(spool(tmp_path)) == [2]
+
+
+async def test_results_that_wait_together_share_one_sync(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = spool(tmp_path, max_items=100, max_bytes=2**20)
+    syncs: list[int] = []
+    sync = os.fdatasync
+    monkeypatch.setattr(os, "fdatasync", lambda fd: (syncs.append(fd), sync(fd)))
+    items = await asyncio.gather(*(made.write(head(job), RESPONSE) for job in range(50)))
+    assert [item.read() for item in items] == [RESPONSE] * 50
+    assert len(syncs) == 1
+    assert len(made) == 50
+    assert jobs(spool(tmp_path, max_items=100)) == list(range(50))
+
+
+async def test_a_result_is_counted_though_who_wrote_it_is_gone(tmp_path: Path) -> None:
+    made = spool(tmp_path)
+    writing = asyncio.create_task(made.write(head(1), RESPONSE))
+    await asyncio.sleep(0)
+    writing.cancel()
+    await made.write(head(2), RESPONSE)
+    assert jobs(made) == [1, 2]
+
+
+async def test_the_newest_epoch_of_a_job_answers_a_repeat(tmp_path: Path) -> None:
     made = spool(tmp_path)
     for epoch in (1, 3, 2):
-        made.keep(made.write(head(epoch=epoch), RESPONSE))
+        await made.write(head(epoch=epoch), RESPONSE)
     item = made.of_job(head().job_id)
     assert item is not None
     assert item.head.epoch == 3
@@ -55,46 +101,125 @@ def test_the_newest_epoch_of_a_job_answers_a_repeat(tmp_path: Path) -> None:
     assert left.head.epoch == 2
 
 
-def test_damaged_and_half_written_files_are_removed(tmp_path: Path) -> None:
+async def test_other_and_damaged_files_are_removed(tmp_path: Path) -> None:
     made = spool(tmp_path)
-    whole = made.write(head(1), RESPONSE).path
-    cut = made.write(head(2), RESPONSE).path
-    cut.write_bytes(cut.read_bytes()[:-1])
+    await made.write(head(1), RESPONSE)
+    (whole,) = files(tmp_path)
     (tmp_path / "x.partial").write_bytes(b"half")
-    (tmp_path / "y.sealed").write_bytes(b"{}\n")
-    (tmp_path / "z.sealed").write_bytes(b"")
-    assert [item.path for item in spool(tmp_path)] == [whole]
-    assert list(tmp_path.iterdir()) == [whole]
+    (tmp_path / "y.journal").write_bytes(b"")
+    (tmp_path / "00000002.journal").write_bytes(b"")
+    (tmp_path / "00000003.journal").write_bytes(whole.read_bytes()[:-1])
+    assert jobs(spool(tmp_path)) == [1]
+    assert files(tmp_path) == [whole]
 
 
-def test_a_full_spool_says_so(tmp_path: Path) -> None:
+async def test_a_response_that_is_damaged_later_is_not_given_out(tmp_path: Path) -> None:
+    made = spool(tmp_path)
+    item = await made.write(head(), RESPONSE)
+    (path,) = files(tmp_path)
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(ValueError, match="hash"):
+        item.read()
+
+
+async def test_a_full_spool_says_so(tmp_path: Path) -> None:
     made = spool(tmp_path, max_items=2)
     assert made.has_room()
     for job in (1, 2):
-        made.keep(made.write(head(job), RESPONSE))
+        await made.write(head(job), RESPONSE)
     assert not made.has_room()
     made.remove(next(iter(made)))
     assert made.has_room()
-    assert not spool(tmp_path, max_bytes=len(RESPONSE)).has_room()
+    assert not spool(tmp_path, max_bytes=2 * WRITTEN_BYTES).has_room()
 
 
-def test_what_runs_has_its_room_reserved(tmp_path: Path) -> None:
-    made = spool(tmp_path)  # 3 results, 10,000 bytes
-    assert made.reserve("a", 6000)
-    assert not made.reserve("a", 1)
-    assert not made.reserve("b", 4001)
-    assert made.reserve("b", 3000)
-    assert made.reserve("c", 1000)
+async def test_bytes_that_nobody_needs_any_more_count_until_they_are_gone(tmp_path: Path) -> None:
+    made = spool(tmp_path, max_bytes=2 * WRITTEN_BYTES)
+    item = await made.write(head(1), RESPONSE)
+    assert made.has_room(WRITTEN_BYTES)
+    made.remove(item)
+    assert not made.has_room(WRITTEN_BYTES + 1)
+    await made.tidy(0.0)
+    assert made.has_room(2 * WRITTEN_BYTES)
+    assert files(tmp_path) == []
+
+
+async def test_whole_segments_go_when_nobody_needs_them(tmp_path: Path) -> None:
+    made = spool(tmp_path, max_items=20, max_bytes=8 * WRITTEN_BYTES)  # one result a segment
+    items = [await made.write(head(job), RESPONSE) for job in range(6)]
+    assert len(files(tmp_path)) == 6
+    for item in items[:5]:
+        made.remove(item)
+    await made.tidy(0.0)
+    await made.tidy(0.0)
+    assert jobs(spool(tmp_path)) == [5]
+    made.remove(items[5])
+    await made.tidy(0.0)
+    assert files(tmp_path) == []
+
+
+async def test_a_segment_pinned_by_few_results_gives_them_to_the_newest(tmp_path: Path) -> None:
+    made = spool(tmp_path, max_items=20, max_bytes=10**6)
+    items = [await made.write(head(job), RESPONSE) for job in range(5)]
+    await made.tidy(0.0)
+    await made.tidy(SEGMENT_S)  # it takes no more
+    (first,) = files(tmp_path)
+    for item in items[1:]:
+        made.remove(item)
+    await made.tidy(SEGMENT_S)
+    await made.tidy(2 * SEGMENT_S - 1)
+    assert first in files(tmp_path)
+    await made.tidy(2 * SEGMENT_S)
+    assert first not in files(tmp_path)
+    assert items[0].read() == RESPONSE
+    assert jobs(spool(tmp_path)) == [0]
+    assert sum(path.stat().st_size for path in files(tmp_path)) < 2 * WRITTEN_BYTES
+    made.remove(items[0])
+    await made.tidy(2 * SEGMENT_S)
+    assert files(tmp_path) == []
+    with pytest.raises(FileNotFoundError):
+        items[0].read()
+
+
+async def test_a_write_and_a_sweep_at_once_lose_nothing(tmp_path: Path) -> None:
+    made = spool(tmp_path, max_items=10**4, max_bytes=8 * WRITTEN_BYTES)
+    kept = []
+
+    async def one(job: int) -> None:
+        item = await made.write(head(job), RESPONSE)
+        if job % 7:
+            made.remove(item)
+        else:
+            kept.append(job)
+
+    for now_s in range(20):
+        some = range(20 * now_s, 20 * now_s + 20)
+        await asyncio.gather(*map(one, some), made.tidy(4.0 * now_s), made.tidy(4.0 * now_s + 1))
+        assert jobs(made) == sorted(kept)
+        assert all(item.read() == RESPONSE for item in made)
+    assert set(kept) <= set(jobs(spool(tmp_path)))
+
+
+async def test_what_runs_has_its_room_reserved(tmp_path: Path) -> None:
+    made = spool(tmp_path, max_bytes=10_000)  # 3 results
+    made.reserve("a", 1)
+    made.reserve("a", 6000)
+    assert made.has_room(4000)
+    assert not made.has_room(4001)
+    made.reserve("b", 3000)
+    made.reserve("c", 1000)
     assert not made.has_room(0)  # three results will come
+    assert made.is_full
     made.release("a")
     made.release("a")
     assert made.has_room(6000)
     assert not made.has_room(6001)
-    made.keep(made.write(head(), RESPONSE))
+    assert not made.is_full
+    await made.write(head(), RESPONSE)
     assert not made.has_room(0)
 
 
-def test_a_full_disk_is_an_error_that_leaves_nothing_behind(tmp_path: Path) -> None:
+async def test_a_full_disk_is_an_error_that_leaves_nothing_behind(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 256) as disk:
         made = spool(disk / "spool", max_bytes=10**9)
         assert made.has_room(128 * 1024)
@@ -104,17 +229,28 @@ def test_a_full_disk_is_an_error_that_leaves_nothing_behind(tmp_path: Path) -> N
         assert not made.has_room(1)
         big = bytes(64 * 1024)
         with pytest.raises(OSError, match="No space"):
-            made.write(head(response=big), big)
-        assert list((disk / "spool").iterdir()) == []
+            await made.write(head(response=big), big)
+        assert files(disk / "spool") == []
         filler.unlink()
-        made.keep(made.write(head(response=big), big))
+        await made.write(head(1), RESPONSE)
+        (whole,) = files(disk / "spool")
+        was = whole.read_bytes()
+        fill(filler)
+        with pytest.raises(OSError, match="No space"):
+            await made.write(head(2, response=big), big)
+        assert whole.read_bytes() == was
+        assert files(disk / "spool") == [whole]
+        filler.unlink()
+        await made.write(head(3, response=big), big)
         assert made.has_room(1)
-        assert len(spool(disk / "spool")) == 1
+        assert jobs(spool(disk / "spool")) == [1, 3]
 
 
-def test_others_cannot_read_it(tmp_path: Path) -> None:
+async def test_others_cannot_read_it(tmp_path: Path) -> None:
     made = spool(tmp_path / "s")
-    assert made.write(head(), RESPONSE).path.stat().st_mode & 0o777 == 0o600
+    await made.write(head(), RESPONSE)
+    (path,) = files(tmp_path / "s")
+    assert path.stat().st_mode & 0o777 == 0o600
     assert (tmp_path / "s").stat().st_mode & 0o777 == 0o700
 
 
