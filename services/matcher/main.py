@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 MAX_REQUESTS_IN_FLIGHT = 8192
+CROWDED_S = (
+    0.004  # less than from a match to its first token, which is what its commit must not hold
+)
 
 
 def main() -> None:
@@ -54,7 +57,7 @@ async def serve(settings: MatcherSettings, stop: Stop) -> None:
     async with contextlib.AsyncExitStack() as stack:
         nc = await connect(settings.nats_url, settings.nats_seed_file, "matcher", prefix, stop)
         stack.push_async_callback(close, nc)
-        appender = LogAppender(dsn, settings.shard, "matcher")
+        appender = LogAppender(dsn, settings.shard, "matcher", crowded_s=CROWDED_S)
         await appender.acquire_term()
         stack.push_async_callback(appender.close)
         memory = Memory(settings.fee_bps, settings.provider_silence_s, len(settings.account_shards))

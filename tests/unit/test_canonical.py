@@ -9,7 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cocoon.contracts.base import Contract
+from cocoon.contracts.commands import ALL_COMMANDS, SettleResult
+from cocoon.contracts.events import EventData
+from cocoon.contracts.messages import ErrorBody
 from cocoon.kernel import canonical
+from tests.support.event_examples import EXAMPLES
 
 keys = st.text(st.characters(max_codepoint=127), max_size=8)
 scalars = (
@@ -118,3 +123,28 @@ def test_the_bytes_are_those_of_the_standard_librarys_writer(value: object) -> N
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     )
     assert canonical.dumps(value) == theirs.encode()
+
+
+@pytest.mark.parametrize("event", EXAMPLES, ids=lambda event: event.event_type)
+def test_a_contract_writes_the_canonical_form_of_its_fields(event: EventData) -> None:
+    assert event.to_canonical() == canonical.dumps(event.model_dump(mode="json"))
+
+
+@pytest.mark.parametrize("kind", [*ALL_COMMANDS, *{type(event) for event in EXAMPLES}])
+def test_every_contracts_fields_are_in_the_order_of_their_bytes(kind: type[Contract]) -> None:
+    assert list(kind.model_fields) == sorted(kind.model_fields)
+
+
+def test_a_stored_command_is_canonical() -> None:
+    command = SettleResult(
+        job_id="0f" * 16, provider_id="p", epoch=1, receipt="cd" * 420, blob_hash="ab" * 32,
+        response_bytes=7,
+    )  # fmt: skip
+    value = {"type": "SettleResult", "command": command.model_dump(mode="json")}
+    assert command.to_stored() == canonical.dumps(value)
+
+
+@given(st.text(st.characters(exclude_categories=("Cs",)), max_size=40))
+def test_a_contract_writes_any_text_as_the_canonical_form_does(text: str) -> None:
+    body = ErrorBody(status=400, code="x", message=text)
+    assert body.to_canonical() == canonical.dumps(body.model_dump(mode="json"))

@@ -45,6 +45,12 @@ def test_event_ids_are_equal_only_for_the_same_command_and_place(
     assert (ids.event_id(a, i) == ids.event_id(b, j)) == ((a, i) == (b, j))
 
 
+@given(st.text(st.characters(exclude_categories=["Cs"])), st.integers(0, 300))
+def test_event_ids_are_uuids_of_version_5(command: str, index: int) -> None:
+    named = f"event\0{command}\0{index}"
+    assert ids.event_id(command, index) == str(uuid.uuid5(ids.NAMESPACE, named))
+
+
 def test_kinds_of_derived_ids_never_meet() -> None:
     made = {
         ids.event_id("a", 0),

@@ -10,12 +10,10 @@ from pydantic import (
     Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
-    PlainSerializer,
 )
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
-from cocoon.kernel import canonical
 from cocoon.kernel.money import MAX_NANOTON
 
 
@@ -24,9 +22,18 @@ class Contract(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Put the fields in order, so that pydantic writes canonical JSON by itself."""
+        super().__pydantic_init_subclass__(**kwargs)
+        ordered = dict(sorted(cls.__pydantic_fields__.items()))
+        if list(ordered) != list(cls.__pydantic_fields__):
+            cls.__pydantic_fields__ = ordered
+            cls.model_rebuild(force=True)
+
     def to_canonical(self) -> bytes:
-        """The canonical JSON bytes of this value."""
-        return canonical.dumps(self.model_dump(mode="json"))
+        """The canonical JSON bytes of this value: fields are sorted, bounded, and none a float."""
+        return self.__pydantic_serializer__.to_json(self)
 
 
 DIGITS = r"^(0|[1-9][0-9]{0,18})$"
@@ -47,7 +54,11 @@ class _Amount:
             ]
         )
         number = core_schema.int_schema(ge=0, le=MAX_NANOTON, strict=True)
-        return core_schema.union_schema([digits, number], mode="left_to_right")
+        return core_schema.union_schema(
+            [digits, number],
+            mode="left_to_right",
+            serialization=core_schema.to_string_ser_schema(when_used="json"),
+        )
 
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
@@ -58,11 +69,7 @@ class _Amount:
 
 
 # Amounts are ints in Python and decimal strings in JSON: JSON readers lose integers past 2**53.
-Nanoton = Annotated[
-    int,
-    _Amount(),
-    PlainSerializer(str, return_type=str, when_used="json"),
-]
+Nanoton = Annotated[int, _Amount()]
 Hex16 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]  # 16 bytes
 Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # 32 bytes
 Count = Annotated[int, Field(ge=0, le=2**32 - 1)]

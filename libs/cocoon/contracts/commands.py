@@ -23,7 +23,9 @@ class Command(Contract):
 
     def to_stored(self) -> bytes:
         """Canonical JSON of {"type": ..., "command": {...}}."""
-        return canonical.dumps({"type": self.command_type, "command": self.model_dump(mode="json")})
+        return b"%b%b%b%b%b" % (
+            _BEFORE, self.to_canonical(), _BETWEEN, self.command_type.encode(), _AFTER
+        )  # fmt: skip
 
 
 class Candidate(Contract):

@@ -94,8 +94,9 @@ class _Waiting:
 class LogAppender:
     """Appends for one role on one shard, over one connection.
 
-    Whatever was queued while a call was being committed goes into the next call; with `gather_s`
-    a call also waits that long for more, because its commit costs more than many items.
+    Whatever was queued while a call was being committed goes into the next call. A call costs more
+    than many items: with `gather_s` each waits that long for more of them, with `crowded_s` only
+    one that follows another within twice that time.
     """
 
     def __init__(
@@ -107,10 +108,12 @@ class LogAppender:
         queue_limit: int = 8192,
         batch_limit: int = 256,
         gather_s: float = 0.0,
+        crowded_s: float = 0.0,
     ) -> None:
         self._dsn, self._shard, self._role = dsn, shard, role
         self._queue_limit, self._batch_limit = queue_limit, batch_limit
-        self._gather_s = gather_s
+        self._gather_s, self._crowded_s = gather_s, crowded_s
+        self._ended_s = float("-inf")  # the last call's end
         self._queue: deque[_Waiting] = deque()
         self._by_command: dict[str, _Waiting] = {}
         self._wake = asyncio.Event()
@@ -193,13 +196,20 @@ class LogAppender:
                 self._wake.clear()
                 await self._wake.wait()
                 continue
-            if self._gather_s and len(self._queue) < self._batch_limit:
-                await asyncio.sleep(self._gather_s)
+            wait_s = self._wait_s()
+            if wait_s and len(self._queue) < self._batch_limit:
+                await asyncio.sleep(wait_s)
                 if self._closed is not None:
                     break
             count = min(len(self._queue), self._batch_limit)
             batch = [self._queue.popleft() for _ in range(count)]
             await self._commit(batch)
+            self._ended_s = asyncio.get_running_loop().time()
+
+    def _wait_s(self) -> float:
+        """How long the next call waits for more items."""
+        since_s = asyncio.get_running_loop().time() - self._ended_s
+        return self._crowded_s if since_s < 2 * self._crowded_s else self._gather_s
 
     async def _commit(self, batch: list[_Waiting]) -> None:
         delay_s = _FIRST_RETRY_S
