@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 
 import prometheus_client as prom
 from prometheus_client import GCCollector, PlatformCollector, ProcessCollector
@@ -20,6 +20,7 @@ PlatformCollector(registry=REGISTRY)
 GCCollector(registry=REGISTRY)
 
 _MAX_CODES = 64
+_MAX_TOLD = 1024  # combinations of values found without looking at each again
 _CODE = re.compile(r"[a-z][a-z0-9_]{0,47}\Z")
 _FAST_S: Final = (
     0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
@@ -54,9 +55,19 @@ class _Bounded:
         self._labels = tuple(labels)
         self._children: dict[tuple[str, ...], prom.Counter | prom.Gauge | prom.Histogram] = {}
         self._codes: dict[str, set[str]] = {label.name: set() for label in labels}
+        self._told: dict[tuple[object, ...], prom.Counter | prom.Gauge | prom.Histogram] = {}
 
     def child(self, values: tuple[object, ...]) -> prom.Counter | prom.Gauge | prom.Histogram:
-        if not self._labels:
+        known = self._told.get(values)
+        if known is not None:
+            return known
+        found = self._find(values)
+        if len(self._told) < _MAX_TOLD:
+            self._told[values] = found
+        return found
+
+    def _find(self, values: tuple[object, ...]) -> prom.Counter | prom.Gauge | prom.Histogram:
+        if not self._labels and not values:
             return self._metric
         if len(values) != len(self._labels):
             raise ValueError("give one value for each of the metric's labels")
@@ -89,9 +100,7 @@ class Counter:
         self._bounded = _Bounded(metric, labels)
 
     def inc(self, *values: object, amount: float = 1) -> None:
-        child = self._bounded.child(values)
-        assert isinstance(child, prom.Counter)  # noqa: S101 - for the type checker
-        child.inc(amount)
+        cast("prom.Counter", self._bounded.child(values)).inc(amount)
 
 
 class Gauge:
@@ -111,9 +120,7 @@ class Gauge:
         self._child(values).dec()
 
     def _child(self, values: tuple[object, ...]) -> prom.Gauge:
-        child = self._bounded.child(values)
-        assert isinstance(child, prom.Gauge)  # noqa: S101 - for the type checker
-        return child
+        return cast("prom.Gauge", self._bounded.child(values))
 
 
 class Histogram:
@@ -128,9 +135,7 @@ class Histogram:
         self._bounded = _Bounded(metric, labels)
 
     def observe(self, value: float, *values: object) -> None:
-        child = self._bounded.child(values)
-        assert isinstance(child, prom.Histogram)  # noqa: S101 - for the type checker
-        child.observe(value)
+        cast("prom.Histogram", self._bounded.child(values)).observe(value)
 
 
 def render() -> bytes:

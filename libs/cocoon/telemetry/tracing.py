@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Final
 
 from opentelemetry import trace
@@ -31,8 +32,9 @@ EXPORT_EVERY_MS: Final = 1_000
 EXPORT_TIMEOUT_S: Final = 5
 MAX_ATTRIBUTES: Final = 24
 
-_TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})\Z")
+_TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})\Z")
 _tracer: trace.Tracer | None = None
+_passing = ContextVar("cocoon_traceparent", default="")  # what `inject` hands on without a tracer
 
 
 def configure_tracing(
@@ -107,6 +109,8 @@ def extract(traceparent: str | None) -> Context:
 
 def inject(context: Context | None = None) -> str:
     """The `traceparent` of a context (default: the current one); "" where there is no trace."""
+    if _tracer is None and context is None:
+        return _passing.get()
     found = trace.get_current_span(context).get_span_context()
     if not found.is_valid:
         return ""
@@ -125,15 +129,14 @@ def span(
     An exception marks the span with its class and code and goes on. Without an exporter the body
     runs under the parent's context, so that `inject` still hands it on.
     """
-    if _tracer is None and not parent and trace.get_current_span() is trace.INVALID_SPAN:
-        yield trace.INVALID_SPAN  # nothing to record, nothing to hand on
+    if _tracer is None:
+        token = _passing.set(_text(parent))
+        try:
+            yield trace.INVALID_SPAN
+        finally:
+            _passing.reset(token)
         return
     context = extract(parent) if isinstance(parent, str) else parent
-    if _tracer is None:
-        with trace.use_span(trace.get_current_span(context), record_exception=False,
-                            set_status_on_exception=False) as current:  # fmt: skip
-            yield current
-        return
     started = _tracer.start_span(
         name if is_event_name(name) else "unnamed_span",
         context=context,
@@ -149,6 +152,13 @@ def span(
         raise
     finally:
         started.end()
+
+
+def _text(parent: Context | str | None) -> str:
+    """The valid `traceparent` of a parent, else an empty text."""
+    if isinstance(parent, str):
+        return parent if _TRACEPARENT.match(parent) else ""
+    return inject(parent)
 
 
 def annotate(target: Span, attributes: Mapping[str, object]) -> None:
