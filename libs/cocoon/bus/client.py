@@ -1,6 +1,6 @@
 """nats-py's client for hot routes: fewer wake-ups a message, and a guard against forged replies.
 
-Overrides nine private methods of the pinned nats-py (>=2.16,<2.17); the tests of this package run
+Overrides ten private methods of the pinned nats-py (>=2.16,<2.17); the tests of this package run
 them against a real server.
 """
 
@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import nats.errors
 from nats.aio.client import Client
+
+from cocoon.bus.reading import over
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
@@ -68,9 +70,46 @@ class BusClient(Client):
         self._direct.pop(sid, None)
         super()._remove_sub(sid, max_msgs)
 
+    async def _read_loop(self) -> None:
+        """As nats-py does, but that messages of direct handlers never come here."""
+        reader = getattr(self._transport, "_io_reader", None)
+        writer = getattr(self._transport, "_io_writer", None)
+        if reader is None or writer is None:  # a WebSocket
+            await super()._read_loop()
+            return
+        reading = over(reader, writer, self._deliver)
+        try:
+            while whole := await reading.whole():
+                await self._ps.parse(whole)
+            error = nats.errors.UnexpectedEOF()
+            if not (self.is_closed or self.is_reconnecting):
+                await self._error_cb(error)
+                await self._process_op_err(error)
+        except (nats.errors.ProtocolError, OSError) as broken:
+            await self._process_op_err(broken)
+        except asyncio.CancelledError:
+            pass
+
     async def _process_msg(
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes
     ) -> None:
+        """What was not delivered on arrival."""
+        if self._may_come(sid, reply, headers):
+            await super()._process_msg(sid, subject, reply, data, headers)
+
+    def _deliver(self, sid: int, subject: bytes, reply: bytes, headers: bytes, data: bytes) -> bool:
+        """Hand a message to its direct handler. Returns False if it has none."""
+        handler = self._direct.get(sid)
+        if handler is None:
+            return False
+        self.stats["in_msgs"] += 1
+        self.stats["in_bytes"] += len(data)
+        if self._may_come(sid, reply, headers):
+            found = self._headers(headers) if headers else None
+            self._hand(handler, self._build_message(sid, subject, reply, data, found))
+        return True
+
+    def _may_come(self, sid: int, reply: bytes, headers: bytes) -> bool:
         """Drop what JetStream was asked to send here and not to an inbox of ours.
 
         Whoever may fetch a stored message, or make a consumer, names the subject that it goes to,
@@ -79,20 +118,19 @@ class BusClient(Client):
         stored = (headers and _FETCHED in headers) or (reply and reply.startswith(_DELIVERED))
         if stored and not self._is_inbox(sid):
             _log.warning("bus message refused", extra={"kind": "ForgedReply"})
-            return
-        handler = self._direct.get(sid)
-        if handler is None:
-            await super()._process_msg(sid, subject, reply, data, headers)
-            return
-        self.stats["in_msgs"] += 1
-        self.stats["in_bytes"] += len(data)
-        if not headers:
-            found = None
-        elif headers.startswith(_HEADERS_BEGIN):
-            found = self._parse_header_lines(headers[len(_HEADERS_BEGIN) :])
-        else:  # with a status behind the version
-            found = await self._process_headers(headers)
-        self._hand(handler, self._build_message(sid, subject, reply, data, found))
+            return False
+        return True
+
+    def _headers(self, block: bytes) -> dict[str, str] | None:
+        """A header block's names and values; nats-py's own way where a status stands in it."""
+        if block.startswith(_HEADERS_BEGIN):
+            return self._parse_header_lines(block[len(_HEADERS_BEGIN) :])
+        try:
+            self._process_headers(block).send(None)
+        except StopIteration as done:
+            found: dict[str, str] | None = done.value
+            return found
+        return None  # it waits for nothing
 
     def _is_inbox(self, sid: int) -> bool:
         subscription = self._subs.get(sid)
