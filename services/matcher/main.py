@@ -75,7 +75,7 @@ async def serve(settings: MatcherSettings, stop: Stop) -> None:
         matcher = Matcher(
             settings, memory, leases, appender, news, clock, randomness, stop, find_job
         )
-        tasks = await _follow(settings, dsn, nc, matcher, stop, stack)
+        tasks = await _follow(settings, dsn, nc, matcher, appender.recent, stop, stack)
         matcher.resume()
         listening = _broker(settings, matcher, leases, prefix, stop)
         await listening.start()
@@ -110,22 +110,25 @@ async def _follow(
     dsn: str,
     nc: BusClient,
     matcher: Matcher,
+    appended: dict[int, StoredEvent],
     stop: Stop,
     stack: contextlib.AsyncExitStack,
 ) -> list[asyncio.Task[None]]:
     """Fold both shards up to their heads before anything is decided, then follow them."""
     tasks: list[asyncio.Task[None]] = []
     stack.push_async_callback(_cancel, tasks)
-    network = (subjects.NETWORK_SHARD, matcher.on_network_event)
-    own = (settings.shard, matcher.on_shard_event)
-    for shard, apply in (network, own):
+    for shard, apply, known in (
+        (subjects.NETWORK_SHARD, matcher.on_network_event, None),
+        (settings.shard, matcher.on_shard_event, appended),
+    ):
         conn = await connect_log(dsn, "cocoon-matcher-head")
         try:
             goal = (await head(conn, shard)).position
         finally:
             await conn.close(timeout=2)
         caught_up = asyncio.Event()
-        follow = _tail(dsn, nc, shard, goal, caught_up, apply)
+        tail = Tail(dsn, nc, shard, from_position=1, own=known)
+        follow = _tail(tail, goal, caught_up, apply)
         task = stop.watch(asyncio.create_task(follow, name=f"tail-{shard}"))
         tasks.append(task)
         waiting = asyncio.create_task(caught_up.wait())
@@ -137,16 +140,11 @@ async def _follow(
 
 
 async def _tail(
-    dsn: str,
-    nc: BusClient,
-    shard: int,
-    goal: int,
-    caught_up: asyncio.Event,
-    apply: Callable[[StoredEvent], None],
+    tail: Tail, goal: int, caught_up: asyncio.Event, apply: Callable[[StoredEvent], None]
 ) -> None:
     if goal == 0:
         caught_up.set()
-    async with Tail(dsn, nc, shard, from_position=1) as tail:
+    async with tail:
         async for batch in tail:
             for stored in batch:
                 apply(stored)

@@ -22,7 +22,7 @@ from tests.support.collected import StreamMessage
 class Live:
     """The tail's push consumer (cocoon.eventlog.tail._Live) over the model's stream."""
 
-    def __init__(self, nc: Nats, shard: int) -> None:
+    def __init__(self, nc: Nats, shard: int, _: object = None) -> None:
         self.bus, self.shard, self.process = nc.bus, shard, current_process()
         self.buffer: deque[StreamMessage] = deque()
         self.arrived = asyncio.Event()

@@ -30,6 +30,7 @@ _NO_LINES: Final = {10: " ", 13: " "}
 _TOKEN_BYTES: Final = 10
 
 DirectHandler = Callable[["Msg"], None]
+RawHandler = Callable[[bytes, bytes, bytes], None]  # reply, header block, payload
 
 
 class BusClient(Client):
@@ -38,6 +39,7 @@ class BusClient(Client):
     def __init__(self) -> None:
         super().__init__()
         self._direct: dict[int, DirectHandler] = {}
+        self._raw: dict[int, RawHandler] = {}
         self._writes_soon = False
 
     async def subscribe_direct(self, subject: str, handler: DirectHandler) -> Subscription:
@@ -54,6 +56,23 @@ class BusClient(Client):
         self._direct[subscription._id] = handler
         return subscription
 
+    async def subscribe_raw(self, subject: str, handler: RawHandler) -> Subscription:
+        """Like `subscribe_direct`, for a handler that does not need every message's headers read.
+
+        `read_headers` reads a block.
+        """
+
+        async def too_early(message: Msg) -> None:
+            """Before this returns the subject is known to nobody."""
+
+        subscription = await self.subscribe(subject, cb=too_early)
+        self._raw[subscription._id] = handler
+        return subscription
+
+    def read_headers(self, block: bytes) -> dict[str, str]:
+        """A header block's names and values; none for one that cannot be read."""
+        return self._headers(block) or {} if block else {}
+
     # ---- nats-py's own methods ----
 
     async def _init_request_sub(self) -> None:
@@ -68,6 +87,7 @@ class BusClient(Client):
 
     def _remove_sub(self, sid: int, max_msgs: int = 0) -> None:
         self._direct.pop(sid, None)
+        self._raw.pop(sid, None)
         super()._remove_sub(sid, max_msgs)
 
     async def _read_loop(self) -> None:
@@ -99,12 +119,16 @@ class BusClient(Client):
 
     def _deliver(self, sid: int, subject: bytes, reply: bytes, headers: bytes, data: bytes) -> bool:
         """Hand a message to its direct handler. Returns False if it has none."""
-        handler = self._direct.get(sid)
-        if handler is None:
+        handler, raw = self._direct.get(sid), self._raw.get(sid)
+        if handler is None and raw is None:
             return False
         self.stats["in_msgs"] += 1
         self.stats["in_bytes"] += len(data)
-        if self._may_come(sid, reply, headers):
+        if not self._may_come(sid, reply, headers):
+            return True
+        if raw is not None:
+            raw(reply, headers, data)
+        elif handler is not None:
             found = self._headers(headers) if headers else None
             self._hand(handler, self._build_message(sid, subject, reply, data, found))
         return True

@@ -35,12 +35,14 @@ from cocoon.kernel.errors import CocoonError, Fatal, Transient, Unavailable
 from cocoon.telemetry import metrics
 
 if TYPE_CHECKING:
+    from cocoon.contracts.envelope import StoredEvent
     from cocoon.eventlog.connection import Connection, Pool
 
 __all__ = ["Appended", "Conflict", "LogAppender", "LogTransaction", "StaleTerm", "transaction"]
 
 _log = logging.getLogger("cocoon.eventlog")
 _STREAMS_ARGUMENT = 10
+_RECENT = 1024
 _FIRST_RETRY_S, _LONGEST_RETRY_S = 0.02, 1.0
 
 
@@ -114,6 +116,7 @@ class LogAppender:
         self._queue_limit, self._batch_limit = queue_limit, batch_limit
         self._gather_s, self._crowded_s = gather_s, crowded_s
         self._ended_s = float("-inf")  # the last call's end
+        self.recent: dict[int, StoredEvent] = {}  # appended, by position: a Tail takes them out
         self._queue: deque[_Waiting] = deque()
         self._by_command: dict[str, _Waiting] = {}
         self._wake = asyncio.Event()
@@ -245,9 +248,17 @@ class LogAppender:
             for waiting, outcome in zip(batch, results, strict=True):
                 if not isinstance(outcome, Appended):
                     metrics.APPEND_CONFLICTS.inc(self._role)
+                elif not outcome.repeated:
+                    self._remember(outcome.events)
                 self._forget(waiting)
                 waiting.resolve(outcome)
             return
+
+    def _remember(self, events: Sequence[StoredEvent]) -> None:
+        for event in events:
+            self.recent[event.position] = event
+        while len(self.recent) > _RECENT:
+            del self.recent[next(iter(self.recent))]
 
     def _forget(self, waiting: _Waiting) -> None:
         """Before it is told: whoever appends the same command from now on asks Postgres anew."""

@@ -28,7 +28,6 @@ from cocoon.kernel.errors import CocoonError, Transient
 from cocoon.telemetry import metrics
 
 if TYPE_CHECKING:
-    from nats.aio.msg import Msg
     from nats.aio.subscription import Subscription
 
     from cocoon.bus.client import BusClient
@@ -39,15 +38,17 @@ _DEAD_S = 4.0  # after this long without even a heartbeat the consumer is gone
 _POLL_S = 0.25  # how long a lost LISTEN can delay an event
 _RETRY_S = 1.0  # between attempts to follow JetStream
 _BUFFER = 65_536
+_STATUS = b"NATS/1.0 "  # how a message of the server's own begins
+_ACK_WORDS, _SEQUENCE = 9, 5  # $JS.ACK.<stream>.<consumer>.<deliveries>.<sequence>...
 
 
 class _Live:
     """A push consumer that delivers EVENTS_<shard> from one position on into a bounded buffer."""
 
-    def __init__(self, nc: BusClient, shard: int) -> None:
-        self._nc, self._stream = nc, subjects.events_stream(shard)
+    def __init__(self, nc: BusClient, shard: int, own: dict[int, StoredEvent]) -> None:
+        self._nc, self._stream, self._own = nc, subjects.events_stream(shard), own
         self._name = f"tail_{secrets.token_hex(8)}"
-        self._buffer: deque[Msg] = deque()
+        self._buffer: deque[tuple[bytes, bytes, bytes]] = deque()  # reply, headers, data
         self._arrived = asyncio.Event()
         self._subscription: Subscription | None = None
         self._heard_s = asyncio.get_running_loop().time()
@@ -57,7 +58,7 @@ class _Live:
         """Start delivery at a position. Raises Transient, NotFound or Fatal."""
         inbox = self._nc.new_inbox()
         try:
-            self._subscription = await self._nc.subscribe_direct(inbox, self._on_message)
+            self._subscription = await self._nc.subscribe_raw(inbox, self._on_message)
         except nats.errors.Error:
             raise Transient("the bus is not connected") from None
         config = {
@@ -89,16 +90,24 @@ class _Live:
                     await self._arrived.wait()
         taken: list[StoredEvent] = []
         while self._buffer and len(taken) < limit:
-            message = self._buffer.popleft()
-            if message.headers is not None and "Status" in message.headers:
-                await self._answer(message)
+            reply, headers, data = self._buffer.popleft()
+            if headers.startswith(_STATUS):
+                await self._answer(reply, headers)
                 continue
             try:
-                taken.append(StoredEvent.from_message(message.headers or {}, message.data))
+                taken.append(self._event(reply, headers, data))
             except (KeyError, ValueError):
                 self.overflowed = True
                 break
         return taken
+
+    def _event(self, reply: bytes, headers: bytes, data: bytes) -> StoredEvent:
+        """The event of a message: one that this process has appended is known by its hash."""
+        words = reply.split(b".")
+        own = self._own.pop(int(words[_SEQUENCE]), None) if len(words) == _ACK_WORDS else None
+        if own is not None and b"\r\nce-hash: %b\r\n" % own.hash.hex().encode() in headers:
+            return own
+        return StoredEvent.from_message(self._nc.read_headers(headers), data)
 
     def silent_for_s(self) -> float:
         return asyncio.get_running_loop().time() - self._heard_s
@@ -112,29 +121,30 @@ class _Live:
             with contextlib.suppress(CocoonError):
                 await api(self._nc, f"CONSUMER.DELETE.{self._stream}.{self._name}")
 
-    def _on_message(self, message: Msg) -> None:
+    def _on_message(self, reply: bytes, headers: bytes, data: bytes) -> None:
         self._heard_s = asyncio.get_running_loop().time()
         if len(self._buffer) >= _BUFFER:
             self.overflowed = True
             return
-        self._buffer.append(message)
+        self._buffer.append((reply, headers, data))
         self._arrived.set()
 
-    async def _answer(self, message: Msg) -> None:
+    async def _answer(self, reply: bytes, headers: bytes) -> None:
         # Flow control is answered when the buffer has been read up to it: that is what bounds it.
-        headers = message.headers or {}
-        reply = message.reply or headers.get("Nats-Consumer-Stalled")
-        if reply:
+        told = self._nc.read_headers(headers).get("Nats-Consumer-Stalled", "")
+        subject = reply.decode("utf-8", "replace") or told
+        if subject:
             with contextlib.suppress(nats.errors.Error):
-                await self._nc.publish(reply, b"")
+                await self._nc.publish(subject, b"")
 
 
 class Tail:
     """An async iterator of non-empty batches of events; use it as an async context manager.
 
     It starts at `from_position`, or after the checkpoint of `consumer`, or at 1. New events come
-    from the bus, from this process's own relay (a Feed), or else by LISTEN. Raises Fatal when the
-    log itself is broken; waits out everything else.
+    from the bus, from this process's own relay (a Feed), or else by LISTEN. `own` are events by
+    position that this process has appended: they are not read again. Raises Fatal when the log
+    itself is broken; waits out everything else.
     """
 
     def __init__(
@@ -146,9 +156,10 @@ class Tail:
         consumer: str | None = None,
         from_position: int | None = None,
         batch: int = 512,
+        own: dict[int, StoredEvent] | None = None,
     ) -> None:
         self._dsn, self._source, self._shard = dsn, source, shard
-        self._consumer, self._batch = consumer, batch
+        self._consumer, self._batch, self._own = consumer, batch, {} if own is None else own
         self._next = from_position or 0
         self._hash: bytes | None = None
         self._conn: asyncpg.Connection[asyncpg.Record] | None = None
@@ -262,7 +273,7 @@ class Tail:
         source = self._source
         if source is None or not source.is_connected or now_s < self._retry_live_s:
             return False
-        live = source.reader() if isinstance(source, Feed) else _Live(source, self._shard)
+        live = source.reader() if isinstance(source, Feed) else self._from_jetstream(source)
         try:
             await live.open(self._next)
         except CocoonError:
@@ -272,6 +283,9 @@ class Tail:
         self._live = live
         await self._unlisten()
         return True
+
+    def _from_jetstream(self, nc: BusClient) -> _Live:
+        return _Live(nc, self._shard, self._own)
 
     async def _leave_bus(self) -> None:
         live, self._live = self._live, None

@@ -14,7 +14,7 @@ from nats.aio.msg import Msg
 
 from cocoon.bus import streams
 from cocoon.contracts.envelope import StoredEvent
-from cocoon.eventlog.append import LogAppender, acquire_term, transaction
+from cocoon.eventlog.append import Appended, LogAppender, acquire_term, transaction
 from cocoon.eventlog.connection import connect
 from cocoon.eventlog.relay import Relay
 from cocoon.eventlog.tail import Tail
@@ -345,6 +345,23 @@ async def test_foreign_messages_in_the_stream_never_reach_a_consumer(
     await collector.stop()
     assert sample("cocoon_tail_resubscriptions_total", shard="1", consumer="memory") > left
     assert collector.events == await whole_log(database.admin_dsn)
+
+
+async def test_a_writers_own_events_come_back_as_the_ones_that_it_appended(
+    appender: LogAppender, database: Database, bus: Bus
+) -> None:
+    async with relaying(database, bus):
+        nc = await bus.connect("matcher")
+        tail = Tail(database.dsn("cocoon_reader"), nc, 1, own=appender.recent)
+        collector = Collector(tail)
+        await append_many(appender, 0, 1)
+        await eventually(lambda: tail.live and len(collector.events) == 3)
+        mine = await appender.append(job_item(7))
+        assert isinstance(mine, Appended)
+        await eventually(lambda: len(collector.events) == 6)
+        await collector.stop()
+    assert collector.events == await whole_log(database.admin_dsn)
+    assert [id(event) for event in collector.events[3:]] == [id(event) for event in mine.events]
 
 
 async def test_a_foreign_message_among_those_in_flight_has_the_stream_made_anew(
