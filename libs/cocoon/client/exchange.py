@@ -13,7 +13,8 @@ from typing import Final
 
 from cocoon.client.checks import Match, read_match
 from cocoon.client.choice import Addressee
-from cocoon.client.gateway import Broken, Gateway, Line, LineError, Silent, Unreached, unreachable
+from cocoon.client.gateway import Gateway, unreachable
+from cocoon.client.lines import Broken, Line, LineError, Silent, Unreached
 from cocoon.kernel.errors import (
     BadRequest,
     CocoonError,
