@@ -249,28 +249,34 @@ async def test_an_unread_body_is_not_taken_beyond_a_bound() -> None:
         assert len(await whole(line)) == 500 * 65536
 
 
-async def test_a_large_body_arrives_whole_and_an_early_answer_ends_its_sending() -> None:
+async def test_a_large_body_arrives_whole() -> None:
     body = bytes(range(256)) * 16 * 1024  # 4 MiB
+    async with server(answers(OK + b"content-length: 2\r\n\r\nok")) as (lines, peers):
+        for _ in range(2):
+            assert await whole(await get(lines, body)) == b"ok"
+        assert [got == body for _, got in peers[0].requests] == [True, True]
+
+
+async def test_an_early_answer_ends_the_sending_and_the_connection() -> None:
+    read = asyncio.Event()
 
     async def script(peer: Peer) -> None:
-        if peer.number:
-            await peer.reader.readuntil(b"\r\n\r\n")
-        else:
-            await peer.request()
+        await peer.reader.readuntil(b"\r\n\r\n")
         await peer.send(b"HTTP/1.1 413 Too Large\r\ncontent-length: 2\r\n\r\nno")
-        await peer.reader.read(1) if peer.number else await peer.request()
+        await read.wait()
 
     async with server(script) as (lines, peers):
-        assert await whole(await get(lines, body)) == b"no"
-        assert peers[0].requests[0][1] == body
-        peers[0].writer.close()
-        await asyncio.sleep(0.05)
-        line = await get(lines, body)
-        assert line.status == 413
-        assert await whole(line) == b"no"
-        with pytest.raises(Unreached):
-            await Lines("http://127.0.0.1:9").open("GET", "/", {}, None, read_timeout_s=1)
+        for _ in range(2):
+            line = await get(lines, bytes(16 * 1024 * 1024))
+            assert line.status == 413
+            assert await whole(line) == b"no"
         assert len(peers) == 2
+        read.set()
+
+
+async def test_where_nobody_listens_nothing_is_reached() -> None:
+    with pytest.raises(Unreached):
+        await get(Lines("http://127.0.0.1:9"))
 
 
 async def test_no_more_connections_are_opened_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
