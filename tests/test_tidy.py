@@ -34,8 +34,7 @@ MONEY_MODULES = (
 # A process says when it is ready, and replay is a command of its own; the rest prints nothing.
 MAY_PRINT = ("libs/cocoon/cli/", "libs/cocoon/bus/service.py", "services/billing/replay.py")
 IMPORTED_AS = {
-    "dcap-qvl": "dcap_qvl", "httptools": "uvicorn.protocols.http.httptools_impl",
-    "nats-py": "nats",
+    "dcap-qvl": "dcap_qvl", "nats-py": "nats",
     "openapi-spec-validator": "openapi_spec_validator",
     "opentelemetry-sdk": "opentelemetry.sdk",
     "opentelemetry-exporter-otlp-proto-http": "opentelemetry.exporter.otlp.proto.http",

@@ -399,6 +399,19 @@ def client_body() -> Seeds:
     yield "error-of-no-text", b'{"error":{"message":"\\ud800","type":[],"code":"\\udfff"}}'
 
 
+def gateway_answer() -> Seeds:
+    ok, chunked = b"HTTP/1.1 200 OK\r\n", b"transfer-encoding: chunked\r\n\r\n"
+    yield "whole", ok + b"content-length: 5\r\nx-cocoon-epoch: 1\r\n\r\nhello"
+    yield "chunked", ok + chunked + b"2\r\nhe\r\n\x003;a=b\r\nllo\r\n\x000\r\nx: y\r\n\r\n"
+    yield "to-the-end", b"HTTP/1.0 200 OK\r\n\r\nhel\0lo"
+    yield "hints", b"HTTP/1.1 103 Early Hints\r\nx: y\r\n\r\n" + ok + b"content-length: 0\r\n\r\n"
+    yield "upgrade", b"HTTP/1.1 101 X\r\nconnection: upgrade\r\nupgrade: x\r\n\r\nbytes"
+    yield "twice", (ok + b"content-length: 2\r\n\r\nok") * 2
+    yield "two-lengths", ok + b"content-length: 5\r\ncontent-length: 6\r\n\r\nhello"
+    yield "bad-chunk", ok + chunked + b"zz\r\n"
+    yield "no-http", b"SSH-2.0-OpenSSH_9.6\r\n"
+
+
 MAKERS: dict[str, Callable[[], Seeds]] = {
     name: globals()[name]
     # the evidence's targets start from the trust file, the policy and the evidence written first

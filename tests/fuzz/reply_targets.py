@@ -1,8 +1,9 @@
 """Replies under fire: OpenAI's JSON and Triton's tensors as the agent reads them, an enclave's
-answers as a client shows them. What is accepted can be written as OpenAI's JSON."""
+answers as a client reads and shows them. What is accepted can be written as OpenAI's JSON."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from collections.abc import Callable, Iterable
@@ -11,6 +12,7 @@ from dataclasses import replace
 from cocoon.chat import TokenUsage, parse_chat_request, to_json
 from cocoon.chat.respond import Answer, error_body
 from cocoon.client.answers import Settlement, StreamShaper, enclave_error, sse_event, whole_body
+from cocoon.client.lines import MAX_OVERHEAD_BYTES, Broken, _Connection
 from cocoon.kernel.errors import CocoonError, EvidenceRejected, Unavailable
 from cocoon.sealing import Receipt, Status
 from services.provider.backends.base import Ended, Output, Piece
@@ -157,6 +159,45 @@ def client_body(data: bytes) -> None:
         _is_json(error_body(told))
 
 
+class _Wire(asyncio.Transport):
+    """Where a request goes to and no answer comes from by itself."""
+
+    def write(self, data: object) -> None: ...
+    def abort(self) -> None: ...
+    def pause_reading(self) -> None: ...
+    def resume_reading(self) -> None: ...
+
+
+_LOOP = asyncio.new_event_loop()
+
+
+def gateway_answer(data: bytes) -> None:
+    """HTTP as a client hears it, a piece a zero byte: a whole answer, or a broken line."""
+    _LOOP.run_until_complete(_heard(data.split(b"\0")))
+
+
+async def _heard(pieces: list[bytes]) -> None:
+    connection = _Connection()
+    connection.connection_made(_Wire())
+    asking = asyncio.ensure_future(connection.ask(b"GET / HTTP/1.1\r\n\r\n", b"", 5.0))
+    await asyncio.sleep(0)
+    for piece in pieces:
+        if not connection.lost:
+            connection.data_received(piece)
+    connection.connection_lost(None)
+    body = b""
+    try:
+        await asking
+        while taken := await connection.next():
+            body += taken
+    except Broken:
+        return
+    assert 200 <= connection.status <= 999
+    assert len(body) <= sum(map(len, pieces))
+    assert sum(map(len, connection.headers)) <= MAX_OVERHEAD_BYTES + max(map(len, pieces))
+    assert not connection.release()
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "openai_body": openai_body,
     "openai_stream": openai_stream,
@@ -164,4 +205,5 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "triton_metrics": triton_metrics,
     "client_stream": client_stream,
     "client_body": client_body,
+    "gateway_answer": gateway_answer,
 }

@@ -11,8 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from cocoon.chat import to_json
-from cocoon.client.checks import refuse_answer, usage_object
+from cocoon.client.checks import refuse_answer
 from cocoon.kernel.errors import (
     BadRequest,
     CocoonError,
@@ -74,6 +73,7 @@ class _Shape(msgspec.Struct):
 
 
 _shape = msgspec.json.Decoder(_Shape)
+_raw_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class StreamShaper:
@@ -106,40 +106,31 @@ class StreamShaper:
         """What a checked receipt sets free: the held objects, then usage where it was asked."""
         if not self._include_usage:
             return self._held
-        chunk = _object(self._usage_chunk or self._last)
+        chunk: dict[str, Any] = _fields(self._usage_chunk or self._last)
         if self._usage_chunk is None:
-            chunk |= {"choices": [], "usage": usage_object(usage or b"{}")}
-        if not isinstance(chunk["usage"], dict):
-            refuse_answer("bad_answer", "its usage is not a JSON object")
-        chunk["usage"] = {**chunk["usage"], "cocoon": settlement.to_usage()}
-        return [*self._held, _written(chunk)]
+            chunk["choices"] = []
+        else:
+            usage = bytes(chunk["usage"])
+        chunk["usage"] = {**_fields(usage or b"{}"), "cocoon": settlement.to_usage()}
+        return [*self._held, msgspec.json.encode(chunk)]
 
 
 def whole_body(content: bytes, settlement: Settlement) -> bytes:
     """The one body, with `usage.cocoon` added. Raises EvidenceRejected(bad_answer)."""
-    body = _object(content)
-    usage = body.get("usage")
-    cocoon = {"cocoon": settlement.to_usage()}
-    body["usage"] = {**usage, **cocoon} if isinstance(usage, dict) else cocoon
-    return _written(body)
+    body: dict[str, Any] = _fields(content)
+    usage = bytes(body.get("usage", b""))
+    told = _fields(usage) if usage.startswith(b"{") else {}
+    body["usage"] = {**told, "cocoon": settlement.to_usage()}
+    return msgspec.json.encode(body)
 
 
-def _object(content: bytes) -> dict[str, Any]:
+def _fields(content: bytes) -> dict[str, msgspec.Raw]:
+    """An object's fields as they are written, if all of it is JSON that everybody reads."""
     try:
-        value = json.loads(content)
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        refuse_answer("bad_answer", "it is not a JSON object")
-    return value
-
-
-def _written(value: dict[str, Any]) -> bytes:
-    """JSON that everybody reads: what Python takes beyond it is refused (NaN, half characters)."""
-    try:
-        return to_json(value)
-    except (ValueError, RecursionError):
-        refuse_answer("bad_answer", "it holds what is not JSON")
+        msgspec.json.decode(content)  # the other decoder skips over what is in the fields
+        return _raw_fields.decode(content)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        refuse_answer("bad_answer", "it is not JSON, or no object")
 
 
 def sse_event(content: bytes) -> bytes:

@@ -5,12 +5,12 @@ Pure. The opener has checked the signature, hashes and commitments; here money, 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NoReturn
 
+import msgspec
 from pydantic import ValidationError
 
 from cocoon.client.choice import Addressee
@@ -116,7 +116,7 @@ def _check_usage(receipt: Receipt, header: RequestHeader, usage: bytes | None) -
         if receipt.status in (Status.COMPLETE, Status.LENGTH):
             refuse_answer("no_usage", "the answer came without its exact usage")
         return
-    told = usage_object(usage)
+    told = _usage_object(usage)
     profile = header.profile
     expected = (
         (receipt.input_tokens, _count(told, "prompt_tokens"), header.max_input_tokens),
@@ -137,11 +137,11 @@ def _check_usage(receipt: Receipt, header: RequestHeader, usage: bytes | None) -
             refuse_answer("bad_counts", "the receipt's counts are not those of the exact usage")
 
 
-def usage_object(usage: bytes) -> dict[str, Any]:
+def _usage_object(usage: bytes) -> dict[str, Any]:
     """Parse the sealed usage record. Raises EvidenceRejected(bad_answer)."""
     try:
-        value = json.loads(usage)
-    except (ValueError, RecursionError):
+        value = msgspec.json.decode(usage)
+    except (ValueError, RecursionError):  # what msgspec raises is a ValueError
         value = None
     if not isinstance(value, dict):
         refuse_answer("bad_answer", "its usage is not a JSON object")

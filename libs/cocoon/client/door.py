@@ -188,16 +188,17 @@ class Door:
                 traceparent=asked.traceparent,
             )  # fmt: skip
         began: Began | None = None
-        async with aclosing(entry.job.run()) as pieces:
-            async for piece in pieces:
-                if isinstance(piece, Began):
-                    began = piece
-                elif isinstance(piece, Chunk):
+        async with aclosing(entry.job.bursts()) as bursts:
+            async for pieces in bursts:
+                told = [sse_event(piece.content) for piece in pieces if isinstance(piece, Chunk)]
+                if isinstance(pieces[0], Began):
+                    began = pieces[0]
+                if told:
                     if not recording.begun and began is not None:
                         recording.begin(Head(200, (*_SSE, *_stream_facts(began))))
-                    await recording.write(sse_event(piece.content))
-                else:
-                    await self._tell_end(entry, piece)
+                    await recording.write(b"".join(told))
+                if isinstance(pieces[-1], Ended):
+                    await self._tell_end(entry, pieces[-1])
 
     async def _tell_end(self, entry: Entry, ended: Ended) -> None:
         recording, settlement = entry.recording, ended.settlement

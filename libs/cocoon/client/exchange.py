@@ -13,7 +13,8 @@ from typing import Final
 
 from cocoon.client.checks import Match, read_match
 from cocoon.client.choice import Addressee
-from cocoon.client.gateway import Broken, Gateway, Line, LineError, Silent, Unreached, unreachable
+from cocoon.client.gateway import Gateway, unreachable
+from cocoon.client.lines import Broken, Line, LineError, Silent, Unreached
 from cocoon.kernel.errors import (
     BadRequest,
     CocoonError,
@@ -37,7 +38,7 @@ STREAM_READ_TIMEOUT_S: Final = 120.0
 
 
 class Exchange:
-    """Sends one sealed request and yields its opened events, the checked receipt last."""
+    """Sends one sealed request and yields what opens, the checked receipt last."""
 
     def __init__(
         self, gateway: Gateway, sealed: SealedRequest, by_key_id: Mapping[bytes, Addressee], *,
@@ -72,9 +73,11 @@ class Exchange:
             raise Unavailable("Nothing has answered yet.")
         return prefix.key_id
 
-    async def events(self) -> AsyncGenerator[Event, None]:
-        """Yield content as it opens. Raises EvidenceRejected for an answer that must not be
-        believed, Unavailable(truncated) with what was charged, and the gateway's errors.
+    async def events(self) -> AsyncGenerator[list[Event], None]:
+        """Yield content as it opens: together what came together, and never nothing.
+
+        Raises EvidenceRejected for an answer that must not be believed, Unavailable(truncated) with
+        what was charged, and the gateway's errors.
         """
         for attempt in range(len(RESUME_DELAYS_S) + 1):
             if attempt:
@@ -87,9 +90,10 @@ class Exchange:
                 skip = self._received() if resumed and line.status == 200 else 0
                 while chunk := await line.next():
                     fresh, skip = chunk[skip:], max(skip - len(chunk), 0)
-                    for event in opener.feed(fresh):
-                        yield event
-                        if isinstance(event, Finished):
+                    events = opener.feed(fresh)
+                    if events:
+                        yield events
+                        if isinstance(events[-1], Finished):
                             await _drain(line)
                             return
             except Silent:

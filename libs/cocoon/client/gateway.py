@@ -1,114 +1,36 @@
-"""The client's HTTP to one gateway: every call bounded in size and time, errors as the tree's.
+"""The client's calls to one gateway: each bounded in size and time, errors as the tree's.
 
-Knows no keys and opens nothing; what it carries is sealed already. It follows no redirect, takes no
-proxy from the environment and keeps no cookie.
+Knows no keys and opens nothing; what it carries is sealed already.
 """
 
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import cache
 from typing import Any, Final
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode
 
-import aiohttp
-import httpx
-
+from cocoon.client.lines import MAX_CONNECTIONS, Line, LineError, Lines
 from cocoon.kernel.errors import CocoonError, Unauthenticated, Unavailable, error_for_status
 
+JOBS_PATH: Final = "/v1/jobs"
 SEALED_TYPE: Final = "application/vnd.cocoon.cai1"
 MAX_JSON_BYTES: Final = 32 * 1024 * 1024  # a model's whole directory, evidence included
 MAX_ERROR_BYTES: Final = 64 * 1024
-MAX_CONNECTIONS: Final = 256
-KEEP_ALIVE_S: Final = 15.0  # shorter than the gateway's, so that an idle line is not found dead
-CONNECT_TIMEOUT_S: Final = 5.0
-POOL_TIMEOUT_S: Final = 15.0  # for a free connection, the time to open one included
 JSON_TIMEOUT_S: Final = 15.0  # of silence
 JSON_WHOLE_TIMEOUT_S: Final = 60.0
 CANCEL_TIMEOUT_S: Final = 2.0
-WRITE_TIMEOUT_S: Final = 15.0  # more than this and the time for an answer: nobody reads
-_SMALL_BODY_BYTES: Final = 512 * 1024
 _MAX_MESSAGE: Final = 1000
 
 
-class LineError(Exception):
-    """Something between here and the gateway failed. Says nothing about the job."""
-
-
-class Unreached(LineError):
-    """No connection was made: the gateway has not seen the request."""
-
-
-class Silent(LineError):
-    """The gateway holds the line and says nothing."""
-
-
-class Broken(LineError):
-    """The line ended, or spoke no HTTP, before the answer was whole."""
-
-
-def open_http(base_url: str) -> aiohttp.ClientSession:
-    """The HTTP client for a gateway, on the running loop. Its owner closes it."""
-    secure = urlsplit(base_url).scheme == "https"
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(
-            limit=MAX_CONNECTIONS,
-            keepalive_timeout=KEEP_ALIVE_S,
-            # the same roots whatever the environment names
-            ssl=httpx.create_ssl_context(trust_env=False) if secure else True,
-        ),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        headers={"user-agent": "cocoon", "accept-encoding": "identity"},
-        auto_decompress=False,
-        trust_env=False,  # no proxy sees the API key, no .netrc replaces it
-    )
-
-
-class Line:
-    """A successful answer whose body is still to come. Close it: that is how one leaves early."""
-
-    __slots__ = ("_response",)
-
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
-        self._response = response
-
-    @property
-    def status(self) -> int:
-        return self._response.status
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        """By name in any case."""
-        return self._response.headers
-
-    @property
-    def ended(self) -> bool:
-        """Whether all of the body was read, and the connection is free again."""
-        return self._response.content.at_eof()
-
-    async def next(self) -> bytes:
-        """The bytes that have come, b"" at the body's end. Raises Silent or Broken."""
-        try:
-            return await self._response.content.readany()
-        except (aiohttp.ClientError, OSError) as error:  # a TimeoutError is an OSError
-            raise _line_error(error) from None
-
-    def close(self) -> None:
-        """Give the connection back if the body was read whole; else close it."""
-        self._response.close()
-
-
 class Gateway:
-    """Calls to one gateway. `http` stays its owner's to close."""
+    """Calls to one gateway. `lines` stay their owner's to close."""
 
-    def __init__(self, base_url: str, http: aiohttp.ClientSession) -> None:
-        self.base_url = base_url.rstrip("/").removesuffix("/v1")
-        self._jobs_url = f"{self.base_url}/v1/jobs"
-        self._http = http
+    def __init__(self, lines: Lines) -> None:
+        self.base_url = lines.base_url
+        self._lines = lines
         self._cancelling: set[asyncio.Task[None]] = set()
 
     def cancel_job(self, job_id: str, api_key: str) -> None:
@@ -126,20 +48,21 @@ class Gateway:
             await asyncio.wait(self._cancelling, timeout=CANCEL_TIMEOUT_S)
 
     async def _cancel(self, job_id: str, api_key: str) -> None:
-        url = f"{self._jobs_url}/{quote(job_id)}"
         with suppress(LineError, CocoonError, TimeoutError):  # it would end by itself, only later
             async with asyncio.timeout(CANCEL_TIMEOUT_S):
-                line = await self._open("DELETE", url, _auth(api_key), None, CANCEL_TIMEOUT_S)
+                line = await self._open(
+                    "DELETE", _job(job_id), _auth(api_key), None, CANCEL_TIMEOUT_S
+                )
                 line.close()
 
     async def json(
         self, path: str, api_key: str, *, params: Mapping[str, str] | None = None
     ) -> dict[str, Any]:
         """GET a JSON object. Raises the tree's error for the status, Unavailable for the rest."""
-        url = self.base_url + path
+        target = f"{path}?{urlencode(params)}" if params else path
         try:
             async with asyncio.timeout(JSON_WHOLE_TIMEOUT_S):
-                line = await self._open("GET", url, _auth(api_key), None, JSON_TIMEOUT_S, params)
+                line = await self._open("GET", target, _auth(api_key), None, JSON_TIMEOUT_S)
                 try:
                     if line.status != 200:
                         raise await _error(line)
@@ -159,7 +82,7 @@ class Gateway:
 
     async def job(self, job_id: str, api_key: str) -> dict[str, Any]:
         """The gateway's account of a job, from the log."""
-        return await self.json(f"/v1/jobs/{quote(job_id)}", api_key)
+        return await self.json(_job(job_id), api_key)
 
     async def post_job(
         self, envelope: bytes, *, api_key: str, idempotency_key: str, traceparent: str,
@@ -176,7 +99,7 @@ class Gateway:
             "idempotency-key": idempotency_key,
             "traceparent": traceparent,
         }
-        line = await self._open("POST", self._jobs_url, headers, envelope, read_timeout_s)
+        line = await self._open("POST", JOBS_PATH, headers, envelope, read_timeout_s)
         return await _successful(line, (200,))
 
     async def stored_response(
@@ -184,42 +107,19 @@ class Gateway:
     ) -> Line:
         """GET the sealed response from a byte offset on (206, or 200 with all of it)."""
         headers = {**_auth(api_key), "accept": SEALED_TYPE, "range": f"bytes={offset}-"}
-        url = f"{self._jobs_url}/{quote(job_id)}/response"
-        line = await self._open("GET", url, headers, None, read_timeout_s)
+        target = _job(job_id) + "/response"
+        line = await self._open("GET", target, headers, None, read_timeout_s)
         return await _successful(line, (200, 206))
 
     async def _open(
-        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None,
-        read_timeout_s: float, params: Mapping[str, str] | None = None,
+        self, method: str, target: str, headers: Mapping[str, str], body: bytes | None,
+        read_timeout_s: float,
     ) -> Line:  # fmt: skip
-        """Send, and return any answer once its head is there. Raises LineError."""
-        # large bytes are written piece by piece: one write of them would hold up the loop
-        large = body is not None and len(body) > _SMALL_BODY_BYTES
-        try:
-            async with asyncio.timeout(POOL_TIMEOUT_S + WRITE_TIMEOUT_S + read_timeout_s):
-                response = await self._http.request(
-                    method, url, params=params, headers=headers, allow_redirects=False,
-                    data=io.BytesIO(body) if large and body else body,
-                    timeout=_patience(read_timeout_s),
-                )  # fmt: skip
-        except (aiohttp.ClientError, OSError) as error:
-            raise _line_error(error) from None
-        return Line(response)
+        return await self._lines.open(method, target, headers, body, read_timeout_s=read_timeout_s)
 
 
-@cache
-def _patience(read_timeout_s: float) -> aiohttp.ClientTimeout:
-    return aiohttp.ClientTimeout(
-        total=None, connect=POOL_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S,
-        sock_read=read_timeout_s,
-    )  # fmt: skip
-
-
-def _line_error(error: Exception) -> LineError:
-    name = type(error).__name__
-    if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
-        return Unreached(name)
-    return Silent(name) if isinstance(error, TimeoutError) else Broken(name)
+def _job(job_id: str) -> str:
+    return f"{JOBS_PATH}/{quote(job_id)}"
 
 
 def _auth(api_key: str) -> dict[str, str]:

@@ -110,15 +110,22 @@ class Job:
         errors; after content of a stream came they end it without its last chunk. Closing the
         generator closes the line, and after a moment the job is cancelled.
         """
+        async with aclosing(self.bursts()) as bursts:
+            async for pieces in bursts:
+                for piece in pieces:
+                    yield piece
+
+    async def bursts(self) -> AsyncGenerator[list[Piece], None]:
+        """What `run` yields and raises, together what came together: cheaper in a fast stream."""
         causes: set[str] = set()
         delays_s = iter(STANDS_DELAYS_S)
         while True:
             shown = False
             try:
-                async with aclosing(self._attempt()) as pieces:
-                    async for piece in pieces:
-                        shown = not isinstance(piece, Began)
-                        yield piece
+                async with aclosing(self._attempt()) as bursts:
+                    async for pieces in bursts:
+                        shown = shown or not isinstance(pieces[-1], Began)
+                        yield pieces
                 return
             except (Conflict, Unavailable, DeadlineExceeded) as error:
                 cause = None if shown else await self._cause(error)
@@ -170,7 +177,7 @@ class Job:
             )
         await asyncio.sleep(delay_s)
 
-    async def _attempt(self) -> AsyncGenerator[Piece, None]:
+    async def _attempt(self) -> AsyncGenerator[list[Piece], None]:
         sealing = self._sealing
         exchange = Exchange(
             self._gateway, sealing.sealed, sealing.by_key_id, api_key=self._api_key,
@@ -182,33 +189,38 @@ class Job:
         failed: bytes | None = None
         began = False
         try:
-            async with aclosing(exchange.events()) as events:
-                async for event in events:
+            async with aclosing(exchange.events()) as arriving:
+                async for events in arriving:
+                    pieces: list[Piece] = []
                     if not began:
                         began = True
                         match = exchange.match
                         check_provider(sealing.by_key_id[exchange.key_id], match)
-                        yield Began(self.job_id, match.provider_id, sealing.max_price_nanoton)
-                    if isinstance(event, Data):
-                        if not self.stream:
-                            content += event.content
-                        elif (shown := shaper.take(event.content)) is not None:
-                            yield Chunk(shown)
-                    elif isinstance(event, Usage):
-                        usage = event.content
-                    elif isinstance(event, ErrorRecord):
-                        failed = event.content
-                    else:
-                        settlement = _settle(event, exchange, sealing, usage)
+                        pieces.append(
+                            Began(self.job_id, match.provider_id, sealing.max_price_nanoton)
+                        )
+                    for event in events:
+                        if isinstance(event, Data):
+                            if not self.stream:
+                                content += event.content
+                            elif (shown := shaper.take(event.content)) is not None:
+                                pieces.append(Chunk(shown))
+                        elif isinstance(event, Usage):
+                            usage = event.content
+                        elif isinstance(event, ErrorRecord):
+                            failed = event.content
+                    if pieces:
+                        yield pieces
+                    if isinstance(finished := events[-1], Finished):
+                        settlement = _settle(finished, exchange, sealing, usage)
                         error = enclave_error(settlement.receipt, failed)
                         if error is not None:
                             raise error
-                        if self.stream:
-                            for chunk in shaper.finish(settlement, usage):
-                                yield Chunk(chunk)
-                            yield Ended(settlement)
+                        if not self.stream:
+                            yield [Ended(settlement, whole_body(bytes(content), settlement))]
                         else:
-                            yield Ended(settlement, whole_body(bytes(content), settlement))
+                            last = shaper.finish(settlement, usage)
+                            yield [*map(Chunk, last), Ended(settlement)]
         finally:
             self._line_broke = self._line_broke or exchange.line_broke
 

@@ -1,6 +1,6 @@
 """Composition: from a gateway's address and an owner's trust to a door that answers.
 
-Opens the one HTTP client; everything below it is handed its resources.
+Opens the lines to the gateway; everything below it is handed its resources.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from urllib.parse import urlsplit
 
 from cocoon.client.directory import Directory
 from cocoon.client.door import Door
-from cocoon.client.gateway import Gateway, open_http
+from cocoon.client.gateway import Gateway
 from cocoon.client.kept import KeptRequests
+from cocoon.client.lines import Lines
 from cocoon.client.session import Preferences, SealedSession
 from cocoon.client.trust import TrustKeeper
 from cocoon.evidence.trust import TrustAnchors, load_trust
@@ -69,11 +70,11 @@ class Network:
         try:
             keeper = TrustKeeper(trust, clock=options.clock, state_dir=options.state_dir)
             self._kept.sweep()
-            self._http = open_http(options.gateway_url)  # last of what can fail: it must be closed
+            self._lines = Lines(options.gateway_url)
         except BaseException:
             self._kept.close()
             raise
-        self.gateway = Gateway(options.gateway_url, self._http)
+        self.gateway = Gateway(self._lines)
         self._directory = Directory(
             self.gateway, keeper, clock=options.clock, model_pins=options.model_pins
         )
@@ -97,7 +98,7 @@ class Network:
             await self.door.aclose()
             await self._directory.aclose()
             await self.gateway.aclose()
-            await self._http.close()
+            await self._lines.aclose()
         finally:
             self._kept.close()
 

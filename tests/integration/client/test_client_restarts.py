@@ -13,7 +13,8 @@ import openai
 import pytest
 
 from cocoon.client import NetworkOptions, async_openai_client, job, kept, openai_client, session
-from cocoon.client.gateway import Gateway, Unreached
+from cocoon.client.gateway import Gateway
+from cocoon.client.lines import Unreached
 from cocoon.client.trust import Attested, TrustKeeper
 from cocoon.kernel.clock import SystemClock
 from cocoon.kernel.errors import ConfigurationError, Unavailable
