@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from cocoon.sealing.derive import sha256
@@ -42,6 +43,7 @@ def pack_flags(profile: Profile, *, stream: bool) -> int:
     return flags
 
 
+@lru_cache(maxsize=64)
 def _unpack_flags(flags: int) -> tuple[Profile, bool]:
     number = flags >> _PROFILE_SHIFT & 0b1111
     if flags & ~_KNOWN_FLAGS or number > Profile.P3:
