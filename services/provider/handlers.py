@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 import nats.errors
@@ -90,4 +91,9 @@ class Handlers:
 async def _reply(message: Msg, reply: DispatchReply) -> None:
     # without a reply the gateway counts this agent as silent, and tries the next one
     with contextlib.suppress(nats.errors.Error, OSError):
-        await message.respond(reply.to_canonical())
+        await message.respond(_encoded(reply))
+
+
+@lru_cache(maxsize=16)
+def _encoded(reply: DispatchReply) -> bytes:
+    return reply.to_canonical()

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 _log = get_logger("cocoon.provider.jobs")
 MAX_CANCELS: Final = 1024
+ACCEPTED: Final = DispatchReply(accepted=True)
 JOB_MAX_BYTES: Final = 16 * 1024 * 1024
 _WORDS: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
 Prices = tuple[int, int, int]  # input, cached input, output; nanoTON per million tokens
@@ -123,7 +124,7 @@ class Jobs:
         except CocoonError:
             code = "busy"  # SEALED or the key holder did not answer: another may do better
         else:
-            return DispatchReply(accepted=True)
+            return ACCEPTED
         metrics.REFUSALS.inc(code)
         _log.info("dispatch_refused", code=code)
         return DispatchReply(accepted=False, code=code)  # type: ignore[arg-type]

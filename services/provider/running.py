@@ -100,6 +100,7 @@ class JobRun:
         self._timeout_s = job_timeout_s
         self._max_bytes = max_bytes
         self._sealer = ResponseSealer(job.opened)
+        self._streams = job.opened.header.stream
         self._news = asyncio.Event()
         self._unsent = bytearray()
         self._first_ms: int | None = None
@@ -243,8 +244,8 @@ class JobRun:
                 self._put(telling.seal_waiting())
             if step.pad:
                 self._put(self._sealer.pad())
-            if step.finish:
-                return
+            if step.finish or (step.seal and telling.ended and not self._streams):
+                return  # one body goes out with its receipt: it is shown with it, or never
             await self._send_bytes(step.send_bytes)
             if step.seal and telling.ended and not telling.bytes_waiting:
                 continue  # nothing else will wake us

@@ -316,6 +316,13 @@ def test_the_agent_loads_no_database_code_and_no_devnet() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+async def test_one_body_leaves_in_one_message_with_its_receipt(world: ProviderWorld) -> None:
+    async with world.agent():
+        job = await world.accepted(world.seal(max_output=8))
+        await world.ended(job)
+        assert list(job.frames) == [0]
+
+
 async def test_a_disk_that_fills_up_costs_no_answer_and_takes_no_new_jobs(
     world: ProviderWorld, tmp_path: Path
 ) -> None:
