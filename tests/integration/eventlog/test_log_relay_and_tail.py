@@ -211,8 +211,8 @@ async def test_a_stream_that_was_lost_is_filled_again_though_nothing_happens(
     async with relaying(database, bus) as relay:
         await append_many(appender, 0, 10)
         await eventually(lambda: relay.positions[1] == 30)
-        infra = await bus.connect("infra")
-        await streams.api(infra, "STREAM.DELETE.EVENTS_1")
+        billing = await bus.connect("billing")
+        await streams.api(billing, "STREAM.DELETE.EVENTS_1")
         async with asyncio.timeout(20):
             while await messages_of(bus) != 30:  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
