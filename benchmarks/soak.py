@@ -69,7 +69,8 @@ def report(processes: Sequence[Watched], warm_up: int) -> list[str]:
         files, _ = slope(jobs, opened)
         print(
             f"{one.name:12} {one.rows[0][1]:7.1f} {rows[0][1]:7.1f} {rows[-1][1]:7.1f}"
-            f" {kib:10.1f} +- {error:6.1f} {min(opened):4d} to {max(opened):3d}, {files:+.2f} / 1,000"
+            f" {kib:10.1f} +- {error:6.1f}"
+            f" {min(opened):4d} to {max(opened):3d}, {files:+.2f} / 1,000 jobs"
         )
         half = len(opened) // 2
         more = max(opened[half:]) - max(opened[:half])
