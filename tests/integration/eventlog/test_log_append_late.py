@@ -99,6 +99,7 @@ async def test_a_late_item_whose_call_was_cut_off_is_answered_as_the_log_has_it(
                 for pid in () if goes_on else await _waiting_calls(watching):
                     await watching.execute("SELECT pg_terminate_backend($1)", pid)
                 await asyncio.sleep(0.01)
+            await asyncio.sleep(1.0)  # the writer is back, and the call still waits
         outcome = (await asyncio.gather(appending, return_exceptions=True))[0]
         log = await whole_log(database.admin_dsn)
         assert len(log) == (3 if goes_on else 0)
