@@ -44,6 +44,7 @@ MAX_REQUESTS_IN_FLIGHT = 8192
 CROWDED_S = (
     0.004  # less than from a match to its first token, which is what its commit must not hold
 )
+DECISION_HOLDS_S = 3.0  # a match that the log has not taken by then is not to follow a revocation
 
 
 def main() -> None:
@@ -57,7 +58,9 @@ async def serve(settings: MatcherSettings, stop: Stop) -> None:
     async with contextlib.AsyncExitStack() as stack:
         nc = await connect(settings.nats_url, settings.nats_seed_file, "matcher", prefix, stop)
         stack.push_async_callback(close, nc)
-        appender = LogAppender(dsn, settings.shard, "matcher", crowded_s=CROWDED_S)
+        appender = LogAppender(
+            dsn, settings.shard, "matcher", crowded_s=CROWDED_S, wait_limit_s=DECISION_HOLDS_S
+        )
         await appender.acquire_term()
         stack.push_async_callback(appender.close)
         memory = Memory(settings.fee_bps, settings.provider_silence_s, len(settings.account_shards))

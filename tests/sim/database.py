@@ -224,6 +224,22 @@ async def acquire_term(conn: Connection, shard: int, role: str) -> int:
     return await conn.ask(lambda: conn.database.logs[shard].acquire_term(role))
 
 
+async def renew_term(conn: Connection, shard: int, role: str, term: int) -> int:
+    def renewed() -> int:
+        log = conn.database.logs[shard]
+        if log.terms.get(role) != term:
+            raise StaleTerm("another process owns this shard now; this one must stop")
+        return log.acquire_term(role)
+
+    return await conn.ask(renewed)
+
+
+async def commands_there(conn: Connection, shard: int, command_ids: Sequence[str]) -> set[str]:
+    return await conn.look(
+        lambda: {c for c in command_ids if c in conn.database.logs[shard].commands}
+    )
+
+
 async def append_once(
     conn: Connection, shard: int, role: str, term: int, batch: Sequence[Prepared]
 ) -> list[Appended | Conflict]:

@@ -56,7 +56,9 @@ def _edges(loop: SimLoop) -> list[tuple[Any, str, Any]]:
 
     numbers = iter(range(1, 2**62))
     counted = SimpleNamespace(token_hex=lambda size: f"{next(numbers):0{2 * size}x}")
-    of_log = ("acquire_term", "append_once", "connect", "read_batch")
+    of_log = (
+        "acquire_term", "append_once", "commands_there", "connect", "read_batch", "renew_term",
+    )  # fmt: skip
     of_tail = ("connect", "checkpoint", "hash_at", "head", "read_batch")
     of_relay = ("connect", "first_position_since", "hash_at", "head", "read_batch")
     return [

@@ -31,6 +31,7 @@ from services.gateway.settings import GatewaySettings
 from services.matcher.handlers import Matcher
 from services.matcher.lease import News
 from services.matcher.leases import Leases
+from services.matcher.main import DECISION_HOLDS_S
 from services.matcher.memory import Memory
 from services.matcher.settings import MatcherSettings
 from tests.sim import database as db
@@ -61,7 +62,7 @@ async def run_matcher(world: World, process: Process) -> None:
     nc: Any = Nats(world.bus, process)
     dsn: Any = world.database
     clock, randomness = world.new_clock(), world.randomness
-    appender = LogAppender(dsn, SHARD, "matcher")
+    appender = LogAppender(dsn, SHARD, "matcher", wait_limit_s=DECISION_HOLDS_S)
     await appender.acquire_term()
     memory = Memory(MATCHER.fee_bps, MATCHER.provider_silence_s)
     news = _news(nc)

@@ -19,13 +19,18 @@ if TYPE_CHECKING:
     from nats.aio.client import Client
 
 _NS = 1_000_000_000
+# The server keeps hundreds of bytes of memory for every subject, and each message of these two
+# streams has its own: both are bounded by count, too. Who is further behind reads the log.
 EVENTS_WINDOW_S = 14 * 86_400
+EVENTS_MAX = 100_000
+EVENTS_DUPLICATES_S = 10  # message ids take memory too; the relay's fence needs none
 SEALED_WINDOW_S = 3_600
+SEALED_MAX = 32_768  # chunks; a response is seldom more than one
 INGRESS_ACK_WAIT_S = 30
 INGRESS_MAX_OF_ONE = 1024  # messages of one provider: nobody fills the queue for the others
+_MADE_WITH = frozenset({"first_seq", "num_replicas", "persist_mode"})  # kept by what is there
 _STREAM_NOT_FOUND, _CONSUMER_NOT_FOUND = 10059, 10014
 API_TIMEOUT_S = 5.0
-_FIXED = "persist_mode"  # a stream keeps the one that it was made with
 
 
 def events_config(shard: int, first_seq: int = 1, replicas: int = 1) -> dict[str, Any]:
@@ -37,7 +42,8 @@ def events_config(shard: int, first_seq: int = 1, replicas: int = 1) -> dict[str
         "storage": "file",
         "num_replicas": replicas,
         "max_age": EVENTS_WINDOW_S * _NS,
-        "duplicate_window": 120 * _NS,
+        "max_msgs": EVENTS_MAX,
+        "duplicate_window": EVENTS_DUPLICATES_S * _NS,
         "discard": "old",
         "deny_delete": True,
         "first_seq": first_seq,
@@ -83,6 +89,7 @@ def sealed_config(replicas: int = 1) -> dict[str, Any]:
         "num_replicas": replicas,
         "max_age": SEALED_WINDOW_S * _NS,
         "max_msgs_per_subject": 1,
+        "max_msgs": SEALED_MAX,
         "max_bytes": 4 * 1024 * 1024 * 1024,
         "duplicate_window": 120 * _NS,
         "discard": "old",
@@ -141,8 +148,7 @@ async def create_events_stream(nc: Client, shard: int, first_seq: int, replicas:
 async def declare_streams(nc: Client, shards: Sequence[int], replicas: int = 1) -> None:
     """Create what is missing: EVENTS_<shard>, INGRESS with billing's durable, SEALED.
 
-    An existing INGRESS takes the bounds of today; other streams are left as they are. Raises
-    Unavailable or Fatal.
+    An existing stream takes the bounds of today. Raises Unavailable or Fatal.
     """
     wanted = [events_config(shard, replicas=replicas) for shard in shards]
     wanted += [ingress_config(replicas), sealed_config(replicas)]
@@ -153,8 +159,8 @@ async def declare_streams(nc: Client, shards: Sequence[int], replicas: int = 1) 
             await api(nc, f"STREAM.CREATE.{config['name']}", config)
             continue
         now = found["config"]
-        bounds = {key: value for key, value in config.items() if key != _FIXED}
-        if config["name"] == subjects.INGRESS_STREAM and not bounds.items() <= now.items():
+        bounds = {key: value for key, value in config.items() if key not in _MADE_WITH}
+        if not bounds.items() <= now.items():
             await api(nc, f"STREAM.UPDATE.{config['name']}", {**now, **bounds})
     await declare_ingress_consumer(nc)
 

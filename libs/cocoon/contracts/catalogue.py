@@ -177,7 +177,7 @@ CHANNELS: tuple[Channel, ...] = (
     Channel(
         "sealed", f"sealed.{_PROVIDER}.{{sha256}}.{{index}}", ("gateway", "provider"),
         ("gateway", "provider"), "a chunk of ciphertext, named by the SHA-256 of the whole",
-        "sealed requests too large for a dispatch, and sealed responses, for an hour",
+        "sealed requests too large for a dispatch, and sealed responses, for an hour at most",
         stream=subjects.SEALED_STREAM,
     ),
     *_verbs(),

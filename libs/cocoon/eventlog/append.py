@@ -75,10 +75,31 @@ async def acquire_term(conn: Connection, shard: int, role: str) -> int:
         return int(await conn.fetchval("SELECT log.acquire_term($1, $2)", shard, role))
 
 
-@dataclass(slots=True)
+async def renew_term(conn: Connection, shard: int, role: str, term: int) -> int:
+    """Raise one's own term: what was sent under it and has not come in never will.
+
+    Raises StaleTerm when another process has taken over.
+    """
+    with tree_errors():
+        async with conn.transaction():
+            renewed = await acquire_term(conn, shard, role)
+            if renewed != term + 1:
+                raise StaleTerm("another process owns this shard now; this one must stop")
+            return renewed
+
+
+async def commands_there(conn: Connection, shard: int, command_ids: Sequence[str]) -> set[str]:
+    """Those of the commands that the log has."""
+    sql = "SELECT command_id FROM log.commands WHERE shard = $1 AND command_id = ANY($2)"
+    with tree_errors():
+        return {row["command_id"] for row in await conn.fetch(sql, shard, command_ids)}
+
+
+@dataclass(slots=True, eq=False)
 class _Waiting:
     prepared: Prepared
     futures: list[asyncio.Future[Appended | Conflict]]
+    since_s: float  # of the loop's clock
 
     def resolve(self, outcome: Appended | Conflict) -> None:
         for index, future in enumerate(self.futures):
@@ -98,7 +119,9 @@ class LogAppender:
 
     Whatever was queued while a call was being committed goes into the next call. A call costs more
     than many items: with `gather_s` each waits that long for more of them, with `crowded_s` only
-    one that follows another within twice that time.
+    one that follows another within twice that time. With
+    `wait_limit_s` an item that could not be written for so long is refused: what it was decided on
+    may hold no more.
     """
 
     def __init__(
@@ -111,10 +134,12 @@ class LogAppender:
         batch_limit: int = 256,
         gather_s: float = 0.0,
         crowded_s: float = 0.0,
+        wait_limit_s: float | None = None,
     ) -> None:
         self._dsn, self._shard, self._role = dsn, shard, role
         self._queue_limit, self._batch_limit = queue_limit, batch_limit
         self._gather_s, self._crowded_s = gather_s, crowded_s
+        self._wait_limit_s = wait_limit_s
         self._ended_s = float("-inf")  # the last call's end
         self.recent: dict[int, StoredEvent] = {}  # appended, by position: a Tail takes them out
         self._queue: deque[_Waiting] = deque()
@@ -150,21 +175,23 @@ class LogAppender:
     async def append(self, item: AppendItem) -> Appended | Conflict:
         """Append one item; returns after the commit, whatever happens to the connection meanwhile.
 
-        Raises Unavailable at once when the queue is full, StaleTerm when another process has taken
-        over, Fatal when Postgres refuses the item, ValueError when it is too large.
+        Raises Unavailable at once when the queue is full or later when the item waited too long,
+        StaleTerm when another process has taken over, Fatal when Postgres refuses the item,
+        ValueError when it is too large.
         """
         if self._closed is not None:
             raise self._closed
         if self._task is None:
             raise Fatal("take a term before the first append")
-        future: asyncio.Future[Appended | Conflict] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Appended | Conflict] = loop.create_future()
         waiting = self._by_command.get(item.command_id)
         if waiting is not None:
             waiting.futures.append(future)
             return await future
         if len(self._queue) >= self._queue_limit:
             raise Unavailable("the log's queue is full; try again shortly", code="log_queue_full")
-        waiting = _Waiting(prepare(item), [future])
+        waiting = _Waiting(prepare(item), [future], loop.time())
         self._by_command[item.command_id] = waiting
         self._queue.append(waiting)
         self._wake.set()
@@ -215,10 +242,14 @@ class LogAppender:
         return self._crowded_s if since_s < 2 * self._crowded_s else self._gather_s
 
     async def _commit(self, batch: list[_Waiting]) -> None:
-        delay_s = _FIRST_RETRY_S
+        delay_s, sent = _FIRST_RETRY_S, False
         while True:
             try:
                 conn = await self._connection()
+                batch = await self._without_late(conn, batch, sent)
+                if not batch:
+                    return
+                sent = True
                 began_s = time.perf_counter()
                 results = await append_once(
                     conn, self._shard, self._role, self._term, [w.prepared for w in batch]
@@ -259,6 +290,25 @@ class LogAppender:
             self.recent[event.position] = event
         while len(self.recent) > _RECENT:
             del self.recent[next(iter(self.recent))]
+
+    async def _without_late(
+        self, conn: Connection, batch: list[_Waiting], sent: bool
+    ) -> list[_Waiting]:
+        """The batch without what waited too long, which is refused unless the log has it.
+
+        What was `sent` may still come in: the term is renewed before anybody looks.
+        """
+        limit_s, now_s = self._wait_limit_s, asyncio.get_running_loop().time()
+        late = {w for w in batch if limit_s is not None and now_s - w.since_s > limit_s}
+        if late and sent:
+            self._term = await renew_term(conn, self._shard, self._role, self._term)
+            names = [w.prepared.item.command_id for w in late]
+            there = await commands_there(conn, self._shard, names)
+            late = {w for w in late if w.prepared.item.command_id not in there}
+        if late:
+            error = Unavailable("the log was away for too long; try again", code="log_away")
+            self._fail(late, error)
+        return [w for w in batch if w not in late]
 
     def _forget(self, waiting: _Waiting) -> None:
         """Before it is told: whoever appends the same command from now on asks Postgres anew."""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 import nats.errors
 
-from cocoon.bus.streams import EVENTS_WINDOW_S, api, create_events_stream
+from cocoon.bus.streams import EVENTS_MAX, EVENTS_WINDOW_S, api, create_events_stream
 from cocoon.contracts import subjects
 from cocoon.contracts.envelope import StoredEvent
 from cocoon.eventlog.connection import connect, tree_errors
@@ -41,6 +41,7 @@ _ACK_TIMEOUT_S = 2.0
 _FIRST_RETRY_S, _LONGEST_RETRY_S = 0.02, 1.0
 _BATCH = 512
 _GATHER_S = 0.005  # a commit seldom comes alone, and nobody waits for the copy
+_LOOK_S = 5.0  # how often a relay with nothing to send looks whether the stream is whole
 _HASH = "ce-hash: "
 
 
@@ -104,6 +105,7 @@ class _ShardRelay:
         self._refused_at = 0  # the first position that the broker refused, 0 for none
         self._more = True  # whether the log may hold events that were not sent
         self._silent_s = 0.0
+        self._idle_s = 0.0
         self._progress = asyncio.Event()
 
     async def run(self) -> None:
@@ -155,6 +157,9 @@ class _ShardRelay:
                         self._more = self._more or len(events) == room
                         continue
                 await self._wait(waits_for_ack=sent > self.acked)
+                if self._idle_s > _LOOK_S:
+                    self._idle_s = 0.0
+                    await self._look()
                 if self._more:
                     await asyncio.sleep(_GATHER_S)
                 if self._refused_at:
@@ -163,6 +168,15 @@ class _ShardRelay:
             self._generation = ""
             conn.terminate()
             await asyncio.sleep(0)
+
+    async def _look(self) -> None:
+        """Raises Transient when the stream has gone or lost its end: it is filled again."""
+        try:
+            info = await api(self._nc, f"STREAM.INFO.{self._stream}")
+        except NotFound:
+            raise Transient("the stream is gone") from None
+        if int(info["state"]["last_seq"]) < self.acked:
+            raise Transient("the stream has lost its end")
 
     async def _align(self, conn: asyncpg.Connection[asyncpg.Record]) -> int:
         """Return the stream's last sequence, having made sure that it is a prefix of the log."""
@@ -214,7 +228,8 @@ class _ShardRelay:
 
     async def _window_start(self, conn: asyncpg.Connection[asyncpg.Record]) -> int:
         since_us = (self._clock.now_ms() - EVENTS_WINDOW_S * 1000) * 1000
-        return await first_position_since(conn, self.shard, since_us)
+        newest = (await head(conn, self.shard)).position - EVENTS_MAX + 1
+        return max(newest, await first_position_since(conn, self.shard, since_us))
 
     async def _publish(self, events: Sequence[StoredEvent], inbox: str) -> None:
         """Each names its predecessor's position and id, so the last one's ack speaks for all."""
@@ -263,8 +278,10 @@ class _ShardRelay:
                 await self._progress.wait()
         except TimeoutError:
             self._more = True
-            self._silent_s = self._silent_s + now_s() - started_s if waits_for_ack else 0.0
+            passed_s = now_s() - started_s
+            self._silent_s = self._silent_s + passed_s if waits_for_ack else 0.0
+            self._idle_s = 0.0 if waits_for_ack else self._idle_s + passed_s
             if self._silent_s > _ACK_TIMEOUT_S:
                 raise Transient("the broker does not acknowledge") from None
         else:
-            self._silent_s = 0.0
+            self._silent_s = self._idle_s = 0.0

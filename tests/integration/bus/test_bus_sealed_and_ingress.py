@@ -289,6 +289,22 @@ async def test_a_worker_whose_queue_is_gone_asks_seldom_and_goes_on_when_it_is_b
         await until(lambda: seen == [b"later"])
 
 
+async def test_streams_that_are_there_take_the_bounds_of_today(bus: Bus) -> None:
+    infra = await bus.connect("infra")
+    wanted = {
+        subjects.SEALED_STREAM: {"max_msgs": streams.SEALED_MAX},
+        subjects.events_stream(1): {"max_msgs": streams.EVENTS_MAX},
+        subjects.INGRESS_STREAM: {"max_msgs_per_subject": streams.INGRESS_MAX_OF_ONE},
+    }
+    for name, bounds in wanted.items():
+        config = (await streams.api(infra, f"STREAM.INFO.{name}"))["config"]
+        await streams.api(infra, f"STREAM.UPDATE.{name}", config | dict.fromkeys(bounds, 7))
+    await streams.declare_streams(infra, (1,))
+    for name, bounds in wanted.items():
+        config = (await streams.api(infra, f"STREAM.INFO.{name}"))["config"]
+        assert bounds.items() <= config.items()
+
+
 async def test_no_more_are_handled_at_once_than_there_are_workers(bus: Bus) -> None:
     mine = bus.providers[0]
     running, most, done = 0, 0, 0

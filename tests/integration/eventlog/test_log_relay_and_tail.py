@@ -18,7 +18,7 @@ from cocoon.eventlog.append import Appended, LogAppender, acquire_term, transact
 from cocoon.eventlog.connection import connect
 from cocoon.eventlog.relay import Relay
 from cocoon.eventlog.tail import Tail
-from cocoon.kernel.errors import LogCorrupt
+from cocoon.kernel.errors import LogCorrupt, NotFound
 from cocoon.telemetry import metrics
 from tests.support.log_items import assert_sound, job_item, whole_log
 from tests.support.servers import SHARDS, Bus, Database
@@ -192,6 +192,38 @@ async def test_wiped_stream_of_an_old_log_begins_inside_its_window(
     # The rows were touched, so their hashes no longer hold; the stream's start is what counts here.
     found = await state(bus)
     assert found["first_seq"] == 21
+
+
+async def test_wiped_stream_of_a_long_log_holds_its_latest_events(
+    appender: LogAppender, database: Database, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cocoon.eventlog.relay.EVENTS_MAX", 12)
+    await append_many(appender, 0, 10)
+    async with relaying(database, bus) as relay:
+        await eventually(lambda: relay.positions[1] == 30)
+    found = await state(bus)
+    assert (found["first_seq"], found["last_seq"]) == (19, 30)
+
+
+async def test_a_stream_that_was_lost_is_filled_again_though_nothing_happens(
+    appender: LogAppender, database: Database, bus: Bus
+) -> None:
+    async with relaying(database, bus) as relay:
+        await append_many(appender, 0, 10)
+        await eventually(lambda: relay.positions[1] == 30)
+        billing = await bus.connect("billing")
+        await streams.api(billing, "STREAM.DELETE.EVENTS_1")
+        async with asyncio.timeout(20):
+            while await messages_of(bus) != 30:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+    await assert_stream_equals_log(bus, database)
+
+
+async def messages_of(bus: Bus) -> int:
+    """How many EVENTS_1 holds, 0 where there is no such stream."""
+    with contextlib.suppress(NotFound):
+        return int((await state(bus))["messages"])
+    return 0
 
 
 async def test_stream_ahead_of_the_log_halts_the_relay(
