@@ -40,7 +40,7 @@ def process(
                 pipe.close()
 
 
-def wait_for(port: int, seconds: float = 90) -> None:
+def wait_for(port: int, seconds: float = 180) -> None:
     """Until something listens on the port. Raises RuntimeError."""
     end = time.monotonic() + seconds
     while not accepts(port):
