@@ -53,8 +53,7 @@ def _name(count: int) -> str:
 
 PROVIDERS = Question(
     "providers",
-    "The platform's CPU a job by number of providers; heartbeats, which cost the same without jobs, "
-    "apart",
+    "The platform's CPU a job by number of providers; what it costs without jobs is apart",
     (
         Column("cpu_us", "CPU a job, us"), Column("matcher_us", "matcher, us"),
         Column("billing_us", "billing, us"), Column("nats_us", "NATS, us"),
