@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -99,37 +99,34 @@ class Arms:
 
     def start_proxies(self) -> None:
         """LiteLLM with one worker and with two, and Portkey; what cannot run is left out."""
-        starts = []
         for name, workers in ((LITELLM, 1), (LITELLM_TWO, 2)):
-            try:
-                port = free_port()
-                command = installed.litellm_command(self._folder, self.engine_url, port, workers)
-                started = self._start(command, installed.LITELLM_ENVIRONMENT)
-                arm = Arm(
-                    name, f"http://127.0.0.1:{port}/v1", "sk-bench",
-                    {name: frozenset({started.pid})},
-                )  # fmt: skip
-                starts.append((arm, port))
-            except installed.NotInstalled as error:
-                self.left_out.append(str(error))
-        try:
-            port = free_port()
-            started = self._start(installed.portkey_command(self._folder, port))
-            arm = Arm(
-                PORTKEY, f"http://127.0.0.1:{port}/v1", "none",
-                {PORTKEY: frozenset({started.pid})},
-                installed.portkey_headers(self.engine_url),
+            self._start_proxy(
+                name, "sk-bench", {},
+                lambda port, workers=workers: installed.litellm_command(
+                    self._folder, self.engine_url, port, workers
+                ),
             )  # fmt: skip
-            starts.append((arm, port))
+        self._start_proxy(
+            PORTKEY, "none", installed.portkey_headers(self.engine_url),
+            lambda port: installed.portkey_command(self._folder, port),
+        )  # fmt: skip
+
+    def _start_proxy(
+        self, name: str, key: str, headers: dict[str, str], command: Callable[[int], list[str]]
+    ) -> None:
+        port = free_port()
+        try:
+            started = self._start(command(port), installed.LITELLM_ENVIRONMENT)
+            wait_for(port)
+            groups = {name: frozenset({started.pid})}
+            arm = Arm(name, f"http://127.0.0.1:{port}/v1", key, groups, headers)
+            run(arm, self._engine.pid, mode="closed", seconds=1.0, at_once=8)
         except installed.NotInstalled as error:
             self.left_out.append(str(error))
-        for arm, port in starts:
-            try:
-                wait_for(port)
-                run(arm, self._engine.pid, mode="closed", seconds=1.0, at_once=8)
-                self._add(arm)
-            except RuntimeError as error:
-                self.left_out.append(f"{arm.name} does not answer: {error}")
+        except RuntimeError as error:
+            self.left_out.append(f"{name} does not answer: {error}")
+        else:
+            self._add(arm)
 
     def start_network(self, *, volatile: bool = False) -> None:
         """A whole network before the engine; `volatile`: benchmarks.volatile's."""

@@ -55,13 +55,12 @@ LOG_SIZE = Question(
     (
         Column("cpu_us", "CPU a job, us"), Column("own_us", "Python, us"),
         Column("postgres_us", "Postgres, us"), Column("jobs_per_s", "jobs/s"),
-        Column("read_us", "CPU a read, us"),
+        Column("read_us", "an old job read, us"),
     ),
     lambda rows: [
-        Aim(f"{what}, {_name(large)} of {_name(10_000)}", "at most", 1.2,
-            ratio(rows, _name(large), _name(10_000), key))
+        Aim(f"cost a job, {_name(large)} of {_name(10_000)}", "at most", 1.2,
+            ratio(rows, _name(large), _name(10_000), "cpu_us"))
         for large in (1_000_000, 10_000_000)
-        for what, key in (("cost a job", "cpu_us"), ("cost a read", "read_us"))
     ],
 )  # fmt: skip
 
@@ -99,11 +98,13 @@ class Log:
         await conn.execute("SET synchronous_commit = off")
         await conn.execute(FILL_SQL.read_text(encoding="utf-8"))
         await conn.execute("SELECT bench.take($1)", model)
+        await conn.execute("SELECT bench.drop_indexes()")
         for first in range(0, self._filled, JOBS_A_CALL):
             last = min(first + JOBS_A_CALL, self._filled) - 1
             await conn.execute("SELECT bench.fill($1, $2, $3)", model, first, last)
             if first % (JOBS_A_CALL * 20) == 0:
                 print(f"  {_name(self.events)}: {first * EVENTS_A_JOB:,}", file=sys.stderr)
+        await conn.execute("SELECT bench.make_indexes()")
         await conn.execute("VACUUM (FREEZE, ANALYZE)")
         await conn.execute("CHECKPOINT")
         await conn.close()

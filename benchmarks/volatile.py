@@ -24,7 +24,8 @@ def _forget(_: Any) -> None:
     """In place of fsync."""
 
 
-def _network() -> None:
+def arrange() -> None:
+    """Let networks of this process forget, and start their services through this module."""
     from cocoon.devnet import nats_server, network, postgres
 
     postgres._SETTINGS.update(POSTGRES)
@@ -39,9 +40,6 @@ def _network() -> None:
 
     nats_server.NatsServer._config = unsynced  # type: ignore[method-assign]
     network.Network._command = wrapped  # type: ignore[method-assign]
-    from cocoon.cli import main
-
-    main()
 
 
 def _service(module: str) -> None:
@@ -52,6 +50,9 @@ def _service(module: str) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "up":
-        _network()
+        from cocoon.cli import main
+
+        arrange()
+        main()
     else:
         _service(sys.argv[1])
