@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 from benchmarks import installed
@@ -22,6 +23,7 @@ from benchmarks.processes import (
     process,
     wait_for,
 )
+from benchmarks.zero_work_engine import MODEL
 from cocoon.devnet.folder import DataFolder
 from cocoon.devnet.ports import free_port
 
@@ -100,16 +102,12 @@ class Arms:
     def start_proxies(self) -> None:
         """LiteLLM with one worker and with two, and Portkey; what cannot run is left out."""
         for name, workers in ((LITELLM, 1), (LITELLM_TWO, 2)):
-            self._start_proxy(
-                name, "sk-bench", {},
-                lambda port, workers=workers: installed.litellm_command(
-                    self._folder, self.engine_url, port, workers
-                ),
-            )  # fmt: skip
+            command = partial(installed.litellm_command, self._folder, self.engine_url, workers)
+            self._start_proxy(name, "sk-bench", {}, command)
+        headers = installed.portkey_headers(self.engine_url)
         self._start_proxy(
-            PORTKEY, "none", installed.portkey_headers(self.engine_url),
-            lambda port: installed.portkey_command(self._folder, port),
-        )  # fmt: skip
+            PORTKEY, "none", headers, partial(installed.portkey_command, self._folder)
+        )
 
     def _start_proxy(
         self, name: str, key: str, headers: dict[str, str], command: Callable[[int], list[str]]
@@ -130,20 +128,9 @@ class Arms:
 
     def start_network(self, *, volatile: bool = False) -> None:
         """A whole network before the engine; `volatile`: benchmarks.volatile's."""
-        data = Path(self._folder) / f"network-{'volatile' if volatile else 'durable'}"
+        data = self._folder / f"network-{'volatile' if volatile else 'durable'}"
         module = "benchmarks.volatile" if volatile else "cocoon.cli"
-        started = self._start([
-            sys.executable, "-m", module, "up", "--json", "--fresh", "--data", str(data),
-            "--gateway-port", "0", "--sidecar-port", "0", "--backend", self.engine_url,
-            "--model", "zero-work", "--concurrency", str(PROVIDER_CONCURRENCY),
-        ])  # fmt: skip
-        assert started.stdout is not None
-        line = started.stdout.readline()
-        if not line:
-            raise RuntimeError(f"the network did not start; {data}/logs says why")
-        ready = json.loads(line)
-        folder = DataFolder(data)
-        groups = network_groups(folder.read_processes(), started.pid)
+        ready, folder, groups = start_network(self._stack, data, self.engine_url, module=module)
         if volatile:
             self._add(Arm(VOLATILE, ready["sidecar"], "any", groups))
             return
@@ -161,6 +148,25 @@ class Arms:
         self, command: list[str], env: Mapping[str, str] | None = None
     ) -> subprocess.Popen[str]:
         return self._stack.enter_context(process(command, env=env))
+
+
+def start_network(
+    stack: ExitStack, data: Path, engine: str, *, module: str = "cocoon.cli",
+    options: Sequence[str] = (),
+) -> tuple[dict[str, str], DataFolder, Groups]:  # fmt: skip
+    """`cocoon up`, afresh, before the engine: its ready line, its folder, its processes."""
+    command = [
+        sys.executable, "-m", module, "up", "--json", "--fresh", "--data", str(data),
+        "--gateway-port", "0", "--sidecar-port", "0", "--backend", engine, "--model", MODEL,
+        "--concurrency", str(PROVIDER_CONCURRENCY), *options,
+    ]  # fmt: skip
+    started = stack.enter_context(process(command))
+    assert started.stdout is not None
+    line = started.stdout.readline()
+    if not line:
+        raise RuntimeError(f"the network did not start; {data}/logs says why")
+    folder = DataFolder(data)
+    return json.loads(line), folder, network_groups(folder.read_processes(), started.pid)
 
 
 def run(arm: Arm, engine_pid: int, **load: object) -> Run:

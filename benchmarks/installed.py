@@ -55,7 +55,7 @@ def _environment(folder: Path, requirement: str, what: str) -> Path:
     return python.parent
 
 
-def litellm_command(folder: Path, engine: str, port: int, workers: int) -> list[str]:
+def litellm_command(folder: Path, engine: str, workers: int, port: int) -> list[str]:
     """LiteLLM's proxy as its documentation runs it, before `engine`. Raises NotInstalled."""
     found = _environment(folder / "litellm", LITELLM, "LiteLLM")
     config = folder / "litellm.yaml"  # JSON is YAML

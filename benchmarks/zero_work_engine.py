@@ -2,7 +2,8 @@
 measured.
 
 Answers one body, or streams one word a chunk, each written alone; `max_tokens` says how many
-words (32 without it). Counts tokens as words.
+words (32 without it). Counts tokens as words. With "stamps" as its second argument a stream's
+first word comes with the times when the request was whole and when the word was written.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import asyncio
 import json
 import re
 import sys
+import time
 from collections.abc import Mapping
 from functools import cache
 from typing import cast
@@ -77,6 +79,8 @@ def _body(words: int) -> bytes:
 class Engine(asyncio.Protocol):
     """One connection; one request at a time on it."""
 
+    stamps = False
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         self._loop = asyncio.get_running_loop()
@@ -117,7 +121,7 @@ class Engine(asyncio.Protocol):
         self._words = int(asked[1]) if asked else WORDS
         if _STREAMS.search(self._sent):
             self._transport.write(_STREAM_HEAD + _ROLE)
-            self._left = self._words
+            self._left, self._asked_ns = self._words, time.time_ns()
             self._loop.call_soon(self._next)
         else:
             self._transport.write(_body(self._words))
@@ -126,7 +130,11 @@ class Engine(asyncio.Protocol):
         """One word, then whatever else waits in the loop, then the next word."""
         if self._full or self._transport.is_closing():
             return
-        self._transport.write(_WORDS[self._left % 2])
+        word = _WORDS[self._left % 2]
+        if self.stamps and self._left == self._words:
+            told = f"asked={self._asked_ns} told={time.time_ns()} word "
+            word = _framed(_delta({"content": told}))
+        self._transport.write(word)
         self._left -= 1
         if self._left:
             self._loop.call_soon(self._next)
@@ -140,4 +148,5 @@ async def serve(port: int) -> None:
 
 
 if __name__ == "__main__":
+    Engine.stamps = "stamps" in sys.argv[2:]
     uvloop.run(serve(int(sys.argv[1])))

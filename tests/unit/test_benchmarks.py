@@ -20,6 +20,7 @@ from benchmarks.caller import Answer, Lines, Load, Spec
 from benchmarks.path import client_shares
 from benchmarks.processes import cpu_s
 from benchmarks.report import Aim, Finding, markdown, middle, percentile, ratio, table, written
+from benchmarks.stages import ENDS, stage_rows
 from benchmarks.zero_work_engine import Engine
 
 ROOT = Path(benchmarks.__file__).parent
@@ -123,6 +124,15 @@ def test_columns_without_figures_are_left_out() -> None:
     assert lines == [["", "jobs/s"], ["LiteLLM", "1,234"]]
     assert markdown(lines).splitlines()[1] == "| --- | --- |"
     assert written([question], {}) == ""
+
+
+def test_a_stage_lasts_from_the_end_of_the_one_before() -> None:
+    """Requests without all their spans are left out."""
+    at = {"sent": 0} | {name: 1000 * (n + 1) ** 2 for n, (name, _) in enumerate(ENDS)}
+    rows = stage_rows([at, at, {"sent": 0, "first": 10**9}])
+    assert [row["us"] for row in rows.values()] == [1.0, 3.0, 5.0, 7.0, 9.0, 11.0, 13.0]
+    assert [row["until_us"] for row in rows.values()][-1] == 49.0
+    assert stage_rows([]) == {}
 
 
 # ---- the caller and the engine ----
