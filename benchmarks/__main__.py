@@ -164,9 +164,8 @@ def _on_path(arms: Arms, wanted: set[str], size: Size) -> dict[str, Finding]:
             ),
         )
     if {path.JOBS.name, path.CPU.name} & wanted:
-        _say(path.JOBS.title)
-        jobs, cpu = path.jobs(arms, rounds=size.rounds, seconds=size.seconds)
-        found |= {path.JOBS.name: jobs, path.CPU.name: cpu}
+        both = (path.JOBS, path.CPU)
+        found |= _answers(both, lambda: path.jobs(arms, rounds=size.rounds, seconds=size.seconds))
     if chunks.CHUNKS.name in wanted:
         found |= _asked(
             chunks.CHUNKS, lambda: chunks.chunks(arms, rounds=size.rounds, seconds=size.seconds)
@@ -175,11 +174,18 @@ def _on_path(arms: Arms, wanted: set[str], size: Size) -> dict[str, Finding]:
 
 
 def _asked(question: Question, ask: Callable[[], Finding]) -> dict[str, Finding]:
-    _say(question.title)
+    return _answers((question,), lambda: (ask(),))
+
+
+def _answers(
+    questions: Sequence[Question], ask: Callable[[], Sequence[Finding]]
+) -> dict[str, Finding]:
+    _say(questions[0].title)
     try:
-        return {question.name: ask()}
+        return {one.name: found for one, found in zip(questions, ask(), strict=True)}
     except Exception as error:  # noqa: BLE001 - the other questions are measured all the same
-        return {question.name: Finding({}, [f"not measured: {type(error).__name__}: {error}"])}
+        why = f"not measured: {type(error).__name__}: {error}"
+        return {one.name: Finding({}, [why]) for one in questions}
 
 
 def _say(text: str) -> None:

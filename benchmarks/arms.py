@@ -184,10 +184,16 @@ def run(arm: Arm, engine_pid: int, **load: object) -> Run:
         caller.stdout.readline()
         time.sleep(SETTLE_S)
         before, busy_s = cpu_s(groups), machine_busy_s()
-        told, errors = caller.communicate("go\n", timeout=CALLER_TIMEOUT_S)
+        try:
+            told, errors = caller.communicate("go\n", timeout=CALLER_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            caller.kill()
+            raise RuntimeError(f"no end within {CALLER_TIMEOUT_S} s") from None
     if caller.returncode:
         raise RuntimeError(errors.strip().splitlines()[-1] if errors.strip() else "no answer")
     figures = json.loads(told)
+    if not figures["done"]:
+        raise RuntimeError("nothing was answered within the time")
     time.sleep(SETTLE_S)
     busy_s = machine_busy_s() - busy_s
     used = {name: total - before[name] for name, total in cpu_s(groups).items()}
