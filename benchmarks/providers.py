@@ -44,7 +44,7 @@ from tests.support import job_world as world
 GATEWAY, AT_ONCE, RECIPIENTS = "gw1", 64, 3
 CONCURRENCY, LONG_MS = 256, 3_600_000
 JOB_TIMEOUT_S, HEARTBEAT_S, IDLE_S, BEAT_PAUSE_S = 30.0, 1.0, 3.0, 0.02
-MAX_TRIES, RETRY_S = 20, 0.5
+MAX_TRIES, RETRY_S, LOAD_TIMEOUT_S = 20, 0.5, 180
 SERVICES = ("matcher", "billing")
 
 
@@ -135,7 +135,8 @@ class Players:
             for _ in left:
                 await self._job()
 
-        await asyncio.gather(*(work() for _ in range(AT_ONCE)))
+        async with asyncio.timeout(LOAD_TIMEOUT_S):
+            await asyncio.gather(*(work() for _ in range(AT_ONCE)))
 
     async def _job(self) -> None:
         for _ in range(MAX_TRIES):
@@ -249,6 +250,7 @@ class World:
         try:
             await asyncio.sleep(HEARTBEAT_S * 1.5)
             await players.load(AT_ONCE * 2)  # warm
+            await asyncio.sleep(HEARTBEAT_S)  # the books follow
             with Clock(self._groups) as idle:
                 await asyncio.sleep(IDLE_S)
             with Clock(self._groups) as clock:
