@@ -1,263 +1,234 @@
-"""What the path adds: Cocoon whole, and LiteLLM's proxy, both before the same zero-work engine.
+"""What the path adds: first token, jobs a second, CPU a job, chunks a second, arm by arm.
 
-    .venv/bin/python -m benchmarks.path [--rounds 5] [--requests 60] [--seconds 6]
-
-One run, all arms in turn, several rounds; the figure is the median of rounds. Added time to first
-token: streams, one at a time, 50 ms apart, so that the end of one job is not part of the next
-one's time. Jobs a second: 32 bodies at once. CPU a job: every process of the arm, without the
-caller, which is the same for all. LiteLLM is installed into an environment of its own.
+All arms stand before the same zero-work engine and are measured in turn, round after round; a
+figure is the median of its rounds. A job that an arm refuses or cuts short fails that arm's run,
+which is said.
 """
 
 from __future__ import annotations
 
-import argparse
-import asyncio
-import json
 import os
 import statistics
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
-import aiohttp
-import psutil
+from benchmarks.arms import (
+    ENGINE,
+    LITELLM,
+    LITELLM_TWO,
+    PORTKEY,
+    SDK,
+    SIDECAR,
+    Arms,
+    Run,
+)
+from benchmarks.report import Aim, Column, Finding, Question, Row, Rows, middle, percentile, ratio
 
-from benchmarks.zero_work_engine import MODEL
-from cocoon.devnet.ports import accepts, free_port
-
-ROOT = Path(__file__).resolve().parent.parent
-LITELLM = "litellm[proxy]==1.106.0"
-MESSAGES = [{"role": "user", "content": "How much does the path add? " * 20}]
-AT_ONCE = 32
-PAUSE_S = 0.05
+AT_ONCE = 64
+CORES = os.cpu_count() or 1
+ALL = (ENGINE, LITELLM, LITELLM_TWO, PORTKEY, SIDECAR, SDK)
+PARTS = (
+    "sidecar", "client", "gateway", "matcher", "provider", "key holder", "billing", "attestation",
+    "nats", "postgres",
+)  # fmt: skip
 
 
 @dataclass
-class Arm:
-    """One way to the engine: its OpenAI address, its key, and the processes that it needs."""
+class Rounds:
+    """Figures of each arm, a row a round, and which runs failed."""
 
-    name: str
-    url: str
-    key: str
-    roots: list[int]
-    first_token_ms: list[float] = field(default_factory=list)  # a round's median
-    all_ms: list[float] = field(default_factory=list)
-    jobs_per_s: list[float] = field(default_factory=list)
-    cpu_us: list[float] = field(default_factory=list)
+    arms: Arms
+    names: Sequence[str]
+    rows: dict[str, list[Row]] = field(default_factory=dict)
+    failed: list[str] = field(default_factory=list)
 
-    def cpu_s(self) -> float:
-        total = 0.0
-        for root in self.roots:
-            try:
-                tree = [psutil.Process(root), *psutil.Process(root).children(recursive=True)]
-                total += sum(sum(p.cpu_times()[:2]) for p in tree)
-            except psutil.NoSuchProcess:
-                continue
-        return total
+    def measure(self, rounds: int, one: Callable[[str], Row]) -> None:
+        """`one(name)` for each arm in turn, so many times."""
+        for turn in range(rounds):
+            for arm in self.arms.has(*self.names):
+                print(f"  round {turn + 1}: {arm.name}", file=sys.stderr)
+                try:
+                    self.rows.setdefault(arm.name, []).append(one(arm.name))
+                except RuntimeError as error:
+                    self.failed.append(f"{arm.name}, round {turn + 1}: {error}")
 
-
-def body(*, stream: bool) -> bytes:
-    value: dict[str, object] = {"model": MODEL, "messages": MESSAGES, "max_tokens": 64}
-    if stream:
-        value["stream"] = True
-    return json.dumps(value).encode()
+    def finding(self, *notes: str) -> Finding:
+        rows = {name: middle(found) for name, found in self.rows.items() if found}
+        return Finding(rows, [*notes, *self.failed])
 
 
-async def first_token_ms(arm: Arm, requests: int) -> list[float]:
-    """Times from sending a request to the first chunk with content, one request at a time."""
-    times = []
-    sent = body(stream=True)
-    async with client(arm) as http:
-        for _ in range(requests):
-            await asyncio.sleep(PAUSE_S)
-            began = time.perf_counter()
-            seen, first = b"", None
-            async with http.post(f"{arm.url}/chat/completions", data=sent) as got:
-                got.raise_for_status()
-                async for chunk in got.content.iter_any():
-                    seen += chunk
-                    if first is None and b"word " in seen:
-                        first = time.perf_counter() - began
-            if first is None:
-                raise RuntimeError(f"{arm.name} streamed no token")
-            times.append(first * 1000)
-    return times
+# ---- first token ----
+
+FIRST_TOKEN = Question(
+    "first_token",
+    "First token of a stream: one at a time (50 ms apart), and at half the arm's own highest rate",
+    (
+        Column("one_ms", "p50, ms", 2), Column("one_p99_ms", "p99, ms", 2),
+        Column("added_ms", "added p50, ms", 2), Column("added_p99_ms", "added p99, ms", 2),
+        Column("streams_per_s", "streams/s, 64 at once"), Column("pace_per_s", "half load, /s"),
+        Column("half_ms", "half: added p50, ms", 2),
+        Column("half_p99_ms", "half: added p99, ms", 2),
+    ),
+    lambda rows: [
+        Aim("added p50 of LiteLLM's, SDK", "at most", 0.20,
+            ratio(rows, SDK, LITELLM, "added_ms")),
+        Aim("added p50 of LiteLLM's, sidecar", "at most", 0.20,
+            ratio(rows, SIDECAR, LITELLM, "added_ms")),
+        Aim("added p50 of LiteLLM's at half load, SDK", "at most", 0.20,
+            ratio(rows, SDK, LITELLM, "half_ms")),
+        Aim("added p50 of LiteLLM's at half load, sidecar", "at most", 0.20,
+            ratio(rows, SIDECAR, LITELLM, "half_ms")),
+        *(
+            Aim(f"added p99 of its p50 at half load, {label}", "at most", 3.0,
+                _own(rows, name, "half_p99_ms", "half_ms"))
+            for name, label in ((SDK, "SDK"), (SIDECAR, "sidecar"))
+        ),
+    ],
+)  # fmt: skip
 
 
-async def throughput(arm: Arm, seconds: float) -> tuple[float, float]:
-    """(jobs a second, CPU microseconds a job) at AT_ONCE requests at once."""
-    done = 0
-    sent = body(stream=False)
-    end = time.perf_counter() + seconds
-
-    async def work(http: aiohttp.ClientSession) -> None:
-        nonlocal done
-        while time.perf_counter() < end:
-            async with http.post(f"{arm.url}/chat/completions", data=sent) as answer:
-                answer.raise_for_status()
-                await answer.read()
-            done += 1
-
-    async with client(arm) as http:
-        before, began = arm.cpu_s(), time.perf_counter()
-        await asyncio.gather(*(work(http) for _ in range(AT_ONCE)))
-        took, cpu = time.perf_counter() - began, arm.cpu_s() - before
-    return done / took, cpu / done * 1e6
+def _own(rows: Rows, name: str, over: str, under: str) -> float | None:
+    row = rows.get(name, {})
+    return row[over] / row[under] if over in row and row.get(under, 0) > 0 else None
 
 
-def client(arm: Arm, connections: int = AT_ONCE) -> aiohttp.ClientSession:
-    """The caller: cheaper than a stock SDK, so that the arms are what is measured."""
-    return aiohttp.ClientSession(
-        headers={"Authorization": f"Bearer {arm.key}", "Content-Type": "application/json"},
-        timeout=aiohttp.ClientTimeout(total=30),
-        connector=aiohttp.TCPConnector(limit=connections),
+def first_token(arms: Arms, *, rounds: int, requests: int, seconds: float) -> Finding:
+    """One at a time, then the highest rate, then paced at half of it."""
+    alone = Rounds(arms, ALL)
+    times: dict[str, list[float]] = {}
+
+    def one(name: str) -> Row:
+        found = arms.run(name, mode="one", count=requests, stream=True).first_ms
+        times.setdefault(name, []).extend(found)
+        return {"one_ms": statistics.median(found)}
+
+    alone.measure(rounds, one)
+    highest = Rounds(arms, ALL)
+    highest.measure(
+        max(1, rounds - 1), lambda name: {"streams_per_s": _highest(arms, name, seconds).rate}
     )
+    rates = {name: row["streams_per_s"] for name, row in highest.finding().rows.items()}
+    paces = {name: rate / 2 for name, rate in rates.items()}
+    slower = [pace for name, pace in paces.items() if name != ENGINE]
+    if slower and ENGINE in paces:  # what the engine itself takes at the arms' paces
+        paces[ENGINE] = min(paces[ENGINE], max(slower))
+    half = Rounds(arms, tuple(paces))
+    late: dict[str, list[float]] = {}
+
+    def paced(name: str) -> Row:
+        load_s = max(seconds, 20 / paces[name])  # a slow arm needs time for a percentile
+        found = arms.run(
+            name, mode="paced", rate=paces[name], seconds=min(load_s, 3 * seconds), stream=True
+        ).first_ms
+        late.setdefault(name, []).extend(found)
+        return {"paced_ms": statistics.median(found)}
+
+    half.measure(rounds, paced)
+    finding = alone.finding(*highest.failed, *half.failed)
+    _add(finding.rows, times, rates, paces, late)
+    return finding
 
 
-@contextmanager
-def process(
-    command: list[str], *, env: dict[str, str] | None = None
-) -> Iterator[subprocess.Popen[str]]:
-    started = subprocess.Popen(
-        command, cwd=ROOT, env={**os.environ, **(env or {})}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        yield started
-    finally:
-        started.terminate()
-        started.wait(30)
-        if started.stdout:
-            started.stdout.close()
+def _highest(arms: Arms, name: str, seconds: float) -> Run:
+    return arms.run(name, mode="closed", at_once=AT_ONCE, seconds=seconds, stream=True)
 
 
-def wait_for(port: int, seconds: float = 90) -> None:
-    end = time.monotonic() + seconds
-    while not accepts(port):
-        if time.monotonic() > end:
-            raise RuntimeError(f"nothing listens on port {port}")
-        time.sleep(0.1)
+def _add(
+    rows: Rows, times: dict[str, list[float]], rates: Row, paces: Row,
+    late: dict[str, list[float]],
+) -> None:  # fmt: skip
+    """What is computed over all rounds: percentiles, and what an arm adds to the engine's p50."""
+    engine_ms = rows.get(ENGINE, {}).get("one_ms", 0.0)
+    engine_late_ms = statistics.median(late[ENGINE]) if late.get(ENGINE) else 0.0
+    for name, row in rows.items():
+        row["one_p99_ms"] = percentile(times[name], 99)
+        if name in rates:
+            row["streams_per_s"], row["pace_per_s"] = rates[name], paces[name]
+        if name == ENGINE:
+            continue
+        row["added_ms"] = row["one_ms"] - engine_ms
+        row["added_p99_ms"] = row["one_p99_ms"] - engine_ms
+        if late.get(name):
+            row["half_ms"] = statistics.median(late[name]) - engine_late_ms
+            row["half_p99_ms"] = percentile(late[name], 99) - engine_late_ms
 
 
-def litellm_command(folder: Path, engine: str, port: int) -> list[str]:
-    """LiteLLM's proxy in its own environment, one worker, as its documentation runs it."""
-    python = folder / "litellm" / "bin" / "python"
-    if not python.exists():
-        print("installing LiteLLM into an environment of its own ...", file=sys.stderr)
-        uv = str(Path(sys.executable).with_name("uv"))
-        subprocess.run(
-            [uv, "venv", "-q", "--python", sys.executable, str(folder / "litellm")], check=True
-        )
-        subprocess.run([uv, "pip", "install", "-q", "--python", str(python), LITELLM], check=True)
-    config = folder / "litellm.yaml"
-    config.write_text(
-        json.dumps(
-            {
-                "model_list": [
-                    {
-                        "model_name": MODEL,
-                        "litellm_params": {
-                            "model": f"openai/{MODEL}",
-                            "api_base": engine,
-                            "api_key": "none",
-                        },
-                    }
-                ],
-                "general_settings": {"master_key": "sk-bench"},
-            }
-        )
-    )
-    return [
-        str(python.with_name("litellm")), "--config", str(config), "--host", "127.0.0.1",
-        "--port", str(port), "--num_workers", "1",
-    ]  # fmt: skip
+# ---- jobs a second, CPU a job ----
+
+JOBS = Question(
+    "jobs",
+    "Whole answers, 64 at once; CPU a job is the arm's own, the SDK's client included",
+    (
+        Column("jobs_per_s", "jobs/s"), Column("cpu_us", "CPU a job, us"),
+        Column("p50_ms", "p50, ms", 1), Column("p99_ms", "p99, ms", 1),
+        Column("caller_us", "caller, us"), Column("engine_us", "engine, us"),
+        Column("caller_share", "caller's share of the machine, %"),
+        Column("others_share", "others' share, %"),
+    ),
+    lambda rows: [
+        *(
+            Aim(f"jobs/s of LiteLLM's, {label}", "at least", 20,
+                ratio(rows, name, LITELLM, "jobs_per_s"))
+            for name, label in ((SDK, "SDK"), (SIDECAR, "sidecar"))
+        ),
+        *(
+            Aim(f"CPU a job of LiteLLM's, {label}", "at most", 1 / 12,
+                ratio(rows, name, LITELLM, "cpu_us"))
+            for name, label in ((SDK, "SDK"), (SIDECAR, "sidecar"))
+        ),
+    ],
+)  # fmt: skip
+CPU = Question(
+    "cpu",
+    "CPU a job of each process, 64 whole answers at once, us",
+    tuple(Column(part, part) for part in PARTS),
+    lambda rows: [],
+)
 
 
-def report(arms: list[Arm]) -> dict[str, object]:
-    direct = statistics.median(arms[0].first_token_ms)
-    rows = {}
-    print(f"{'':10} {'first token':>12} {'p99':>9} {'added':>10} {'jobs/s':>7} {'CPU a job':>12}")
-    for arm in arms:
-        first, jobs, cpu = (
-            statistics.median(v) for v in (arm.first_token_ms, arm.jobs_per_s, arm.cpu_us)
-        )
-        p99 = statistics.quantiles(arm.all_ms, n=100)[98]
-        rows[arm.name] = {
-            "first_token_ms": first, "first_token_p99_ms": p99, "added_ms": first - direct,
-            "jobs_per_s": jobs, "cpu_us": cpu,
-        }  # fmt: skip
-        print(
-            f"{arm.name:10} {first:9.2f} ms {p99:6.1f} ms {first - direct:7.2f} ms {jobs:7.0f}"
-            f" {cpu:9.0f} us"
-        )
-    added = [statistics.median(arm.first_token_ms) - direct for arm in arms]
-    print(f"Cocoon adds {added[2] / added[1]:.2f} times what LiteLLM adds to the first token")
-    return {"arms": rows, "added_ratio": added[2] / added[1], "cores": os.cpu_count()}
+def jobs(arms: Arms, *, rounds: int, seconds: float) -> tuple[Finding, Finding]:
+    """(JOBS, CPU): throughput of whole answers, and who spent the CPU."""
+    measured, parts = Rounds(arms, ALL), Rounds(arms, ())
+
+    def one(name: str) -> Row:
+        run = arms.run(name, mode="closed", at_once=AT_ONCE, seconds=seconds)
+        if name in (SIDECAR, SDK):
+            parts.rows.setdefault(name, []).append(_parts(run))
+        return load_row(run)
+
+    measured.measure(rounds, one)
+    split = parts.finding()
+    split.rows.update(client_shares(split.rows, measured.finding().rows))
+    return measured.finding(), split
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--requests", type=int, default=60)
-    parser.add_argument("--seconds", type=float, default=6)
-    parser.add_argument("--json", type=Path, default=None, help="write the figures here")
-    parser.add_argument(
-        "--folder", type=Path, default=ROOT / ".cocoon-bench", help="LiteLLM's environment"
-    )
-    chosen = parser.parse_args()
-    chosen.folder.mkdir(exist_ok=True)
-    with ExitStack() as stack:
-        engine_port, litellm_port = free_port(), free_port()
-        engine_url = f"http://127.0.0.1:{engine_port}/v1"
-        engine = stack.enter_context(
-            process([sys.executable, "-m", "benchmarks.zero_work_engine", str(engine_port)])
-        )
-        wait_for(engine_port)
-        litellm = stack.enter_context(
-            process(
-                litellm_command(chosen.folder, engine_url, litellm_port),
-                env={"LITELLM_MODE": "PRODUCTION", "LITELLM_LOG": "ERROR",
-                     "LITELLM_LOCAL_MODEL_COST_MAP": "True", "NO_DOCS": "True"},
-            )
-        )  # fmt: skip
-        data = stack.enter_context(tempfile.TemporaryDirectory(prefix="cocoon-bench-"))
-        cocoon = stack.enter_context(
-            process([
-                sys.executable, "-m", "cocoon.cli", "up", "--json", "--data", f"{data}/network",
-                "--gateway-port", "0", "--sidecar-port", "0", "--backend", engine_url,
-                "--model", MODEL,
-            ])
-        )  # fmt: skip
-        assert cocoon.stdout is not None
-        ready = json.loads(cocoon.stdout.readline())
-        wait_for(litellm_port)
-        arms = [
-            Arm("engine", engine_url, "none", [engine.pid]),
-            Arm("LiteLLM", f"http://127.0.0.1:{litellm_port}/v1", "sk-bench", [litellm.pid]),
-            Arm("Cocoon", ready["sidecar"], "any", [cocoon.pid]),
-        ]
-        for arm in arms:  # warm up
-            asyncio.run(first_token_ms(arm, 20))
-            asyncio.run(throughput(arm, 2))
-        for turn in range(chosen.rounds):
-            print(f"round {turn + 1} of {chosen.rounds}", file=sys.stderr)
-            for arm in arms:
-                times = asyncio.run(first_token_ms(arm, chosen.requests))
-                arm.first_token_ms.append(statistics.median(times))
-                arm.all_ms += times
-            for arm in arms:
-                jobs, cpu = asyncio.run(throughput(arm, chosen.seconds))
-                arm.jobs_per_s.append(jobs)
-                arm.cpu_us.append(cpu)
-        figures = report(arms)
-    if chosen.json:
-        chosen.json.write_text(json.dumps(figures, indent=1))
+def _parts(run: Run) -> Row:
+    return {name: used / run.done * 1e6 for name, used in run.cpu_s.items() if name in PARTS}
 
 
-if __name__ == "__main__":
-    main()
+def client_shares(parts: Rows, loads: Rows) -> Rows:
+    """The client's part alone: the sidecar's process, and the SDK's less a plain caller's cost."""
+    plain_us = loads.get(SIDECAR, {}).get("caller_us", 0.0)
+    shares: Rows = {}
+    if "sidecar" in parts.get(SIDECAR, {}):
+        shares["the sidecar's share"] = {"sidecar": parts[SIDECAR]["sidecar"]}
+    if "client" in parts.get(SDK, {}):
+        shares["the SDK's share (less a plain caller)"] = {
+            "client": parts[SDK]["client"] - plain_us
+        }
+    return shares
+
+
+def load_row(run: Run) -> Row:
+    """Throughput, CPU, and how much of the machine the caller and strangers took."""
+    return {
+        "jobs_per_s": run.rate,
+        "cpu_us": run.arm_cpu_s / run.done * 1e6,
+        "p50_ms": statistics.median(run.whole_ms),
+        "p99_ms": percentile(run.whole_ms, 99),
+        "caller_us": run.caller_cpu_s / run.done * 1e6,
+        "engine_us": run.engine_cpu_s / run.done * 1e6,
+        "caller_share": run.caller_cpu_s / run.seconds / CORES * 100,
+        "others_share": run.others_cpu_s / run.seconds / CORES * 100,
+    }

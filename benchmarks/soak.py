@@ -23,7 +23,9 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.path import MODEL, Arm, body, client, process, wait_for
+from benchmarks.caller import Lines, Spec
+from benchmarks.processes import process, wait_for
+from benchmarks.zero_work_engine import MODEL
 from cocoon.devnet.ports import free_port
 
 SAMPLES = 100
@@ -94,9 +96,9 @@ def watched(root: int) -> list[Watched]:
     return found
 
 
-async def run_jobs(arm: Arm, jobs: int, at_once: int, processes: list[Watched]) -> float:
+async def run_jobs(url: str, jobs: int, at_once: int, processes: list[Watched]) -> float:
     """Run `jobs` jobs and read the processes SAMPLES times; returns the seconds that it took."""
-    bodies = (body(stream=False), body(stream=True))
+    kinds = [Lines(Spec(url, "any", stream=stream)) for stream in (False, True)]
     begun = done = 0
     every = max(1, jobs // SAMPLES)
 
@@ -104,10 +106,7 @@ async def run_jobs(arm: Arm, jobs: int, at_once: int, processes: list[Watched]) 
         nonlocal begun, done
         while begun < jobs:
             begun += 1
-            sent = bodies[begun % 2]
-            async with http.post(f"{arm.url}/chat/completions", data=sent) as answer:
-                answer.raise_for_status()
-                await answer.read()
+            await kinds[begun % 2].ask()
             done += 1
             if done % every == 0:
                 print(f"{done} of {jobs} jobs", file=sys.stderr)
@@ -115,9 +114,11 @@ async def run_jobs(arm: Arm, jobs: int, at_once: int, processes: list[Watched]) 
                     one.read(done)
 
     started = time.perf_counter()
-    async with client(arm, at_once) as http:
-        await asyncio.gather(*(work() for _ in range(at_once)))
-    return time.perf_counter() - started
+    await asyncio.gather(*(work() for _ in range(at_once)))
+    took_s = time.perf_counter() - started
+    for kind in kinds:
+        await kind.close()
+    return took_s
 
 
 def main() -> int:
@@ -142,9 +143,8 @@ def main() -> int:
         network = stack.enter_context(process(command))
         assert network.stdout is not None
         ready = json.loads(network.stdout.readline())
-        arm = Arm("Cocoon", ready["sidecar"], "any", [network.pid])
         processes = watched(network.pid)
-        took_s = asyncio.run(run_jobs(arm, chosen.jobs, chosen.at_once, processes))
+        took_s = asyncio.run(run_jobs(ready["sidecar"], chosen.jobs, chosen.at_once, processes))
     print(f"{chosen.jobs} jobs in {took_s:.0f} s, {chosen.jobs / took_s:.0f} a second")
     growing = report(processes, chosen.warm_up)
     print("grows: " + ", ".join(growing) if growing else "flat")
