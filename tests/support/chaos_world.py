@@ -27,6 +27,11 @@ from tests.support.network import LiveNetwork
 BEFORE, AFTER = 12, 12  # answers before the fault, and from requests that began after it
 RECOVERY_S = 40.0
 RESULTS_FILE = "COCOON_FAULT_RESULTS"  # where trials are noted, a JSON line each
+TRIALS = "COCOON_FAULT_TRIALS"  # how often each fault is tried
+
+
+def trials() -> int:
+    return int(os.environ.get(TRIALS, "1"))
 
 
 @dataclass

@@ -1,0 +1,141 @@
+"""kill -9 at named points of every service: of itself, of NATS, of Postgres, in the middle of jobs.
+
+The points and the wrapper that finds them are in tests/support/named_points.py. One network takes
+all of them, one after the other; COCOON_FAULT_TRIALS says how often, and then each is judged alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.chaos_world import ChaosWorld, Trial, trials, wait_for
+from tests.support.client_load import ClientLoad
+from tests.support.faulty_network import FaultyNetwork
+from tests.support.named_points import SELF
+
+pytestmark = pytest.mark.network
+OF_LOG = ("before the transaction", "within the transaction", "after the commit")
+PROVIDER = "provider-1"
+POINTS: dict[str, dict[str, tuple[str, ...]]] = {
+    "gateway": {
+        SELF: ("before the matcher is asked", "after the matcher is asked", "after the commit",
+               "before the answer's end"),
+        "nats": ("after the matcher is asked", "after the commit"),
+        "postgres": ("after the matcher is asked",),
+    },
+    "matcher": {
+        SELF: (*OF_LOG, "after publishing matched", "after publishing committed"),
+        "nats": ("after publishing matched", "after the commit"),
+        "postgres": OF_LOG,
+    },
+    "billing": {
+        SELF: (*OF_LOG, "after publishing the ack", "before the queue's ack",
+               "within the ledger's transaction", "after the ledger's commit",
+               "after the relay's publish"),
+        "nats": ("after the commit", "before the queue's ack", "after the relay's publish"),
+        "postgres": (*OF_LOG, "within the ledger's transaction"),
+    },
+    "attestation": {
+        SELF: (*OF_LOG, "before the reply"),
+        "nats": ("before the reply",),
+        "postgres": OF_LOG,
+    },
+    PROVIDER: {
+        SELF: ("before it accepts", "after its first frame", "before the spool", "after the spool",
+               "after its last frame", "after SEALED has it", "after INGRESS has it",
+               "before its ack is taken"),
+        "nats": ("after the spool", "after its last frame", "after INGRESS has it"),
+    },
+}  # fmt: skip
+# Left to the long run: what another point, or the same one of another service, tries as well.
+LONG_RUN = {
+    ("attestation", SELF): OF_LOG,
+    ("attestation", "nats"): ("before the reply",),
+    ("attestation", "postgres"): OF_LOG,
+    ("billing", SELF): (*OF_LOG[:2], "after publishing the ack", "after the ledger's commit"),
+    ("billing", "nats"): ("after the commit", "before the queue's ack"),
+    ("billing", "postgres"): OF_LOG,
+    ("gateway", "nats"): ("after the commit",),
+    ("gateway", "postgres"): ("after the matcher is asked",),
+    ("matcher", SELF): OF_LOG[:2],
+    ("matcher", "nats"): ("after the commit",),
+    ("matcher", "postgres"): (OF_LOG[0], OF_LOG[2]),
+    (PROVIDER, "nats"): ("after the spool", "after INGRESS has it"),
+}
+ANSWERS = 2  # from requests that began after the fault
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChaosWorld]:
+    folder = tmp_path_factory.mktemp("points")
+    with FaultyNetwork(folder / "network", ("--providers", "2")) as network:
+        yield ChaosWorld(network)
+
+
+def points_of(name: str) -> list[tuple[str, str]]:
+    """(victim, point) to be tried now."""
+    return [
+        (victim, point)
+        for victim, points in POINTS[name].items()
+        for point in points
+        if trials() > 1 or point not in LONG_RUN.get((name, victim), ())
+    ]
+
+
+@pytest.mark.timeout(120 + 400 * (trials() - 1))
+@pytest.mark.parametrize("name", POINTS)
+async def test_a_kill_at_a_named_point_breaks_no_invariant(world: ChaosWorld, name: str) -> None:
+    if trials() == 1:
+        points = points_of(name)
+        together = Trial(f"kill -9 at {len(points)} points of {name}", at_s=time.monotonic())
+        async with world.load() as load:
+            for victim, point in points:
+                await kill_at(world, load, name, point, victim)
+        await world.judge(together)
+        assert together.violations == []
+        return
+    for victim, point in points_of(name) * trials():
+        async with world.load() as load:
+            trial = await kill_at(world, load, name, point, victim)
+        await world.judge(trial)
+        assert trial.violations == []
+
+
+async def kill_at(world: ChaosWorld, load: ClientLoad, name: str, point: str, victim: str) -> Trial:
+    """Arm one point under load, and go on until later requests are answered."""
+    network = world.network
+    assert isinstance(network, FaultyNetwork)
+    killed = name if victim == SELF else victim
+    trial = Trial(f"{name} {point}: kill -9 {victim}")
+    old_pid = network.pid(killed)
+    network.arm(name, point, victim)
+    await until_fired(network, load, name, point)
+    trial.at_s = time.monotonic() - (network.fired_s(name) or 0.0)
+    await asyncio.to_thread(network.wait_restarted, killed, old_pid)
+    trial.restarted_s = time.monotonic() - trial.at_s
+    await load.answered(ANSWERS, trial.at_s, 40)
+    return trial
+
+
+async def until_fired(network: FaultyNetwork, load: ClientLoad, name: str, point: str) -> None:
+    if name == "attestation":  # it decides about providers: one that begins anew asks for more
+        await asyncio.to_thread(network.kill, "provider-2")
+    await load.until(lambda: network.fired_s(name) is not None, f"{name} {point}", 30)
+
+
+async def test_a_point_that_was_passed_kills_only_once(world: ChaosWorld) -> None:
+    network = world.network
+    assert isinstance(network, FaultyNetwork)
+    async with world.load(2) as load:
+        network.arm("matcher", "after the commit", on=3)
+        old_pid = network.pid("matcher")
+        await until_fired(network, load, "matcher", "after the commit")
+        await asyncio.to_thread(network.wait_restarted, "matcher", old_pid)
+        pid = network.pid("matcher")
+        await load.answered(8, time.monotonic())
+    assert network.pid("matcher") == pid
+    await wait_for(lambda: network.fired_s("matcher") is not None, "the mark")
