@@ -314,14 +314,13 @@ class Network:
     async def watch(self, stop: asyncio.Event) -> None:
         """Until `stop`: start what ends again. Raises Unavailable when it keeps ending."""
         assert self._nats is not None  # noqa: S101 - started first
-        folder, postgres = self._folder, self._postgres
+        folder, postgres, nats = self._folder, self._postgres, self._nats
         start = partial(in_thread, postgres.start)
         parts = [
             Part("Postgres", folder.postgres, partial(_pid, postgres), start, is_server=True),
-            Part(
-                "NATS", folder.nats, partial(_pid, self._nats), self._restart_nats, is_server=True
-            ),
-        ]
+            Part("NATS", folder.nats, partial(_pid, nats), self._restart_nats, is_server=True,
+                 is_ill=nats.is_ill, end=nats.stop),
+        ]  # fmt: skip
         if self._triton is not None:
             pid, start = partial(_pid, self._triton), partial(in_thread, self._triton.start)
             parts.append(Part("Triton", folder.logs, pid, start, is_server=True))

@@ -20,6 +20,7 @@ RESTARTS, RESTARTS_WITHIN_S = 5, 60.0
 POLL_S = 0.02  # where the kernel does not tell of an end, and while servers are awaited
 REAPED_S = 0.001
 FAILED_PAUSE_S = 0.25
+LOOK_S, LOOKS = 1.0, 3  # whoever says so often that it is ill is started anew
 
 
 @dataclass(slots=True)
@@ -31,7 +32,10 @@ class Part:
     pid: Callable[[], int | None]
     start: Callable[[], Awaitable[object]]
     is_server: bool = False
+    is_ill: Callable[[], bool] | None = None  # blocking; asked only while it runs
+    end: Callable[[], object] | None = None  # blocking: how an ill one is stopped
     starting: bool = False
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)  # never started while it is stopped
     ended_s: deque[float] = field(default_factory=lambda: deque(maxlen=RESTARTS))
 
 
@@ -77,6 +81,11 @@ class Supervisor:
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop`. Raises Unavailable when a part keeps ending."""
         keeping = [asyncio.create_task(self._keep(part), name=part.name) for part in self._parts]
+        keeping += [
+            asyncio.create_task(self._look_after(part, part.is_ill, part.end))
+            for part in self._parts
+            if part.is_ill and part.end
+        ]
         stopping = asyncio.create_task(_wait(stop))
         try:
             await asyncio.wait({stopping, *keeping}, return_when=asyncio.FIRST_COMPLETED)
@@ -99,7 +108,8 @@ class Supervisor:
             try:
                 if not part.is_server:
                     await self._servers_run()
-                await part.start()
+                async with part.turn:
+                    await part.start()
             except Unavailable as error:
                 failed = True
                 self._say(error.message)
@@ -109,6 +119,20 @@ class Supervisor:
                 self._changed()
             finally:
                 part.starting = False
+
+    async def _look_after(
+        self, part: Part, is_ill: Callable[[], bool], end: Callable[[], object]
+    ) -> None:
+        ill = 0
+        while True:
+            await asyncio.sleep(LOOK_S)
+            running = part.pid() is not None and not part.starting
+            ill = ill + 1 if running and await asyncio.to_thread(is_ill) else 0
+            if ill >= LOOKS and not part.starting:
+                self._say(f"{part.name} says that it is ill")
+                async with part.turn:
+                    await in_thread(end)
+                ill = 0
 
     async def _servers_run(self) -> None:
         def away() -> bool:

@@ -128,6 +128,18 @@ async def test_a_service_waits_for_the_servers_that_it_needs() -> None:
         assert order == ["server", "service"]
 
 
+async def test_what_says_that_it_is_ill_is_started_anew() -> None:
+    program, ill = Program(), [True]
+    part = program.part("one", is_server=True)
+    part.is_ill, part.end = lambda: ill[0], program.kill
+    async with running(program), kept(part) as (said, _):
+        first = program.pid()
+        await until(lambda: program.pid() not in (None, first))
+        ill[0] = False
+
+    assert said[0] == "one says that it is ill"
+
+
 async def test_what_keeps_ending_ends_the_network_with_a_sentence() -> None:
     program = Program(AT_ONCE)
     async with running(program), kept(program.part("the one")) as (_, task):
