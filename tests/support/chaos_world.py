@@ -43,6 +43,7 @@ class Trial:
     restarted_s: float | None = None  # until the supervisor had started it again
     answered_s: float | None = None  # until a request that began after the fault was answered
     drained_s: float | None = None  # until every job had ended, load stopped
+    rematched_s: float | None = None  # the latest next match after its provider's loss was noticed
     ok: int = 0
     failed: int = 0
     unknown: int = 0
@@ -53,7 +54,8 @@ class Trial:
     def note(self) -> None:
         """Print the trial, and keep it where the environment says."""
         line = {name: getattr(self, name) for name in (
-            "fault", "restarted_s", "answered_s", "drained_s", "ok", "failed", "unknown", "unpaid",
+            "fault", "restarted_s", "answered_s", "drained_s", "rematched_s",
+            "ok", "failed", "unknown", "unpaid",
         )}  # fmt: skip
         line = {k: round(v, 2) if isinstance(v, float) else v for k, v in line.items()}
         line["violations"] = len(self.violations)
@@ -84,13 +86,17 @@ class ChaosWorld:
 
     async def kill_under_load(self, name: str) -> Trial:
         """kill -9 one process in the middle of jobs, let the supervisor start it again, go on."""
-        trial = Trial(f"kill -9 {name}")
+        return await self.end_under_load(name, f"kill -9 {name}", lambda: self.network.kill(name))
+
+    async def end_under_load(self, name: str, fault: str, end: Callable[[], object]) -> Trial:
+        """The same, by whatever `end` does to it."""
+        trial = Trial(fault)
         async with self.load() as load:
             first = time.monotonic()
             await load.answered(BEFORE, first)
             old_pid = self.network.pid(name)
             trial.at_s = time.monotonic()
-            await asyncio.to_thread(self.network.kill, name)
+            await asyncio.to_thread(end)
             await asyncio.to_thread(self.network.wait_restarted, name, old_pid)
             trial.restarted_s = time.monotonic() - trial.at_s
             await load.answered(AFTER, trial.at_s, RECOVERY_S)
