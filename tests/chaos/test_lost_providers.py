@@ -147,15 +147,18 @@ async def test_a_provider_that_dies_before_its_first_byte_goes_unnoticed(
         await asyncio.to_thread(world.network.wait_restarted, "provider-1", old_pid)
         trial.restarted_s = time.monotonic() - fault_s
         await load.answered(12, time.monotonic(), 40)
-    evidence = await world.judge(trial)
+    moved: list[Rows] = []
+    jobs = {call.job_id for call in world.history if call.ended_s > fault_s}
+
+    def measure(evidence: Evidence) -> None:
+        moved.extend(two_epochs(evidence, jobs))
+        trial.rematched_s = rematched_s(moved, last_heard_s)
+
+    await world.judge(trial, measure=measure)
 
     assert trial.violations == []
     assert world.failures(trial.at_s) == []
-    jobs = {call.job_id for call in world.history if call.ended_s > fault_s}
-    moved = two_epochs(evidence, jobs)
     assert moved
-    trial.rematched_s = rematched_s(moved, last_heard_s)
-    trial.note()
     for rows in moved:
         matches = [event for _, event in rows if isinstance(event, e.ProviderMatched)]
         paid = [event for _, event in rows if isinstance(event, e.PaymentSettled)]

@@ -114,8 +114,14 @@ class ChaosWorld:
             await load.ask(c.key, c.prompt, stream=c.stream, expected=c.expected) for c in wanted
         ]
 
-    async def judge(self, trial: Trial, *, since_s: float | None = None) -> Evidence:
-        """Drain, then hold the sixteen invariants and the replay against everything so far."""
+    async def judge(
+        self, trial: Trial, *, since_s: float | None = None,
+        measure: Callable[[Evidence], object] | None = None,
+    ) -> Evidence:  # fmt: skip
+        """Drain, then hold the sixteen invariants and the replay against everything so far.
+
+        `measure` sees the evidence before the trial is noted.
+        """
         trial.drained_s = await drained(self.network)
         since_s = trial.at_s if since_s is None else since_s
         seen = [call for call in self.history if call.ended_s >= since_s]
@@ -133,6 +139,8 @@ class ChaosWorld:
         replayed = await asyncio.to_thread(self.network.cli, "replay", "--verify", "--decisions")
         if replayed.returncode != 0:
             trial.violations.append(f"replay exits {replayed.returncode}: {replayed.stdout}")
+        if measure is not None:
+            measure(evidence)
         trial.note()
         return evidence
 
