@@ -1,4 +1,4 @@
-"""A provider whose wall clock is wrong: it is refused and told why, or it serves; nothing is lost."""
+"""A provider whose wall clock is wrong: refused and told why, or it serves; nothing is lost."""
 
 from __future__ import annotations
 
@@ -30,12 +30,14 @@ async def test_an_agent_that_starts_with_a_wrong_clock_is_told_and_costs_nobody(
         async with world.load() as load:
             await load.answered(4, time.monotonic())
             old_pid, size = network.pid(NAME), log.stat().st_size
-            network.set_clock(NAME, minutes * 60_000)
             trial.at_s = time.monotonic()
             await asyncio.to_thread(network.kill, NAME)
-            await load.until(
-                lambda: bool(told(log, size)) or network.pid(NAME) != old_pid, "its start", 40
-            )
+            network.set_clock(NAME, minutes * 60_000)  # long before the next one looks at it
+
+            def has_begun(size: int = size, old_pid: int = old_pid) -> bool:
+                return bool(told(log, size)) or network.pid(NAME) != old_pid
+
+            await load.until(has_begun, "its start", 40)
             said = told(log, size)
             await load.answered(8, trial.at_s)
             network.set_clock(NAME, 0)
