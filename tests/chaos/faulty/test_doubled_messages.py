@@ -17,7 +17,7 @@ PROVIDERS = ("provider-1", "provider-2")
 async def test_what_is_said_twice_and_out_of_order_changes_nothing(world: LinedWorld) -> None:
     for _ in range(trials()):
         trial = Trial("every message twice more, up to 0.6 s late", at_s=time.monotonic())
-        async with echoes(world.network, PROVIDERS) as said, world.load() as load:
+        async with echoes(world.network, PROVIDERS) as said, world.load(4) as load:
             await load.answered(24, trial.at_s)
         await world.judge(trial)
 

@@ -1,7 +1,7 @@
 """kill -9 at named points of every service: of itself, of NATS, of Postgres, in the middle of jobs.
 
 The points and the wrapper that finds them are in tests/support/named_points.py. One network takes
-all of them, one after the other; COCOON_FAULT_TRIALS says how often, and then each is judged alone.
+all of them, one after the other; COCOON_FAULT_TRIALS says how often. They are judged once a service.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ LONG_RUN = {
     ("matcher", "postgres"): (OF_LOG[0], OF_LOG[2]),
     (PROVIDER, "nats"): ("after the spool", "after INGRESS has it"),
 }
+CALLERS = 4
 ANSWERS = 2  # from requests that began after the fault
 
 
@@ -82,21 +83,14 @@ def points_of(name: str) -> list[tuple[str, str]]:
 @pytest.mark.timeout(120 + 400 * (trials() - 1))
 @pytest.mark.parametrize("name", POINTS)
 async def test_a_kill_at_a_named_point_breaks_no_invariant(world: LinedWorld, name: str) -> None:
-    if trials() == 1:
-        points = points_of(name)
-        together = Trial(f"kill -9 at {len(points)} points of {name}", at_s=time.monotonic())
-        async with world.load() as load:
-            for victim, point in points:
-                await kill_at(world, load, name, point, victim)
-        await world.judge(together)
-        assert together.violations == []
-        return
-    for victim, point in points_of(name):
-        async with world.load() as load:
-            tried = [await kill_at(world, load, name, point, victim) for _ in range(trials())]
+    points = points_of(name)
+    for _ in range(trials()):
+        began_s = time.monotonic()
+        async with world.load(CALLERS) as load:
+            tried = [await kill_at(world, load, name, point, victim) for victim, point in points]
         for trial in tried[:-1]:
             trial.note()  # how long each took; what all did is told by the one that is judged
-        await world.judge(tried[-1], since_s=tried[0].at_s)
+        await world.judge(tried[-1], since_s=began_s)
         assert tried[-1].violations == []
 
 
