@@ -36,7 +36,7 @@ async def test_a_disk_that_is_full_for_a_while_loses_nothing(world: ChaosWorld, 
     filler = world.network.data / name / "filler"
     for _ in range(trials()):
         trial = Trial(f"disk full for {FULL_S:.0f} s: {name}")
-        async with world.load(4) as load:
+        async with world.load() as load:
             await load.answered(ANSWERS, time.monotonic())
             fault_s = time.monotonic()
             fill(filler)

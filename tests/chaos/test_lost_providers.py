@@ -111,7 +111,7 @@ def rematched_s(moved: list[Rows], last_heard_s: float) -> float:
 async def test_keys_change_under_load_and_no_request_fails(world: ChaosWorld) -> None:
     trial = Trial(f"{ROTATIONS} key changes, no fault", at_s=time.monotonic())
     before = await count(world, "KeyBundlePublished")
-    async with world.load(4, max_retries=0) as load:
+    async with world.load(max_retries=0) as load:
         await until_more(world, "KeyBundlePublished", before + ROTATIONS - 1, 90)
         await load.answered(8, time.monotonic())
     evidence = await world.judge(trial)

@@ -76,7 +76,7 @@ class ChaosWorld:
 
     @asynccontextmanager
     async def load(
-        self, callers: int = 8, *, only: Literal["streams", "bodies"] | None = None,
+        self, callers: int = 4, *, only: Literal["streams", "bodies"] | None = None,
         max_retries: int = 2,
     ) -> AsyncIterator[ClientLoad]:  # fmt: skip
         async with ClientLoad(

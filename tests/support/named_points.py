@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cocoon.kernel.clock import SystemClock
+from cocoon.kernel.lean import without
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -314,7 +315,9 @@ _OF: dict[str, Callable[[Points], None]] = {
 def main() -> None:
     folder, name, module = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
     SkewedClock.file = folder / f"clock-{name}"
-    _OF[module.rpartition(".")[2]](Points(folder, name))
+    service = module.rpartition(".")[2]
+    with without("rich", *(() if service == "provider" else ("aiohttp",))):  # as its own start does
+        _OF[service](Points(folder, name))
     sys.argv = [module]
     runpy.run_module(module, run_name="__main__", alter_sys=False)
 

@@ -1,7 +1,7 @@
 """kill -9 at named points of every service: of itself, of NATS, of Postgres, in the middle of jobs.
 
 The points and the wrapper that finds them are in tests/support/named_points.py. One network takes
-all of them, one after the other; COCOON_FAULT_TRIALS says how often. They are judged once a service.
+all of them, one after the other, COCOON_FAULT_TRIALS times. They are judged once a service.
 """
 
 from __future__ import annotations
@@ -66,7 +66,6 @@ LONG_RUN = {
     ("matcher", "postgres"): (OF_LOG[0], OF_LOG[2]),
     (PROVIDER, "nats"): ("after the spool", "after INGRESS has it"),
 }
-CALLERS = 4
 ANSWERS = 2  # from requests that began after the fault
 
 
@@ -86,7 +85,7 @@ async def test_a_kill_at_a_named_point_breaks_no_invariant(world: LinedWorld, na
     points = points_of(name)
     for _ in range(trials()):
         began_s = time.monotonic()
-        async with world.load(CALLERS) as load:
+        async with world.load() as load:
             tried = [await kill_at(world, load, name, point, victim) for victim, point in points]
         for trial in tried[:-1]:
             trial.note()  # how long each took; what all did is told by the one that is judged

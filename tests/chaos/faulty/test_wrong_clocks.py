@@ -27,7 +27,7 @@ async def test_an_agent_that_starts_with_a_wrong_clock_is_told_and_costs_nobody(
     log = network.folder.logs / f"{NAME}.log"
     for _ in range(trials()):
         trial = Trial(f"an agent starts with its clock {minutes:+d} min wrong")
-        async with world.load(4) as load:
+        async with world.load() as load:
             await load.answered(4, time.monotonic())
             old_pid, size = network.pid(NAME), log.stat().st_size
             trial.at_s = time.monotonic()
@@ -66,7 +66,7 @@ async def test_a_clock_that_steps_while_jobs_run_loses_none(
     network = world.network
     for _ in range(trials()):
         trial = Trial(f"two agents' clocks step by {minutes:+d} min and back", time.monotonic())
-        async with world.load(4) as load:
+        async with world.load() as load:
             await load.answered(4, trial.at_s)
             for wrong_by_ms in (minutes * 60_000, 0):
                 for name in ("provider-1", NAME):
