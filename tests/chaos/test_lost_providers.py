@@ -172,7 +172,7 @@ async def test_a_provider_that_dies_in_a_stream_ends_it_with_what_was_charged(
     world: ChaosWorld,
 ) -> None:
     trial = Trial("kill -9 a provider in the middle of streams", time.monotonic())
-    async with world.load(max_retries=0) as load:
+    async with world.load(8, max_retries=0) as load:
         await load.answered(12, trial.at_s)
         for _ in range(5):
             if world.failures(trial.at_s):
