@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cocoon.kernel.errors import Unavailable
+from cocoon.kernel.errors import CocoonError, Unavailable
 
 RESTARTS, RESTARTS_WITHIN_S = 5, 60.0
 POLL_S = 0.02  # where the kernel does not tell of an end, and while servers are awaited
@@ -110,7 +110,7 @@ class Supervisor:
                     await self._servers_run()
                 async with part.turn:
                     await part.start()
-            except Unavailable as error:
+            except CocoonError as error:
                 failed = True
                 self._say(error.message)
                 await asyncio.sleep(FAILED_PAUSE_S)
@@ -123,16 +123,19 @@ class Supervisor:
     async def _look_after(
         self, part: Part, is_ill: Callable[[], bool], end: Callable[[], object]
     ) -> None:
-        ill = 0
+        ill, was_well = 0, True
         while True:
             await asyncio.sleep(LOOK_S)
-            running = part.pid() is not None and not part.starting
-            ill = ill + 1 if running and await asyncio.to_thread(is_ill) else 0
-            if ill >= LOOKS and not part.starting:
+            if part.pid() is None or part.starting:
+                ill = 0
+                continue
+            ill = ill + 1 if await asyncio.to_thread(is_ill) else 0
+            was_well = was_well or not ill
+            if ill >= LOOKS and was_well and not part.starting:
                 self._say(f"{part.name} says that it is ill")
                 async with part.turn:
                     await in_thread(end)
-                ill = 0
+                ill, was_well = 0, False  # what a start does not mend, the next one does not
 
     async def _servers_run(self) -> None:
         def away() -> bool:

@@ -12,7 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from cocoon.devnet.supervising import RESTARTS, Part, Supervisor, in_thread
+from cocoon.devnet.supervising import (
+    LOOK_S,
+    LOOKS,
+    RESTARTS,
+    Part,
+    Supervisor,
+    in_thread,
+)
 from cocoon.kernel.errors import Unavailable
 
 PYTHON = [sys.executable, "-S", "-c"]
@@ -129,15 +136,17 @@ async def test_a_service_waits_for_the_servers_that_it_needs() -> None:
 
 
 async def test_what_says_that_it_is_ill_is_started_anew() -> None:
-    program, ill = Program(), [True]
+    program = Program()
     part = program.part("one", is_server=True)
-    part.is_ill, part.end = lambda: ill[0], program.kill
+    part.is_ill, part.end = lambda: True, program.kill
     async with running(program), kept(part) as (said, _):
         first = program.pid()
         await until(lambda: program.pid() not in (None, first))
-        ill[0] = False
+        second = program.pid()
+        await asyncio.sleep((LOOKS + 2) * LOOK_S)
 
-    assert said[0] == "one says that it is ill"
+        assert said[0] == "one says that it is ill"
+        assert program.pid() == second  # it is ill still: another start would mend nothing
 
 
 async def test_what_keeps_ending_ends_the_network_with_a_sentence() -> None:
