@@ -64,6 +64,7 @@ LONG_RUN = {
     ("matcher", SELF): OF_LOG[:2],
     ("matcher", "nats"): ("after the commit",),
     ("matcher", "postgres"): (OF_LOG[0], OF_LOG[2]),
+    (PROVIDER, SELF): ("before the spool", "after SEALED has it"),
     (PROVIDER, "nats"): ("after the spool", "after INGRESS has it"),
 }
 ANSWERS = 2  # from requests that began after the fault
