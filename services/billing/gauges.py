@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
-from cocoon.eventlog.connection import tree_errors
+from cocoon.eventlog.connection import acquired
 from cocoon.kernel.errors import CocoonError
 from cocoon.telemetry import metrics
 from cocoon.telemetry.logs import get_logger
@@ -28,11 +28,10 @@ async def keep_gauges(
     published: dict[int, int] = {}
     while True:
         try:
-            with tree_errors():
-                async with pool.acquire() as conn:
-                    heads = await store.heads(conn, consumer)
-                    sums = await store.sums(conn)
-                    parked = await store.parked_counts(conn, consumer)
+            async with acquired(pool) as conn:
+                heads = await store.heads(conn, consumer)
+                sums = await store.sums(conn)
+                parked = await store.parked_counts(conn, consumer)
         except CocoonError as error:
             log.warning("gauges_not_set", code=error.code)
         else:

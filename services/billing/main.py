@@ -56,6 +56,9 @@ async def serve(settings: BillingSettings, stop: Stop) -> None:
         stack.push_async_callback(close, nc)
         pool = await create_pool(dsn, "cocoon-billing", size=8)
         stack.push_async_callback(pool.close)
+        # a replay reads long, and its statements wait longer than a payment's may
+        replays = await create_pool(dsn, "cocoon-billing-replay", size=1, patient=True)
+        stack.push_async_callback(replays.close)
         appenders = {shard: LogAppender(dsn, shard, ROLE, gather_s=SETTLE_S) for shard in shards}
         for appender in appenders.values():
             await appender.acquire_term()
@@ -76,7 +79,7 @@ async def serve(settings: BillingSettings, stop: Stop) -> None:
             _answer(listening, shard, Operator(appenders[shard], pool, shard, ledgers[shard]))
         await listening.start()
         stack.push_async_callback(listening.stop)
-        snapshots = keep_snapshots(pool, appenders, settings.snapshot_events)
+        snapshots = keep_snapshots(replays, appenders, settings.snapshot_events)
         _watch([("ingress", worker.run()), ("snapshots", snapshots)], stop, stack)
         port, closer = await serve_observe(
             settings.observe_host,

@@ -44,7 +44,7 @@ async def replay(
     """Replay each shard in one snapshot. Raises LogCorrupt, BadRequest for a shard that
     is not there, Unavailable without Postgres.
     """
-    conn = await connect(dsn, "cocoon-replay")
+    conn = await connect(dsn, "cocoon-replay", patient=True)
     try:
         async with conn.transaction(isolation="repeatable_read", readonly=True):
             await _check_shards(conn, shards)
@@ -60,7 +60,7 @@ async def export(dsn: str, shards: Sequence[int], path: Path) -> list[str]:
     """Write the shards' whole logs into a new file; returns a sentence for each. Raises LogCorrupt,
     BadRequest (no such shard, or the file is there), Unavailable.
     """
-    conn = await connect(dsn, "cocoon-export")
+    conn = await connect(dsn, "cocoon-export", patient=True)
     try:
         async with conn.transaction(isolation="repeatable_read", readonly=True):
             await _check_shards(conn, shards)

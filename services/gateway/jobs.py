@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cocoon.contracts.events import JobFailed
 from cocoon.domain.job import JobState, JobStatus, evolve
-from cocoon.eventlog.connection import tree_errors
+from cocoon.eventlog.connection import acquired
 from cocoon.eventlog.read import stream_events
 from cocoon.kernel.errors import CocoonError, Conflict, InsufficientFunds, NotFound, Unavailable
 from services.gateway.actions import LogView, Match
@@ -31,12 +31,8 @@ class JobRecord(NamedTuple):
 
 async def read_job(pool: Pool, shard: int, job_id: str) -> JobRecord | None:
     """Fold the job's stream, None if it has no event. Raises Unavailable or LogCorrupt."""
-    with tree_errors():
-        connection = await pool.acquire(timeout=POOL_WAIT_S)
-    try:
+    async with acquired(pool, POOL_WAIT_S) as connection:
         events = await stream_events(connection, shard, f"job/{job_id}")
-    finally:
-        await pool.release(connection)
     if not events:
         return None
     state, failure = JobState(), ""

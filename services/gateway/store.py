@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cocoon.eventlog.connection import connect, tree_errors
+from cocoon.eventlog.connection import connect, dropped_when_silent, tree_errors
 from cocoon.kernel.errors import CocoonError, Conflict, NotFound, Unavailable
 from cocoon.telemetry.logs import get_logger
 
@@ -34,12 +34,13 @@ async def find_key(pool: Pool, secret_hash: bytes) -> ApiKey | None:
     with tree_errors():
         try:
             async with pool.acquire(timeout=LOOKUP_S) as connection:
-                row = await connection.fetchrow(
-                    "SELECT api_key_id, account_id FROM gateway.api_keys"
-                    " WHERE secret_hash = $1 AND revoked_at IS NULL",
-                    secret_hash,
-                    timeout=LOOKUP_S,
-                )
+                with dropped_when_silent(connection):
+                    row = await connection.fetchrow(
+                        "SELECT api_key_id, account_id FROM gateway.api_keys"
+                        " WHERE secret_hash = $1 AND revoked_at IS NULL",
+                        secret_hash,
+                        timeout=LOOKUP_S,
+                    )
         except TimeoutError:
             raise Unavailable(
                 "API keys cannot be checked just now; try again", retry_after_s=1

@@ -1,5 +1,8 @@
 """`python -m services.provider`."""
 
-from services.provider.main import main
+from cocoon.kernel.lean import without
+
+with without("rich"):
+    from services.provider.main import main
 
 main()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from cocoon.devnet import unprivileged
+from cocoon.devnet.postgres import PostgresServer, install_folder
 from tests.support.canaries import files_under, find_canaries
-from tests.support.chaos_world import ChaosWorld, chaos_world
+from tests.support.chaos_world import ChaosWorld, chaos_world, trials
 
-pytestmark = pytest.mark.network
+pytestmark = [pytest.mark.network, pytest.mark.timeout(120 * trials())]
 PROCESSES = (
     "gateway", "matcher", "billing", "attestation", "provider", "nats", "postgres", "sidecar",
 )  # fmt: skip
@@ -23,9 +27,32 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChaosWorld]:
 
 @pytest.mark.parametrize("name", PROCESSES)
 async def test_a_killed_process_breaks_no_invariant(world: ChaosWorld, name: str) -> None:
-    trial = await world.kill_under_load(name)
+    for _ in range(trials()):
+        trial = await world.kill_under_load(name)
+        assert trial.violations == []
 
-    assert trial.violations == []
+
+async def test_postgres_stopped_at_once_is_started_again_and_nothing_is_lost(
+    world: ChaosWorld,
+) -> None:
+    server = PostgresServer(world.network.folder.postgres)
+
+    for _ in range(trials()):
+        trial = await world.end_under_load(
+            "postgres", "pg_ctl stop -m immediate", lambda: pg_ctl_immediate(server.cluster_dir)
+        )
+        assert trial.violations == []
+
+
+def pg_ctl_immediate(cluster: Path) -> None:
+    """As the cluster's own account: pg_ctl refuses to run as root."""
+    account = unprivileged.account()
+    install = install_folder()
+    subprocess.run(
+        [str(install / "bin" / "pg_ctl"), "stop", "-D", str(cluster), "-m", "immediate"],
+        user=account.pw_uid if account else None, check=True, capture_output=True, cwd="/",
+        timeout=30, env={"LD_LIBRARY_PATH": str(install / "lib"), "PATH": "/usr/bin:/bin"},
+    )  # fmt: skip
 
 
 def test_the_search_for_plaintext_sees_what_the_files_hold(world: ChaosWorld) -> None:

@@ -9,21 +9,31 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
+from cocoon.bus.connection import close, connect
 from cocoon.bus.keys import raw_public, read_seed_file
+from cocoon.bus.permissions import inbox_prefix
 from cocoon.contracts import events as e
+from cocoon.contracts import subjects
+from cocoon.contracts.envelope import StoredEvent
 from cocoon.kernel.ids import provider_id
+from services.gateway.settings import GatewaySettings
+from services.matcher.settings import MatcherSettings
 from tests.support.chaos_world import ChaosWorld, Trial, chaos_world, wait_for
 from tests.support.collected import Evidence
 from tests.support.evidence import reader
 from tests.support.network import ROOT
 
 pytestmark = pytest.mark.network
+Rows = list[tuple[StoredEvent, e.EventData]]
 KEY_EPOCH_S = 12
+SILENCE_S = MatcherSettings.model_fields["provider_silence_s"].default
+DISPATCH_S = GatewaySettings.model_fields["dispatch_timeout_s"].default
 ROTATIONS = 3
 
 
@@ -54,20 +64,54 @@ async def until_more(world: ChaosWorld, event_type: str, than: int, timeout_s: f
         await asyncio.sleep(0.05)
 
 
-def two_epochs(evidence: Evidence, jobs: set[str]) -> list[list[e.EventData]]:
+def two_epochs(evidence: Evidence, jobs: set[str]) -> list[Rows]:
     """The events of those of the jobs that were matched twice."""
     found = []
     for job_id in jobs:
-        rows = [event for _, event in evidence.jobs.get(job_id, ())]
-        if sum(isinstance(event, e.ProviderMatched) for event in rows) >= 2:
+        rows = evidence.jobs.get(job_id, [])
+        if sum(isinstance(event, e.ProviderMatched) for _, event in rows) >= 2:
             found.append(rows)
     return found
+
+
+@asynccontextmanager
+async def heartbeats(world: ChaosWorld, ident: str) -> AsyncIterator[list[float]]:
+    """Unix seconds at which a provider was heard, as the matcher hears it."""
+    network, heard = world.network, list[float]()
+    nc = await connect(
+        network.running.nats_url, network.folder.seed("operator"), "test", inbox_prefix("operator")
+    )
+    try:
+        await nc.subscribe_direct(subjects.heartbeat(ident), lambda _: heard.append(time.time()))
+        yield heard
+    finally:
+        await close(nc)
+
+
+def rematched_s(moved: list[Rows], last_heard_s: float) -> float:
+    """From the moment at which the loss could be noticed to the next match, the slowest one.
+
+    Who was dispatched to a dead provider is told by a dispatch without an answer; whose job ran
+    there, by the heartbeats' silence.
+    """
+    slowest = float("-inf")
+    for rows in moved:
+        first, second = (
+            stored.recorded_at_us / 1e6
+            for stored, event in rows
+            if isinstance(event, e.ProviderMatched)
+        )
+        noticed_s = last_heard_s + SILENCE_S
+        if first > last_heard_s:
+            noticed_s = min(noticed_s, first + DISPATCH_S)
+        slowest = max(slowest, second - noticed_s)
+    return slowest
 
 
 async def test_keys_change_under_load_and_no_request_fails(world: ChaosWorld) -> None:
     trial = Trial(f"{ROTATIONS} key changes, no fault", at_s=time.monotonic())
     before = await count(world, "KeyBundlePublished")
-    async with world.load(4, max_retries=0) as load:
+    async with world.load(max_retries=0) as load:
         await until_more(world, "KeyBundlePublished", before + ROTATIONS - 1, 90)
         await load.answered(8, time.monotonic())
     evidence = await world.judge(trial)
@@ -88,25 +132,36 @@ async def test_a_provider_that_dies_before_its_first_byte_goes_unnoticed(
 ) -> None:
     dead = provider_of(world, "provider-1")
     trial = Trial("a provider stops, then kill -9, before its first byte", time.monotonic())
-    async with world.load(only="bodies", max_retries=0) as load:
+    async with (
+        world.load(only="bodies", max_retries=0) as load,
+        heartbeats(world, dead) as heard,
+    ):
         await load.answered(12, trial.at_s)
         expired, old_pid = await count(world, "LeaseExpired"), world.network.pid("provider-1")
+        await wait_for(lambda: bool(heard), "a heartbeat")
         fault_s = time.monotonic()
         world.network.send("provider-1", signal.SIGSTOP)
+        last_heard_s = heard[-1]
         await until_more(world, "LeaseExpired", expired, 20)
         await asyncio.to_thread(world.network.kill, "provider-1")
         await asyncio.to_thread(world.network.wait_restarted, "provider-1", old_pid)
         trial.restarted_s = time.monotonic() - fault_s
         await load.answered(12, time.monotonic(), 40)
-    evidence = await world.judge(trial)
+    moved: list[Rows] = []
+    jobs = {call.job_id for call in world.history if call.ended_s > fault_s}
+
+    def measure(evidence: Evidence) -> None:
+        moved.extend(two_epochs(evidence, jobs))
+        trial.rematched_s = rematched_s(moved, last_heard_s)
+
+    await world.judge(trial, measure=measure)
 
     assert trial.violations == []
     assert world.failures(trial.at_s) == []
-    moved = two_epochs(evidence, {call.job_id for call in world.history if call.ended_s > fault_s})
     assert moved
     for rows in moved:
-        matches = [event for event in rows if isinstance(event, e.ProviderMatched)]
-        paid = [event for event in rows if isinstance(event, e.PaymentSettled)]
+        matches = [event for _, event in rows if isinstance(event, e.ProviderMatched)]
+        paid = [event for _, event in rows if isinstance(event, e.PaymentSettled)]
         assert [match.epoch for match in matches] == [1, 2]
         assert matches[0].provider_id == dead
         assert [(p.epoch, p.provider_id) for p in paid] == [(2, matches[1].provider_id)]
@@ -117,7 +172,7 @@ async def test_a_provider_that_dies_in_a_stream_ends_it_with_what_was_charged(
     world: ChaosWorld,
 ) -> None:
     trial = Trial("kill -9 a provider in the middle of streams", time.monotonic())
-    async with world.load(max_retries=0) as load:
+    async with world.load(8, max_retries=0) as load:
         await load.answered(12, trial.at_s)
         for _ in range(5):
             if world.failures(trial.at_s):

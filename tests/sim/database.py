@@ -275,7 +275,7 @@ async def first_position_since(conn: Connection, shard: int, recorded_at_us: int
 
 
 @contextlib.asynccontextmanager
-async def acquired(pool: Pool) -> AsyncIterator[Connection]:
+async def acquired(pool: Pool, wait_s: float = 0.0) -> AsyncIterator[Connection]:
     connection = await pool.acquire()
     try:
         yield connection

@@ -72,6 +72,7 @@ def _edges(loop: SimLoop) -> list[tuple[Any, str, Any]]:
         (billing_handlers, "time", SimpleNamespace(monotonic=loop.time, perf_counter=loop.time)),
         (results, "acquired", database.acquired),
         (results, "stream_events", database.stream_events),
+        (gateway_jobs, "acquired", database.acquired),
         (gateway_jobs, "stream_events", database.stream_events),
         (gateway_run, "now_ms", now_ms),
         (gateway_run, "put_sealed", jetstream.put_sealed),

@@ -27,6 +27,11 @@ from tests.support.network import LiveNetwork
 BEFORE, AFTER = 12, 12  # answers before the fault, and from requests that began after it
 RECOVERY_S = 40.0
 RESULTS_FILE = "COCOON_FAULT_RESULTS"  # where trials are noted, a JSON line each
+TRIALS = "COCOON_FAULT_TRIALS"  # how often each fault is tried
+
+
+def trials() -> int:
+    return int(os.environ.get(TRIALS, "1"))
 
 
 @dataclass
@@ -38,6 +43,7 @@ class Trial:
     restarted_s: float | None = None  # until the supervisor had started it again
     answered_s: float | None = None  # until a request that began after the fault was answered
     drained_s: float | None = None  # until every job had ended, load stopped
+    rematched_s: float | None = None  # the latest next match after its provider's loss was noticed
     ok: int = 0
     failed: int = 0
     unknown: int = 0
@@ -48,7 +54,8 @@ class Trial:
     def note(self) -> None:
         """Print the trial, and keep it where the environment says."""
         line = {name: getattr(self, name) for name in (
-            "fault", "restarted_s", "answered_s", "drained_s", "ok", "failed", "unknown", "unpaid",
+            "fault", "restarted_s", "answered_s", "drained_s", "rematched_s",
+            "ok", "failed", "unknown", "unpaid",
         )}  # fmt: skip
         line = {k: round(v, 2) if isinstance(v, float) else v for k, v in line.items()}
         line["violations"] = len(self.violations)
@@ -69,7 +76,7 @@ class ChaosWorld:
 
     @asynccontextmanager
     async def load(
-        self, callers: int = 8, *, only: Literal["streams", "bodies"] | None = None,
+        self, callers: int = 4, *, only: Literal["streams", "bodies"] | None = None,
         max_retries: int = 2,
     ) -> AsyncIterator[ClientLoad]:  # fmt: skip
         async with ClientLoad(
@@ -79,13 +86,17 @@ class ChaosWorld:
 
     async def kill_under_load(self, name: str) -> Trial:
         """kill -9 one process in the middle of jobs, let the supervisor start it again, go on."""
-        trial = Trial(f"kill -9 {name}")
+        return await self.end_under_load(name, f"kill -9 {name}", lambda: self.network.kill(name))
+
+    async def end_under_load(self, name: str, fault: str, end: Callable[[], object]) -> Trial:
+        """The same, by whatever `end` does to it."""
+        trial = Trial(fault)
         async with self.load() as load:
             first = time.monotonic()
             await load.answered(BEFORE, first)
             old_pid = self.network.pid(name)
             trial.at_s = time.monotonic()
-            await asyncio.to_thread(self.network.kill, name)
+            await asyncio.to_thread(end)
             await asyncio.to_thread(self.network.wait_restarted, name, old_pid)
             trial.restarted_s = time.monotonic() - trial.at_s
             await load.answered(AFTER, trial.at_s, RECOVERY_S)
@@ -103,8 +114,14 @@ class ChaosWorld:
             await load.ask(c.key, c.prompt, stream=c.stream, expected=c.expected) for c in wanted
         ]
 
-    async def judge(self, trial: Trial, *, since_s: float | None = None) -> Evidence:
-        """Drain, then hold the sixteen invariants and the replay against everything so far."""
+    async def judge(
+        self, trial: Trial, *, since_s: float | None = None,
+        measure: Callable[[Evidence], object] | None = None,
+    ) -> Evidence:  # fmt: skip
+        """Drain, then hold the sixteen invariants and the replay against everything so far.
+
+        `measure` sees the evidence before the trial is noted.
+        """
         trial.drained_s = await drained(self.network)
         since_s = trial.at_s if since_s is None else since_s
         seen = [call for call in self.history if call.ended_s >= since_s]
@@ -122,6 +139,8 @@ class ChaosWorld:
         replayed = await asyncio.to_thread(self.network.cli, "replay", "--verify", "--decisions")
         if replayed.returncode != 0:
             trial.violations.append(f"replay exits {replayed.returncode}: {replayed.stdout}")
+        if measure is not None:
+            measure(evidence)
         trial.note()
         return evidence
 

@@ -128,6 +128,8 @@ class Job:
                         yield pieces
                 return
             except (Conflict, Unavailable, DeadlineExceeded) as error:
+                if isinstance(error, Unavailable):  # the gateway gave it up, and may cancel it
+                    self._line_broke = True
                 cause = None if shown else await self._cause(error)
                 if cause == RESEAL and cause in causes:
                     raise _try_again("The providers' keys change at the moment") from None

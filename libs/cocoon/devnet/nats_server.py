@@ -32,6 +32,8 @@ from cocoon.kernel.errors import ConfigurationError, Unavailable
 from cocoon.kernel.ids import gateway_id, provider_id
 
 RELOAD_S = 10.0
+HEALTH_S = 2.0
+ROOM_BYTES = 8 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +173,22 @@ class NatsServer:
             process.kill()
         process.wait(10)
 
+    def is_ill(self) -> bool:
+        """Whether it says that a stream's store has failed, though its disk has room now.
+
+        After a full disk the server refuses that stream until it is started anew.
+        """
+        try:
+            with urllib.request.urlopen(  # noqa: S310 - our own loopback address
+                f"{self.monitor_url}/healthz", timeout=HEALTH_S
+            ):
+                return False
+        except urllib.error.HTTPError as error:
+            told = error.code == 503
+        except OSError:  # slow, starting, or gone: its end is noticed by itself
+            return False
+        return told and shutil.disk_usage(self.store_dir).free > ROOM_BYTES
+
     def wipe(self) -> None:
         """Remove every stream of a stopped server."""
         if self.pid is not None:
@@ -239,6 +257,8 @@ class NatsServer:
             "port": self.port,
             "http": f"127.0.0.1:{self.monitor_port}",
             "max_payload": 1_048_576,
+            "ping_interval": "5s",  # a client that vanished is forgotten after some seconds
+            "ping_max": 2,
             "debug": False,
             "trace": False,
             "jetstream": {

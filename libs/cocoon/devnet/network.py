@@ -11,9 +11,9 @@ import contextlib
 import json
 import os
 import sys
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -37,14 +37,13 @@ from cocoon.devnet.nats_server import NatsServer
 from cocoon.devnet.ports import free_port, is_free
 from cocoon.devnet.postgres import PostgresServer
 from cocoon.devnet.private_file import write_private
+from cocoon.devnet.supervising import Part, Supervisor, in_thread
 from cocoon.devnet.triton_server import CAPABILITIES, CONTEXT_TOKENS, TritonServer
 from cocoon.eventlog.migrate import apply_schema, set_role_passwords
 from cocoon.kernel.clock import SystemClock
 from cocoon.kernel.errors import ConfigurationError, Transient, Unavailable
 
 DATABASE = "postgres"
-RESTARTS, RESTARTS_WITHIN_S = 5, 60.0
-WATCH_S = 0.5
 LISTED_WITHIN_S, LISTED_PAUSE_S = 30.0, 0.1
 DEFAULT_GATEWAY_PORT, DEFAULT_SIDECAR_PORT = 8641, 8642
 
@@ -93,7 +92,6 @@ class Network:
         self._postgres = PostgresServer(folder.postgres)
         self._nats: NatsServer | None = None
         self._triton = TritonServer(folder.logs / "triton.log") if options.triton else None
-        self._restarts: dict[str, deque[float]] = {}
         self._gateway_port = _port(
             options.gateway_port, DEFAULT_GATEWAY_PORT, "gateway", "--gateway-port", say
         )
@@ -314,40 +312,32 @@ class Network:
     # ---- watch ----
 
     async def watch(self, stop: asyncio.Event) -> None:
-        """Until `stop`: start what dies again. Raises Unavailable when it keeps dying."""
-        loop = asyncio.get_running_loop()
-        while not stop.is_set():
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), WATCH_S)
-                return
-            for name, server, told_in in (
-                ("Postgres", self._postgres, self._folder.postgres),
-                ("NATS", self._nats, self._folder.nats),
-                ("Triton", self._triton, self._folder.logs),
-            ):
-                if server is not None and server.pid is None:
-                    self._count(name, loop.time(), told_in)
-                    self._say(f"{name} has stopped; starting it again")
-                    await asyncio.to_thread(server.start)
-                    if server is self._nats:
-                        await self._prepare_bus()  # a lost store has no streams
-                    self._record()
-            for name, child in self._children.items():
-                if child.pid is None:
-                    self._count(name, loop.time(), child.log_file)
-                    self._say(f"the {name} has stopped; starting it again (log: {child.log_file})")
-                    await child.start()
-                    self._record()
-                    self._folder.write_running(self._running())  # it observes elsewhere now
+        """Until `stop`: start what ends again. Raises Unavailable when it keeps ending."""
+        assert self._nats is not None  # noqa: S101 - started first
+        folder, postgres, nats = self._folder, self._postgres, self._nats
+        start = partial(in_thread, postgres.start)
+        parts = [
+            Part("Postgres", folder.postgres, partial(_pid, postgres), start, is_server=True),
+            Part("NATS", folder.nats, partial(_pid, nats), self._restart_nats, is_server=True,
+                 is_ill=nats.is_ill, end=nats.stop),
+        ]  # fmt: skip
+        if self._triton is not None:
+            pid, start = partial(_pid, self._triton), partial(in_thread, self._triton.start)
+            parts.append(Part("Triton", folder.logs, pid, start, is_server=True))
+        parts += [
+            Part(f"the {name}", child.log_file, partial(_pid, child), child.start)
+            for name, child in self._children.items()
+        ]
+        await Supervisor(parts, self._say, self._restarted).run(stop)
 
-    def _count(self, name: str, now_s: float, log: Path) -> None:
-        recent = self._restarts.setdefault(name, deque(maxlen=RESTARTS))
-        if len(recent) == RESTARTS and now_s - recent[0] < RESTARTS_WITHIN_S:
-            raise Unavailable(
-                f"{name} keeps stopping: {RESTARTS} times within {RESTARTS_WITHIN_S:.0f} s. "
-                f"What it said last is in {log}"
-            )
-        recent.append(now_s)
+    async def _restart_nats(self) -> None:
+        assert self._nats is not None  # noqa: S101 - started first
+        await in_thread(self._nats.start)
+        await self._prepare_bus()  # a lost store has no streams
+
+    def _restarted(self) -> None:
+        self._record()
+        self._folder.write_running(self._running())  # it observes elsewhere now
 
     # ---- stop ----
 
@@ -370,6 +360,10 @@ class Network:
     async def _stop_children(self, *names: str) -> None:
         children = [self._children[name] for name in names if name in self._children]
         await asyncio.gather(*(child.stop() for child in children))
+
+
+def _pid(process: Child | PostgresServer | NatsServer | TritonServer) -> int | None:
+    return process.pid
 
 
 def _base_environment() -> dict[str, str]:

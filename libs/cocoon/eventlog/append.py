@@ -29,7 +29,13 @@ from cocoon.eventlog.batch import (
     prepare,
     repeated,
 )
-from cocoon.eventlog.connection import StaleTerm, connect, tree_errors
+from cocoon.eventlog.connection import (
+    StaleTerm,
+    acquired,
+    connect,
+    dropped_when_silent,
+    tree_errors,
+)
 from cocoon.eventlog.read import read_batch
 from cocoon.kernel.errors import CocoonError, Fatal, Transient, Unavailable
 from cocoon.telemetry import metrics
@@ -378,8 +384,9 @@ async def transaction(
     """
     with tree_errors():
         if isinstance(conn_or_pool, asyncpg.Pool):
-            async with conn_or_pool.acquire() as conn, conn.transaction():
-                yield LogTransaction(conn, shard, role, term)
+            async with acquired(conn_or_pool) as conn, conn.transaction():
+                with dropped_when_silent(conn):  # else its rollback would wait as long again
+                    yield LogTransaction(conn, shard, role, term)
         else:
             async with conn_or_pool.transaction():
                 yield LogTransaction(conn_or_pool, shard, role, term)

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     Connection: TypeAlias = asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]
     Pool: TypeAlias = asyncpg.Pool[asyncpg.Record]
 
-COMMAND_TIMEOUT_S = 15.0
+STATEMENT_S = 5.0  # a service's statement; after it the connection counts as lost
+PATIENT_STATEMENT_S = 60.0  # one of a replay, which reads much
 CONNECT_TIMEOUT_S = 5.0
 POOL_WAIT_S = 5.0
 _STALE_TERM, _NOT_GRANTED = "CO001", "CO004"
@@ -67,27 +68,49 @@ def tree_errors() -> Iterator[None]:
         raise Unavailable("the connection to Postgres was lost") from None
 
 
-async def connect(dsn: str, name: str) -> asyncpg.Connection[asyncpg.Record]:
-    """Open one connection, named for pg_stat_activity. Raises Unavailable or Fatal."""
+def _session(name: str, *, patient: bool) -> dict[str, str]:
+    """What the server does with this session: one whose client has vanished gives its locks back.
+
+    A machine that died says no goodbye, and a shard's head may be locked by its transaction.
+    """
+    settings = {
+        "application_name": name,
+        "tcp_keepalives_idle": "5",
+        "tcp_keepalives_interval": "2",
+        "tcp_keepalives_count": "3",
+        "tcp_user_timeout": "10000",
+    }
+    if not patient:
+        settings["idle_in_transaction_session_timeout"] = "5000"
+    return settings
+
+
+async def connect(
+    dsn: str, name: str, *, patient: bool = False
+) -> asyncpg.Connection[asyncpg.Record]:
+    """Open one connection, named for pg_stat_activity. Raises Unavailable or Fatal.
+
+    `patient`: for a replay, whose statements and pauses may be long.
+    """
     with tree_errors():
         return await asyncpg.connect(
             dsn,
             timeout=CONNECT_TIMEOUT_S,
-            command_timeout=COMMAND_TIMEOUT_S,
-            server_settings={"application_name": name},
+            command_timeout=PATIENT_STATEMENT_S if patient else STATEMENT_S,
+            server_settings=_session(name, patient=patient),
         )
 
 
-async def create_pool(dsn: str, name: str, size: int = 4) -> Pool:
-    """Open a pool of up to `size` connections. Raises Unavailable or Fatal."""
+async def create_pool(dsn: str, name: str, size: int = 4, *, patient: bool = False) -> Pool:
+    """Open a pool of up to `size` connections like those of `connect`. Raises the same."""
     with tree_errors():
         return await asyncpg.create_pool(
             dsn,
             min_size=1,
             max_size=size,
             timeout=CONNECT_TIMEOUT_S,
-            command_timeout=COMMAND_TIMEOUT_S,
-            server_settings={"application_name": name},
+            command_timeout=PATIENT_STATEMENT_S if patient else STATEMENT_S,
+            server_settings=_session(name, patient=patient),
             reset=_keep,
         )
 
@@ -99,14 +122,25 @@ async def _keep(_connection: object) -> None:
 
 
 @contextlib.asynccontextmanager
-async def acquired(pool: Pool) -> AsyncIterator[Connection]:
+async def acquired(pool: Pool, wait_s: float = POOL_WAIT_S) -> AsyncIterator[Connection]:
     """A connection of the pool for one block.
 
     Raises Unavailable when Postgres is away or all connections stay busy, Fatal for a refusal.
     """
     with tree_errors():
-        async with pool.acquire(timeout=POOL_WAIT_S) as conn:
-            yield conn
+        async with pool.acquire(timeout=wait_s) as conn:
+            with dropped_when_silent(conn):
+                yield conn
+
+
+@contextlib.contextmanager
+def dropped_when_silent(conn: Connection) -> Iterator[None]:
+    """A connection that gave no answer in time serves nobody else: its line may be dead."""
+    try:
+        yield
+    except (TimeoutError, Unavailable):
+        conn.terminate()
+        raise
 
 
 @contextlib.asynccontextmanager

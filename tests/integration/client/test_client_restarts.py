@@ -327,6 +327,21 @@ def test_a_job_that_a_broken_line_cancelled_is_sealed_again(network: TestNetwork
     assert len(network.jobs) == 2
 
 
+def test_a_job_that_the_gateway_gave_up_and_cancelled_is_sealed_again(network: TestNetwork) -> None:
+    """It could not reach its matcher, said 503 and cancelled: the repeat is no cancelled job."""
+    away = {"error": {"message": "Away.", "type": "t", "param": None, "code": "unavailable"}}
+    network.faults = Faults(
+        refuse=[(503, away, {}), (409, CANCELLED, {})], log={"status": "matching"}
+    )
+    with client(network) as made:
+        with pytest.raises(openai.InternalServerError):
+            made.chat.completions.create(**ASK, **ONE)
+        network.faults.log = CANCELLED_LOG
+        answer = made.chat.completions.create(**ASK, **ONE)
+    assert answer.choices[0].message.content == TEXT
+    assert len({parse_header(envelope)[0].job_id for envelope in network.seen}) == 2
+
+
 def test_a_job_that_its_owner_cancelled_stays_cancelled(network: TestNetwork) -> None:
     network.faults = Faults(refuse=[(409, CANCELLED, {})], log=CANCELLED_LOG)
     with client(network) as made:
