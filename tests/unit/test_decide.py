@@ -13,11 +13,13 @@ from tests.support.job_world import (
     ALICE,
     POLICY,
     expire_command,
+    hex16,
     hex32,
     matched_job,
     request_command,
     settle_command,
 )  # fmt: skip
+from tests.support.sentences import says_why
 
 _ENROLLED, _OFFER, _ATTESTED, _BUNDLE = ALICE.network_events()
 
@@ -105,10 +107,40 @@ def test_every_command_has_a_stream_whose_start_it_can_be_decided_on_or_refused(
     assert type(initial(stream_of(command))) is type(state)
 
 
+@pytest.mark.parametrize(
+    ("state", "command", "types"),
+    [scenario for scenario in SCENARIOS if len(scenario[2]) == 1],
+    ids=[s[1].command_type for s in SCENARIOS if len(s[2]) == 1],
+)
+def test_an_event_says_all_that_its_command_said(
+    state: State, command: c.Command, types: list[str]
+) -> None:
+    (event,) = decide(state, command)
+    told = event.model_dump()
+    assert told == {name: value for name, value in command.model_dump().items() if name in told}
+
+
+JOB_STREAM, PROVIDER_STREAM = f"job/{hex16('job')}", f"provider/{ALICE.id}"
+STREAMS = {
+    "RequestJob": JOB_STREAM, "ExpireLease": JOB_STREAM, "SettleResult": JOB_STREAM,
+    "OpenAccount": "account/acct_1", "CreditDeposit": "account/acct_1",
+    "EnrolProvider": PROVIDER_STREAM, "PublishOffer": PROVIDER_STREAM,
+    "AttestProvider": PROVIDER_STREAM, "RevokeAttestation": PROVIDER_STREAM,
+    "PublishKeyBundle": PROVIDER_STREAM, "PublishPolicy": "policy/network",
+    "TakeLedgerSnapshot": "ledger/1",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", [s[1] for s in SCENARIOS], ids=lambda c: c.command_type)
+def test_a_command_names_the_stream_it_grows(command: c.Command) -> None:
+    assert stream_of(command) == STREAMS[command.command_type]
+
+
 def test_a_command_on_another_aggregate_is_refused() -> None:
-    with pytest.raises(BadRequest):
+    said = "OpenAccount does not act on JobState"
+    with pytest.raises(BadRequest, match=said, check=says_why):
         decide(JobState(), c.OpenAccount(account_id="acct_1"))
-    with pytest.raises(BadRequest):
+    with pytest.raises(BadRequest, check=says_why):
         decide(OPENED, request_command())
 
 
@@ -117,7 +149,7 @@ class Unknown(c.Command):
 
 
 def test_a_command_without_a_stream_is_refused() -> None:
-    with pytest.raises(BadRequest, match="no stream"):
+    with pytest.raises(BadRequest, match="no stream", check=says_why):
         stream_of(Unknown())
 
 

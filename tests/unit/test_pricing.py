@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from cocoon.contracts.events import Quote
 from cocoon.domain.pricing import TokenCounts, greatest_price, price, quote_id, split
 from tests.support.job_world import MODEL, QUOTE
+from tests.support.sentences import says_why
 
 prices = st.integers(0, 10**15)
 quotes = st.builds(
@@ -52,7 +53,7 @@ def test_the_price_follows_from_the_counts(
     "counts", [(1, 2, 0, 0), (0, 0, 1, 2), (1, -1, 0, 0), (-1, 0, 0, 0), (0, 0, 0, -1)]
 )
 def test_a_part_larger_than_its_whole_is_refused(counts: tuple[int, int, int, int]) -> None:
-    with pytest.raises(ValueError, match="parts"):
+    with pytest.raises(ValueError, match="parts", check=says_why):
         TokenCounts(*counts)
 
 

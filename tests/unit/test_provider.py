@@ -29,6 +29,7 @@ from cocoon.domain.provider import (
 )  # fmt: skip
 from cocoon.kernel.errors import Conflict, Forbidden, NotFound
 from tests.support.job_world import ALICE, BOB, OFFERED, hex16, hex32
+from tests.support.sentences import says_why
 
 ENROLLED, OFFER, ATTESTED, BUNDLE = ALICE.network_events()
 ENROL = EnrolProvider.model_validate(ENROLLED.model_dump())
@@ -62,7 +63,7 @@ def test_a_provider_id_never_changes_its_identity_key(tier: str) -> None:
     stolen = ENROL.model_copy(
         update={"identity_key": bytes(BOB.identity.verify_key).hex(), "tier": tier}
     )
-    with pytest.raises(Conflict) as refused:
+    with pytest.raises(Conflict, check=says_why) as refused:
         decide_enrol_provider(READY, stolen)
     assert refused.value.code == "identity_taken"
 
@@ -80,7 +81,7 @@ def test_an_unchanged_offer_writes_nothing() -> None:
     lambda state: decide_attest_provider(state, ATTEST),
 ])  # fmt: skip
 def test_a_stranger_must_enrol_first(decide) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(NotFound, match="enrol"):
+    with pytest.raises(NotFound, match="enrol", check=says_why):
         decide(ProviderState())
 
 
@@ -93,8 +94,9 @@ def test_an_ok_verdict_is_recorded_once(verdict: str) -> None:
 
 @pytest.mark.parametrize("verdict", ["okay", "not_ok", "OK", "failed", "ok_", "tcb_out_of_date"])
 def test_any_other_verdict_fails_closed(verdict: str) -> None:
-    with pytest.raises(Forbidden):
+    with pytest.raises(Forbidden, match=verdict, check=says_why) as refused:
         decide_attest_provider(after(ENROLLED), ATTEST.model_copy(update={"verdict": verdict}))
+    assert refused.value.code == "evidence_rejected"
 
 
 def test_a_revocation_names_the_current_evidence_and_takes_the_keys_with_it() -> None:
@@ -112,7 +114,7 @@ def test_a_key_is_published_once_and_only_under_the_current_evidence() -> None:
     assert decide_publish_bundle(READY, PUBLISH_KEY) == ()
     stale = PUBLISH_KEY.model_copy(update={"evidence_id": hex32("older")})
     for where in (state, after(ENROLLED)):
-        with pytest.raises(Forbidden) as refused:
+        with pytest.raises(Forbidden, check=says_why) as refused:
             decide_publish_bundle(where, stale)
         assert refused.value.code == "stale_evidence"
 

@@ -20,6 +20,7 @@ from cocoon.evidence.checkpoint import (
     open_checkpoint,
     tree_root,
 )
+from tests.support.sentences import says_why
 
 NOTE = (Path(__file__).resolve().parents[2] / "vectors" / "tlog-checkpoint.txt").read_bytes()
 ORIGIN = "example.com/cai-log"
@@ -107,7 +108,7 @@ def test_a_signed_checkpoint_opens() -> None:
     ids=["edited", "renamed", "too few", "another key", "no threshold", "cut", "many", "empty"],
 )
 def test_a_bad_checkpoint_is_refused(note: bytes, keys: dict[str, bytes], threshold: int) -> None:
-    with pytest.raises(ValueError, match="checkpoint"):
+    with pytest.raises(ValueError, match="checkpoint", check=says_why):
         open_checkpoint(note, ORIGIN, keys, threshold)
 
 
@@ -120,12 +121,16 @@ def test_a_root_has_one_spelling() -> None:
         body = f"{ORIGIN}\n8\n{spelt}\n"
         blob = key_hash("log", public_key) + key.sign(body.encode()).signature
         note = f"{body}\n\u2014 log {base64.b64encode(blob).decode()}\n".encode()
-        with contextlib.nullcontext() if is_good else pytest.raises(ValueError, match="base64"):
+        with (
+            contextlib.nullcontext()
+            if is_good
+            else pytest.raises(ValueError, match="base64", check=says_why)
+        ):
             assert open_checkpoint(note, ORIGIN, {"log": public_key}, 1).root == bytes(32)
 
 
 def test_a_checkpoint_of_another_log_is_refused() -> None:
-    with pytest.raises(ValueError, match="not one of this log"):
+    with pytest.raises(ValueError, match="not one of this log", check=says_why):
         open_checkpoint(NOTE, "example.com/other", KEYS, 2)
 
 

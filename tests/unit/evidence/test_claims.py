@@ -16,6 +16,7 @@ from cocoon.evidence.claims import CLAIMS_BYTES, Claims, TeeKind
 from cocoon.evidence.policy import Policy, TdxImage
 from cocoon.evidence.tdx import verify_tdx
 from cocoon.evidence.trust import TrustAnchors, anchor
+from tests.support.sentences import says_why
 
 KNOWN = json.loads(
     (Path(__file__).resolve().parents[2] / "vectors" / "cai1-identity-binding.json").read_bytes()
@@ -119,21 +120,21 @@ def test_claims_round_trip(claims: Claims) -> None:
     ids=lambda change: next(iter(change)),
 )
 def test_claims_out_of_range_are_not_written(change: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"."):
+    with pytest.raises(ValueError, match=r".", check=says_why):
         replace(Claims.decode(known("claims")), **change).encode()
 
 
 @pytest.mark.parametrize("at", [0, 4, 6, 7], ids=["magic", "version", "flags", "flags"])
 def test_claims_of_another_form_are_not_read(at: int) -> None:
     data = known("claims")
-    with pytest.raises(ValueError, match=r"version|flags"):
+    with pytest.raises(ValueError, match=r"version|flags", check=says_why):
         Claims.decode(data[:at] + bytes([data[at] ^ 0x80]) + data[at + 1 :])
 
 
 @settings(max_examples=300)
 @given(st.one_of(st.binary(max_size=300), st.binary(min_size=CLAIMS_BYTES, max_size=CLAIMS_BYTES)))
 def test_noise_is_no_claims(data: bytes) -> None:
-    with pytest.raises(ValueError, match=r"."):
+    with pytest.raises(ValueError, match=r".", check=says_why):
         Claims.decode(data)
 
 
@@ -147,7 +148,7 @@ def test_a_changed_byte_changes_the_report_data(at: int, mask: int) -> None:
 @given(st.binary(max_size=80))
 def test_an_identity_never_comes_from_a_part_of_the_signed_bytes(tail: bytes) -> None:
     for tee in TeeKind:
-        with pytest.raises(ValueError, match=r"."):
+        with pytest.raises(ValueError, match=r".", check=says_why):
             binding.evidence_id(tee, b"\x04\0" + tail)
 
 

@@ -33,6 +33,7 @@ from tests.support.evidence_world import (
     policy,
     trust,
 )
+from tests.support.sentences import says_why
 
 SEEDS = [bytes([i]) * 32 for i in range(1, 4)]
 KEYS = [bytes(SigningKey(seed).verify_key) for seed in SEEDS]
@@ -79,13 +80,13 @@ def test_a_policy_survives_the_wire_with_its_hash() -> None:
 def test_a_policy_of_another_form_is_not_read(change: dict[str, Any]) -> None:
     document = json.loads(sign(policy(), SEEDS).to_canonical())
     document["policy"].update(change)
-    with pytest.raises(ValueError, match="expected form at"):
+    with pytest.raises(ValueError, match="expected form at", check=says_why):
         parse_policy(json.dumps(document).encode())
 
 
 def test_a_long_unknown_name_is_not_repeated_whole() -> None:
     document = json.loads(sign(policy(), SEEDS).to_canonical())
-    with pytest.raises(ValueError, match="expected form at") as refused:
+    with pytest.raises(ValueError, match="expected form at", check=says_why) as refused:
         parse_policy(json.dumps(document | {"z" * 5000: 1}).encode())
     assert len(str(refused.value)) < 200
 
@@ -95,7 +96,7 @@ def test_a_root_of_an_unknown_certificate_version_is_refused_like_any_other() ->
     der = authority().anchor.der.replace(b"\xa0\3\2\1\2", b"\xa0\3\2\1\4", 1)
     assert der != authority().anchor.der
     document["anchors"][0]["der"] = base64.b64encode(der).decode()
-    with pytest.raises(ConfigurationError, match="not a certificate in DER"):
+    with pytest.raises(ConfigurationError, match="not a certificate in DER", check=says_why):
         parse_trust(json.dumps(document).encode())
 
 
@@ -150,21 +151,21 @@ def dev_root(name: str) -> dict[str, str]:
     ],
 )  # fmt: skip
 def test_a_wrong_trust_file_says_where(change: dict[str, Any], says: str) -> None:
-    with pytest.raises(ConfigurationError, match=says):
+    with pytest.raises(ConfigurationError, match=says, check=says_why):
         parse_trust(json.dumps({**production(), **change}).encode())
 
 
 @given(st.binary(max_size=200))
 def test_noise_is_no_trust_file(data: bytes) -> None:
-    with pytest.raises(ConfigurationError):
+    with pytest.raises(ConfigurationError, check=says_why):
         parse_trust(data)
 
 
 def test_a_missing_trust_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"absent\.json cannot be read"):
+    with pytest.raises(ConfigurationError, match=r"absent\.json cannot be read", check=says_why):
         load_trust(tmp_path / "absent.json")
     (tmp_path / "bad.json").write_bytes(b"[]")
-    with pytest.raises(ConfigurationError, match=r"bad\.json"):
+    with pytest.raises(ConfigurationError, match=r"bad\.json", check=says_why):
         load_trust(tmp_path / "bad.json")
 
 

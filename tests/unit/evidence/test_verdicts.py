@@ -35,6 +35,7 @@ from tests.support.evidence_world import (
     platform,
     trust,
 )
+from tests.support.sentences import says_why
 
 Bytes = Callable[[bytes], bytes]
 OTHER_48 = "ab" * 48
@@ -314,5 +315,5 @@ def test_no_verdict_can_carry_an_unknown_code() -> None:
         reject("unheard_of")
     with pytest.raises(KeyError):
         fail("malformed")
-    with pytest.raises(ValueError, match="final"):
+    with pytest.raises(ValueError, match="final", check=says_why):
         reject("malformed").with_(outcome="ok")

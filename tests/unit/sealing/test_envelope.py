@@ -13,6 +13,7 @@ from cocoon.kernel.errors import SealingError
 from cocoon.sealing import MAX_ENVELOPE_BYTES, Profile, RequestHeader, pack_flags, parse_header
 from cocoon.sealing.envelope import FIXED_BYTES, SLOT_BYTES, RecipientSlot
 from tests.support import sealing_world as world
+from tests.support.sentences import says_why
 
 TAIL = bytes(24 + 4 + 20)
 PAIRS = [(Profile.P0, False), (Profile.P1, True), (Profile.P2, True), (Profile.P3, False),
@@ -96,7 +97,7 @@ def test_the_gateway_reads_all_it_needs_without_a_key() -> None:
 )
 def test_a_header_out_of_bounds_is_not_written(change: dict[str, object], code: str) -> None:
     header = replace(world.header(), recipients=slots(1))
-    with pytest.raises(SealingError) as refused:
+    with pytest.raises(SealingError, check=says_why) as refused:
         replace(header, **change).encode()  # type: ignore[arg-type]
     assert refused.value.code == code
 
@@ -123,7 +124,7 @@ def test_a_header_out_of_bounds_is_not_written(change: dict[str, object], code: 
 def test_a_header_out_of_bounds_is_not_read(at: int, value: bytes, code: str) -> None:
     raw = bytearray(replace(world.header(), recipients=slots(1)).encode() + TAIL)
     raw[at : at + len(value)] = value
-    with pytest.raises(SealingError) as refused:
+    with pytest.raises(SealingError, check=says_why) as refused:
         parse_header(bytes(raw))
     assert refused.value.code == code
 
@@ -136,16 +137,16 @@ def test_only_sensible_pairs_of_profile_and_stream_exist(profile: Profile) -> No
             header = replace(world.header(), flags=flags)
             assert (header.profile, header.stream) == (profile, stream)
         else:
-            with pytest.raises(SealingError):
+            with pytest.raises(SealingError, check=says_why):
                 pack_flags(profile, stream=stream)
 
 
 def test_an_envelope_over_eight_mebibytes_is_neither_made_nor_read() -> None:
-    with pytest.raises(SealingError) as made:
+    with pytest.raises(SealingError, check=says_why) as made:
         world.sealed(body=bytes(MAX_ENVELOPE_BYTES))
-    with pytest.raises(SealingError) as just_over:
+    with pytest.raises(SealingError, check=says_why) as just_over:
         world.sealed(body=bytes(MAX_ENVELOPE_BYTES - 1000))
-    with pytest.raises(SealingError) as read:
+    with pytest.raises(SealingError, check=says_why) as read:
         parse_header(b"CAI1" + bytes(MAX_ENVELOPE_BYTES))
     codes = {made.value.code, just_over.value.code, read.value.code}
     assert codes == {"record_too_large"}

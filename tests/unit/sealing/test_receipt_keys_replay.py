@@ -31,6 +31,7 @@ from cocoon.sealing import (
 from cocoon.sealing.keys import BUNDLE_BYTES, CLOCK_SKEW_MS, MAX_BUNDLE_MS
 from cocoon.sealing.replay import JOB_BYTES, MAX_OUTCOMES, MINUTE_MS
 from tests.support import sealing_world as world
+from tests.support.sentences import says_why
 
 OTHER = SigningKey(b"\x07" * 32)
 
@@ -76,7 +77,7 @@ def test_every_flipped_byte_of_a_receipt_is_refused() -> None:
     for at in range(len(raw)):
         flipped = bytearray(raw)
         flipped[at] ^= 1 << at % 8
-        with pytest.raises(SealingError):
+        with pytest.raises(SealingError, check=says_why):
             verify_receipt(bytes(flipped), world.SIGN_PK)
 
 
@@ -95,7 +96,7 @@ def test_a_receipt_of_another_form_is_refused_before_its_signature(
 ) -> None:
     raw = bytearray(plain_receipt().sign(world.SIGNER))
     raw[at : at + len(value)] = value
-    with pytest.raises(SealingError) as refused:
+    with pytest.raises(SealingError, check=says_why) as refused:
         verify_receipt(bytes(raw), world.SIGN_PK)
     assert code_of(refused) == code
 
@@ -108,7 +109,7 @@ def test_a_receipt_by_another_key_or_of_another_length_is_refused() -> None:
         (raw, bytes(31), "bad_key"),
         (raw, bytes(32), "receipt_sig"),  # a low-order signer signs nothing
     ):
-        with pytest.raises(SealingError) as refused:
+        with pytest.raises(SealingError, check=says_why) as refused:
             verify_receipt(data, public)
         assert code_of(refused) == code
 
@@ -117,7 +118,7 @@ def test_a_receipt_by_another_key_or_of_another_length_is_refused() -> None:
     "change", [{"job_id": b""}, {"price_nanoton": 2**63}, {"price_nanoton": -1}, {"epoch": 2**32}]
 )
 def test_a_receipt_out_of_range_is_not_made(change: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"bytes|range|price"):
+    with pytest.raises(ValueError, match=r"bytes|range|price", check=says_why):
         plain_receipt(**change).encode_body()
 
 
@@ -139,7 +140,7 @@ def test_receipts_chain_and_a_gap_shows() -> None:
         (fork.sign(world.SIGNER), chain[3]),
         (chain[0], chain[0]),
     ):
-        with pytest.raises(SealingError) as refused:
+        with pytest.raises(SealingError, check=says_why) as refused:
             check_chain(before, after)
         assert code_of(refused) == "receipt_mismatch"
 
@@ -173,7 +174,7 @@ def test_every_flipped_byte_of_a_key_bundle_is_refused() -> None:
     for at in range(len(raw)):
         flipped = bytearray(raw)
         flipped[at] ^= 1
-        with pytest.raises(SealingError):
+        with pytest.raises(SealingError, check=says_why):
             check_bundle(bytes(flipped))
 
 
@@ -189,21 +190,21 @@ def test_every_flipped_byte_of_a_key_bundle_is_refused() -> None:
 def test_a_key_bundle_out_of_time_or_place_is_refused(
     options: dict[str, object], code: str
 ) -> None:
-    with pytest.raises(SealingError) as refused:
+    with pytest.raises(SealingError, check=says_why) as refused:
         check_bundle(bundle().sign(world.SIGNER), **options)
     assert code_of(refused) == code
 
 
 def test_a_key_bundle_can_not_claim_a_longer_life() -> None:
     for end in (world.NOW_MS + MAX_BUNDLE_MS + 1, world.NOW_MS):
-        with pytest.raises(ValueError, match="12 minutes"):
+        with pytest.raises(ValueError, match="12 minutes", check=says_why):
             bundle(not_after_ms=end).sign(world.SIGNER)
     body = bytearray(bundle().encode_body())
     body[45:53] = (world.NOW_MS + MAX_BUNDLE_MS + 1).to_bytes(8, "big")
     assert body[53:61] == (world.NOW_MS + MAX_BUNDLE_MS).to_bytes(8, "big")
     body[45:53], body[53:61] = bytes(8), (world.NOW_MS * 2).to_bytes(8, "big")
     signed = bytes(body) + world.SIGNER.sign(b"cai/1 key bundle\0" + bytes(body)).signature
-    with pytest.raises(SealingError) as refused:
+    with pytest.raises(SealingError, check=says_why) as refused:
         check_bundle(signed)
     assert code_of(refused) == "bad_key"
 
@@ -223,7 +224,7 @@ def test_two_bundles_overlap_and_the_earlier_end_bounds_the_request() -> None:
 def test_a_ring_holds_few_keys_forgets_on_request_and_is_never_pickled() -> None:
     ring = KeyRing()
     publics = [ring.generate(world.Counted(str(index))) for index in range(4)]
-    with pytest.raises(ValueError, match="full"):
+    with pytest.raises(ValueError, match="full", check=says_why):
         ring.generate(world.Counted("more"))
     ring.forget(key_id(publics[0]))
     ring.forget(key_id(publics[0]))
@@ -254,7 +255,7 @@ def test_a_duplicate_gets_what_was_stored_and_never_runs_again() -> None:
 def test_another_body_under_the_same_header_is_a_replay() -> None:
     memory: ReplayMemory[str] = ReplayMemory()
     begin(memory, 1)
-    with pytest.raises(SealingError) as refused:
+    with pytest.raises(SealingError, check=says_why) as refused:
         begin(memory, 1, req_hash=b"other")
     assert code_of(refused) == "replay"
 
@@ -263,18 +264,18 @@ def test_a_full_memory_is_busy_and_forgets_only_what_expired() -> None:
     memory: ReplayMemory[str] = ReplayMemory(2 * JOB_BYTES)
     begin(memory, 1, not_after_ms=MINUTE_MS - 1)
     begin(memory, 2, not_after_ms=MINUTE_MS)
-    with pytest.raises(SealingError) as refused:
+    with pytest.raises(SealingError, check=says_why) as refused:
         begin(memory, 3)
     assert code_of(refused) == "busy"
-    with pytest.raises(SealingError):
+    with pytest.raises(SealingError, check=says_why):
         begin(memory, 3, not_after_ms=MINUTE_MS, now_ms=MINUTE_MS - 1)
     assert begin(memory, 3, not_after_ms=MINUTE_MS, now_ms=MINUTE_MS) is None
-    with pytest.raises(SealingError) as late:
+    with pytest.raises(SealingError, check=says_why) as late:
         begin(memory, 1, not_after_ms=MINUTE_MS - 1, now_ms=MINUTE_MS)
     assert code_of(late) == "expired"
     memory.finish(bytes([1]) * 16, b"enc", "too late")
     assert len(memory) == 2
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ValueError, match="at least one", check=says_why):
         ReplayMemory(JOB_BYTES - 1)
 
 

@@ -24,6 +24,7 @@ from cocoon.sealing import (
 )
 from cocoon.sealing.padding import MAX_OBJECT_BYTES, RecordType
 from tests.support import sealing_world as world
+from tests.support.sentences import says_why
 from tests.unit.sealing.test_envelope import PAIRS
 
 OUTPUT = (b'{"a":1}', b'{"b":2}', b'{"c":3}')
@@ -40,9 +41,9 @@ def read(opener: ResponseOpener, data: bytes, step: int | None = None) -> list[E
 
 def refusal(request: SealedRequest, data: bytes, **known: object) -> SealingError:
     opener = world.opener(request, **known)  # type: ignore[arg-type]
-    with pytest.raises(SealingError) as refused:
+    with pytest.raises(SealingError, check=says_why) as refused:
         read(opener, data)
-    with pytest.raises(SealingError) as again:  # once refused, always refused
+    with pytest.raises(SealingError, check=says_why) as again:  # once refused, always refused
         opener.feed(b"")
     assert again.value.code == refused.value.code in INSIDE_CODES
     return refused.value
@@ -128,7 +129,7 @@ def test_frames_of_a_response_can_not_be_moved_dropped_repeated_or_added(
 def test_bytes_after_the_end_are_refused_in_a_later_chunk_too(request_: SealedRequest) -> None:
     opener = world.opener(request_)
     read(opener, b"".join(world.respond(world.opened(request_.envelope), OUTPUT)))
-    with pytest.raises(SealingError) as refused:
+    with pytest.raises(SealingError, check=says_why) as refused:
         opener.feed(b"x")
     assert refused.value.code == "data_after_final"
 
@@ -266,7 +267,7 @@ def test_an_object_over_the_bound_is_neither_sealed_nor_collected(
     request_: SealedRequest,
 ) -> None:
     sealer = ResponseSealer(world.opened(request_.envelope))
-    with pytest.raises(SealingError) as refused:
+    with pytest.raises(SealingError, check=says_why) as refused:
         sealer.data(bytes(MAX_OBJECT_BYTES + 1))
     assert refused.value.code == "record_too_large"
     parts = [
@@ -326,10 +327,10 @@ def test_records_outside_the_profile_are_refused() -> None:
 
 def test_nothing_can_follow_the_final_frame(request_: SealedRequest) -> None:
     sealer = ResponseSealer(world.opened(request_.envelope))
-    with pytest.raises(ValueError, match="420"):
+    with pytest.raises(ValueError, match="420", check=says_why):
         sealer.finish(b"short")
     sealer.finish(world.signed_receipt(sealer))
-    with pytest.raises(ValueError, match="final frame"):
+    with pytest.raises(ValueError, match="final frame", check=says_why):
         sealer.data(b"more")
 
 
