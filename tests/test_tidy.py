@@ -81,7 +81,9 @@ def tracked() -> tuple[Path, ...]:
     if listed.returncode == 0:
         names = listed.stdout.splitlines()
         return tuple(ROOT / name for name in names if (ROOT / name).is_file())
-    hidden = re.compile(r"(^|/)(\.venv|\.git|\.cocoon|\.mutation|__pycache__|\.[a-z_]+_cache|\.hypothesis)/")
+    hidden = re.compile(
+        r"(^|/)(\.venv|\.git|\.cocoon|\.mutation|__pycache__|\.[a-z_]+_cache|\.hypothesis)/"
+    )
     return tuple(
         path for path in ROOT.rglob("*")
         if path.is_file() and not hidden.search(path.relative_to(ROOT).as_posix())

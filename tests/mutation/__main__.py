@@ -1,19 +1,35 @@
 """`python -m tests.mutation [PATTERN ...]`: the mutants of domain, sealing and evidence.
 
-mutmut makes the mutants and forks a loaded pytest for each; its settings are in pyproject.toml.
-It wants its module names from a folder `src`, so it runs in `.mutation/`, which is links and what
-it keeps. No product file is ever changed.
+mutmut makes them, by its settings in pyproject.toml, into `.mutation/`; trial.py tries them. No
+product file is ever changed. What was found is kept, so a run that was stopped goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
+from contextlib import redirect_stdout
 
-from tests.mutation.results import WORK, markdown, results, survivors
+# Hypothesis then draws the same examples each time, and sets no deadlines.
+os.environ["CI"] = "1"
 
+import pytest
+from mutmut.__main__ import create_mutants
+from mutmut.configuration import config
+from mutmut.mutation.data import SourceFileMutationData
+from mutmut.utils.file_utils import (
+    change_cwd,
+    copy_also_copy_files,
+    copy_src_dir,
+    setup_source_paths,
+    walk_mutatable_files,
+)
+
+from tests.mutation.results import WORK, markdown, matches, outcome, results, survivors
+from tests.mutation.trial import Trial
+
+# mutmut knows no import root but `.` and `src`.
 LINKS = {
     "src": "libs", "services": "services", "models": "models", "docs": "docs", "tests": "tests",
     "pyproject.toml": "pyproject.toml",
@@ -21,33 +37,61 @@ LINKS = {
 
 
 def prepare() -> None:
-    WORK.mkdir(exist_ok=True)
+    """Make the mutants of what changed; the others keep what was found."""
     for name, target in LINKS.items():
         if not (WORK / name).is_symlink():
             (WORK / name).symlink_to(f"../{target}")
+    with change_cwd(WORK), open(os.devnull, "w") as silence, redirect_stdout(silence):
+        config()
+        copy_src_dir()
+        copy_also_copy_files()
+        setup_source_paths()
+        create_mutants(1)
 
 
-def run(names: list[str]) -> int:
-    """One core, politely. CI makes Hypothesis draw the same examples each time, no deadlines."""
-    program = os.path.join(os.path.dirname(sys.executable), "mutmut")
-    command = ["nice", "-n", "15", program, "run", "--max-children", "1", *names]
-    return subprocess.run(command, cwd=WORK, env={**os.environ, "CI": "1"}, check=False).returncode
+def run(names: list[str], seconds: float) -> int:
+    """Try these mutants, and keep each result when it is there."""
+    with change_cwd(WORK):
+        files = [SourceFileMutationData(path=path) for path in walk_mutatable_files()]
+        for file in files:
+            file.load()
+    file_of = {name: file for file in files for name in file.exit_code_by_key}
+
+    def keep(name: str, code: int) -> None:
+        file_of[name].exit_code_by_key[name] = code
+        with change_cwd(WORK):
+            file_of[name].save()
+
+    settings = config()
+    arguments = [
+        "--rootdir=.", "-q", "-s", *settings.pytest_add_cli_args,
+        *settings.pytest_add_cli_args_test_selection,
+    ]  # fmt: skip
+    with change_cwd(WORK / "mutants"):
+        return int(pytest.main(arguments, plugins=[Trial(names, keep, seconds=seconds)]))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutation", description=__doc__)
-    parser.add_argument(
-        "pattern", nargs="*", help="mutants to try again, as cocoon.sealing.hpke.*; else go on"
-    )
-    parser.add_argument("--again", action="store_true", help="try the survivors again")
-    parser.add_argument("--list", action="store_true", help="only print what was found before")
+    parser.add_argument("pattern", nargs="*", help="only these, as cocoon.sealing.hpke.*")
+    parser.add_argument("--again", action="store_true", help="try those that survived, too")
+    parser.add_argument("--anew", action="store_true", help="forget what was found")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of tests that a mutant meets")
+    parser.add_argument("--list", action="store_true", help="try nothing, only print")
     asked = parser.parse_args()
-    prepare()
-    names = asked.pattern
-    if asked.again:
-        (WORK / "mutants/mutmut-stats.json").unlink(missing_ok=True)  # tests reach other functions
-        names = survivors(asked.pattern)
-    failed = 0 if asked.list or (asked.again and not names) else run(names)
+    os.nice(15)
+    WORK.mkdir(exist_ok=True)
+    failed = 0
+    if not asked.list:
+        prepare()
+        wanted = {"untried", *(["survived"] if asked.again else [])}
+        names = [
+            name
+            for mutants in results().values()
+            for name, code in mutants.items()
+            if matches(name, asked.pattern) and (asked.anew or outcome(code) in wanted)
+        ]
+        failed = run(names, asked.seconds) if names else 0
     print(markdown(results()))
     print(*survivors(asked.pattern), sep="\n")
     return failed

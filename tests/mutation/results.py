@@ -30,14 +30,17 @@ def outcome(code: int | None) -> str:
     return "killed" if code in _KILLED else "timeout" if code in _TIMEOUT else "survived"
 
 
+def matches(name: str, patterns: list[str]) -> bool:
+    return not patterns or any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+
+
 def survivors(patterns: list[str]) -> list[str]:
     """Mutants that no test noticed, of all or of those that match one of the patterns."""
     return [
         name
         for mutants in results().values()
         for name, code in mutants.items()
-        if outcome(code) == "survived"
-        and (not patterns or any(fnmatch.fnmatch(name, pattern) for pattern in patterns))
+        if outcome(code) == "survived" and matches(name, patterns)
     ]
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 
+# What a text has when a part of it is missing, shouted, or begins in the middle.
+_BROKEN = re.compile(r"XX|\bNone\b|\b[A-Z']{3,}( [A-Z']{2,}){3}|\. [a-z]")
 # "The request is over; make a new one." or, inside a longer line, "no provider is alive; wait"
 _WHOLE = re.compile(r"([A-Z]\S*|\w+_\w+) .*[\w)`]\.", re.DOTALL)
-_INSIDE = re.compile(r"(?!XX)\S+ .*(?!X)[\w)`\"']", re.DOTALL)
+_INSIDE = re.compile(r"\S+ .*[\w)`\"']", re.DOTALL)
 
 
 def is_sentence(text: object) -> bool:
-    if not isinstance(text, str) or text == text.upper():
+    if not isinstance(text, str) or _BROKEN.search(text):
         return False
     return any(form.fullmatch(text) for form in (_WHOLE, _INSIDE))
 

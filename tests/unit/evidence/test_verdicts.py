@@ -35,7 +35,7 @@ from tests.support.evidence_world import (
     platform,
     trust,
 )
-from tests.support.sentences import says_why
+from tests.support.sentences import is_sentence, says_why
 
 Bytes = Callable[[bytes], bytes]
 OTHER_48 = "ab" * 48
@@ -253,8 +253,8 @@ def test_bad_evidence_is_refused_with_its_cause(expected: str, scene: Callable[[
     assert not verdict.ok
     assert verdict.assurance is None
     assert verdict.valid_until_ms is None
-    assert verdict.sentence
-    assert verdict.next_step
+    assert is_sentence(verdict.sentence)
+    assert is_sentence(verdict.next_step)
 
 
 def test_banned_evidence_is_refused_in_any_copy() -> None:

@@ -142,7 +142,7 @@ def test_receipts_chain_and_a_gap_shows() -> None:
     ):
         with pytest.raises(SealingError, check=says_why) as refused:
             check_chain(before, after)
-        assert code_of(refused) == "receipt_mismatch"
+        assert (code_of(refused), refused.value.param) == ("receipt_mismatch", "seq")
 
 
 def bundle(**changes: object) -> KeyBundle:
@@ -195,6 +195,51 @@ def test_a_key_bundle_out_of_time_or_place_is_refused(
     assert code_of(refused) == code
 
 
+@pytest.mark.parametrize("at_ms", [world.NOW_MS - CLOCK_SKEW_MS, world.NOW_MS + MAX_BUNDLE_MS - 1])
+def test_a_key_bundle_is_good_from_its_first_to_its_last_millisecond(at_ms: int) -> None:
+    assert check_bundle(bundle().sign(world.SIGNER), now_ms=at_ms) == bundle()
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "code"),
+    [(0, b"CAIR", "bad_magic"), (4, b"\x02", "bad_suite"), (157, b"\0", "truncated")],
+)
+def test_a_key_bundle_of_another_form_is_refused_before_its_signature(
+    at: int, value: bytes, code: str
+) -> None:
+    raw = bytearray(bundle().sign(world.SIGNER))
+    raw[at : at + len(value)] = value
+    with pytest.raises(SealingError, check=says_why) as refused:
+        check_bundle(bytes(raw))
+    assert code_of(refused) == code
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"x25519_pk": bytes(31)}, "are 32 bytes"),
+        ({"evidence_id": bytes(33)}, "are 32 bytes"),
+        ({"epoch": 2**64}, "out of its range"),
+        ({"epoch": -1}, "out of its range"),
+        ({"suite": 256}, "out of its range"),
+    ],
+)
+def test_a_key_bundle_out_of_range_is_not_made(change: dict[str, object], says: str) -> None:
+    with pytest.raises(ValueError, match=says, check=says_why):
+        bundle(**change).encode_body()
+
+
+def test_the_shortest_life_of_a_key_bundle_is_a_millisecond() -> None:
+    short = bundle(not_after_ms=world.NOW_MS + 1)
+    assert check_bundle(short.sign(world.SIGNER)) == short
+    body = bytearray(short.encode_body())
+    body[53:61] = body[45:53]  # it ends when it begins
+    signed = bytes(body) + world.SIGNER.sign(b"cai/1 key bundle\0" + bytes(body)).signature
+    with pytest.raises(SealingError, match="not allowed", check=says_why) as refused:
+        check_bundle(signed, now_ms=world.NOW_MS - 1)
+    assert code_of(refused) == "bad_key"
+
+
 def test_a_key_bundle_can_not_claim_a_longer_life() -> None:
     for end in (world.NOW_MS + MAX_BUNDLE_MS + 1, world.NOW_MS):
         with pytest.raises(ValueError, match="12 minutes", check=says_why):
@@ -230,7 +275,7 @@ def test_a_ring_holds_few_keys_forgets_on_request_and_is_never_pickled() -> None
     ring.forget(key_id(publics[0]))
     assert ring.key_ids() == {key_id(public) for public in publics[1:]}
     assert repr(ring) == "KeyRing(3 keys)"
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="a key ring is not serialised"):
         pickle.dumps(ring)
 
 

@@ -276,6 +276,7 @@ def test_secrets_and_content_never_show() -> None:
     request = world.sealed(body=b"CANARY-PROMPT")
     opened = world.opened(request.envelope)
     shown = repr(request) + repr(opened) + repr(world.ring(0)) + repr(opened.response_secret)
+    assert repr(opened.response_secret) == "JobExports(<secret>)"
     secrets = request.secrets
     for hidden in (
         b"CANARY-PROMPT", secrets.commit_key, *(one.eph_sk for one in secrets.by_key_id.values()),
