@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 # What a text has when a part of it is missing, shouted, or begins in the middle.
-_BROKEN = re.compile(r"XX|\bNone\b|\b[A-Z']{3,}( [A-Z']{2,}){3}|\. [a-z]")
+_BROKEN = re.compile(r"XX|\bNone\b|\b[A-Z_']{3,}( [A-Z_']{2,}){3}|\. [a-z]")
 # "The request is over; make a new one." or, inside a longer line, "no provider is alive; wait"
 _WHOLE = re.compile(r"([A-Z]\S*|\w+_\w+) .*[\w)`]\.", re.DOTALL)
 _INSIDE = re.compile(r"\S+ .*[\w)`\"']", re.DOTALL)

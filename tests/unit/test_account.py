@@ -39,6 +39,8 @@ def test_money_for_an_unknown_account_is_refused_with_what_to_do() -> None:
 
 
 def test_every_event_of_the_stream_raises_the_version() -> None:
+    unopened = evolve(AccountState(), decide_credit_deposit(AccountState(opened=True), CREDIT)[0])
+    assert unopened == AccountState(opened=False, version=1)  # money opens no account
     state = evolve(AccountState(), AccountOpened(account_id="acct_1"))
     state = evolve(state, decide_credit_deposit(state, CREDIT)[0])
     assert state == AccountState(opened=True, version=2)

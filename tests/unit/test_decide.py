@@ -6,6 +6,7 @@ import pytest
 
 from cocoon.contracts import commands as c
 from cocoon.contracts import events as e
+from cocoon.domain import account, provider
 from cocoon.domain.decide import State, decide, evolve, initial, stream_of
 from cocoon.domain.job import JobState, fold
 from cocoon.kernel.errors import BadRequest
@@ -159,6 +160,34 @@ def test_a_command_without_a_stream_is_refused() -> None:
 def test_stored_bytes_of_no_command_are_refused(stored: bytes) -> None:
     with pytest.raises((KeyError, ValueError)):
         c.decode_command(stored)
+
+
+@pytest.mark.parametrize("name", ["account/acct_1", "account/acct_1/of/somebody"])
+def test_an_account_folded_through_the_door_is_the_account(name: str) -> None:
+    opened = e.AccountOpened(account_id="acct_1")
+    paid = e.DepositCredited(account_id="acct_1", amount_nanoton=1, source="dev", reference="r")
+    state = initial(name)
+    assert state == account.AccountState()
+    for event in (opened, paid):
+        state = evolve(state, event, name)
+    assert state == account.AccountState(opened=True, version=2)
+    assert evolve(None, opened, name) == account.AccountState(opened=True, version=1)
+
+
+def test_a_provider_folded_through_the_door_is_the_provider() -> None:
+    wanted = provider.ProviderState()
+    for event in (_ENROLLED, _OFFER, _ATTESTED, _BUNDLE):
+        wanted = provider.evolve(wanted, event)
+    assert provider_state(_ENROLLED, _OFFER, _ATTESTED, _BUNDLE) == wanted
+    assert wanted.version == 4
+    first = provider.ProviderState(enrolled=_ENROLLED, version=1)  # type: ignore[arg-type]
+    assert evolve(None, _ENROLLED, "provider/x") == first
+
+
+def test_a_stream_of_no_aggregate_has_no_state() -> None:
+    policy = e.PolicyPublished(policy_hash=POLICY, version=1, previous_hash=None)
+    assert initial("policy/network") is None
+    assert evolve(None, policy, "policy/network") is None
 
 
 def test_a_job_folded_through_the_door_is_the_job() -> None:

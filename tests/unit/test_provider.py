@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from cocoon.contracts.commands import (
@@ -12,6 +14,7 @@ from cocoon.contracts.commands import (
     RevokeAttestation,
 )  # fmt: skip
 from cocoon.contracts.events import (
+    AccountOpened,
     AttestationRevoked,
     EventData,
     KeyBundlePublished,
@@ -48,6 +51,15 @@ def after(*events: EventData) -> ProviderState:
 
 
 READY = after(ENROLLED, OFFER, ATTESTED, BUNDLE)
+
+
+def test_the_events_tell_the_provider() -> None:
+    ready = ProviderState(ENROLLED, OFFER, ATTESTED, (BUNDLE,), version=4)  # type: ignore[arg-type]
+    assert ready == READY
+    dearer = OFFER.model_copy(update={"concurrency": 9})
+    assert evolve(READY, dearer) == replace(READY, offer=dearer, version=5)
+    stranger = AccountOpened(account_id="acct_1")
+    assert evolve(READY, stranger) == replace(READY, version=5)
 
 
 def test_enrolment_is_written_once_and_again_for_another_tier() -> None:
