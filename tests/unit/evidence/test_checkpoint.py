@@ -60,6 +60,17 @@ def consistency(size: int, leaves: list[bytes], whole: bool = True) -> list[byte
     return [*consistency(size - k, leaves[k:], False), tree_root(leaves[:k])]
 
 
+def test_a_root_is_built_from_its_complete_subtrees() -> None:
+    a, b, c, d, e = (leaf_hash(bytes([number])) for number in range(5))
+
+    def node(left: bytes, right: bytes) -> bytes:
+        return hashlib.sha256(b"\1" + left + right).digest()
+
+    assert tree_root([a]) == a
+    assert tree_root([a, b, c]) == node(node(a, b), c)
+    assert tree_root([a, b, c, d, e]) == node(node(node(a, b), node(c, d)), e)
+
+
 def test_the_root_is_the_shared_one() -> None:
     assert tree_root([leaf_hash(entry) for entry in ENTRIES]) == KNOWN_ROOT
 
@@ -167,10 +178,12 @@ def test_a_signed_text_of_another_form_is_no_checkpoint(body: str, says: str) ->
     [
         (signed(f"{ORIGIN}\n8\n{ROOT_TEXT}\n", "!")[0], "not in the form of a signed note"),
         (signed(f"{ORIGIN}\n8\n{ROOT_TEXT}\n", "A")[0], "signature is not base64"),
+        (signed(f"{ORIGIN}\n8\n{ROOT_TEXT}\n", "AA==AAAA")[0], "signature is not base64"),
+        (signed(f"{ORIGIN}\n8\n{ROOT_TEXT}\n\nmore\n")[0], "not in the form of a signed note"),
         (b"x" * (16 * 1024 + 1), "at most 16 KiB"),
         (b"text\n\nline", "its signatures"),
     ],
-    ids=["no note", "no base64", "long", "cut"],
+    ids=["no note", "no base64", "after its padding", "an empty line within", "long", "cut"],
 )
 def test_a_note_of_another_form_is_refused_with_what_is_wrong(note: bytes, says: str) -> None:
     with pytest.raises(ValueError, match=says, check=says_why):

@@ -12,7 +12,12 @@ from cocoon.devnet.authority import OUT_OF_DATE, SW_HARDENING, CollateralKnobs
 from cocoon.devnet.dev_platform import DEV_IMAGE, Knobs
 from cocoon.evidence import qvl
 from cocoon.evidence.claims import TeeKind, evidence_id, report_data
-from cocoon.evidence.collateral import CollateralFloor, CollateralFloors, chain_der
+from cocoon.evidence.collateral import (
+    CollateralFloor,
+    CollateralFloors,
+    chain_der,
+    parse_collateral,
+)
 from cocoon.evidence.policy import Bans, TdxRules
 from cocoon.evidence.provider import MAX_CLOCK_SKEW_MS, collateral_hash
 from cocoon.evidence.tdx import MAX_QUOTE_BYTES, verify_tdx
@@ -31,11 +36,11 @@ from tests.support.evidence_world import (
     policy,
     trust,
 )
-from tests.support.sentences import is_sentence
+from tests.support.sentences import is_sentence, says_why
 
 HARDENING = TdxRules(allowed_statuses=("SWHardeningNeeded",))
 SEEN = CollateralFloor(evaluation_number=100, root_crl_number=1, pck_crl_number=1)
-OTHER = "ab" * 48
+PEM = "-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n"
 
 
 def identity_of(scene: Scene) -> bytes:
@@ -262,6 +267,30 @@ def test_a_chain_is_its_certificates_in_order() -> None:
     assert ders[-1] == authority().anchor.der
     assert chain_der(chain.replace("\n", "\r\n")) == ders
     assert chain_der("") == []
+
+
+@pytest.mark.parametrize(
+    ("chain", "says"),
+    [
+        ("x", "something other than certificates"),
+        (PEM.format("MII!"), "something other than certificates"),
+        (PEM.format("AA==AAAA"), "is not base64"),
+        (PEM.format("AAA"), "is not base64"),
+    ],
+)
+def test_a_chain_of_another_form_is_refused(chain: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says, check=says_why):
+        chain_der(chain)
+
+
+def test_collateral_may_fill_its_bound() -> None:
+    text = Scene().collateral_text()
+    full = text.ljust(256 * 1024)
+    assert parse_collateral(full) == parse_collateral(text)
+    with pytest.raises(ValueError, match="larger than 256 KiB", check=says_why):
+        parse_collateral(full + " ")
+    with pytest.raises(ValueError, match="lacks a part", check=says_why):
+        parse_collateral("{}")
 
 
 def test_an_accepted_verdict_is_read_as_one() -> None:

@@ -49,6 +49,23 @@ def test_enough_different_signers_make_a_policy() -> None:
     assert not verify(signed, [], 0)
 
 
+def test_what_others_signed_before_does_not_hide_a_signer() -> None:
+    stranger, wrong, good = sign(policy(), SEEDS).signatures
+    wrong = wrong.model_copy(update={"signature": good.signature})
+    for signatures in ((stranger, good), (wrong, good), (stranger, wrong, good)):
+        signed = sign(policy(), []).model_copy(update={"signatures": signatures})
+        assert verify(signed, KEYS[1:], 1)
+        assert not verify(signed, KEYS[1:], 2)
+
+
+def test_a_policy_may_fill_its_bound() -> None:
+    signed = sign(policy(), SEEDS)
+    data = signed.to_canonical().ljust(512 * 1024)
+    assert parse_policy(data) == signed
+    with pytest.raises(ValueError, match="larger than 512 KiB", check=says_why):
+        parse_policy(data + b" ")
+
+
 def test_any_other_rule_under_the_same_signature_is_unsigned() -> None:
     signed = sign(policy(), SEEDS[:1])
     for change in ({"version": 2}, {"models": ()}, {"tdx": TdxRules(allow_smt=True)}):
@@ -231,6 +248,16 @@ def test_floors_only_rise(one: tuple[int, int, int], two: tuple[int, int, int]) 
     expected = tuple(map(max, one, two))
     assert tuple(getattr(second.of(FMSPC), name) for name in names) == expected
     assert second.of("0" * 12) == CollateralFloor()
+
+
+def test_floors_are_raised_for_their_own_processor_alone() -> None:
+    seen = CollateralFloor(evaluation_number=5, root_crl_number=6, pck_crl_number=7)
+    floors = NO_FLOORS.raised(FMSPC, seen)
+    older = CollateralFloor(evaluation_number=4, root_crl_number=6, pck_crl_number=9)
+    raised = floors.raised(FMSPC, older).raised("0" * 12, older)
+    assert raised.of(FMSPC) == seen.model_copy(update={"pck_crl_number": 9})
+    assert raised.of("0" * 12) == older
+    assert floors.raised(FMSPC, CollateralFloor()) is floors
 
 
 def test_the_validity_ends_with_whatever_ends_first() -> None:

@@ -129,6 +129,39 @@ def test_a_header_out_of_bounds_is_not_read(at: int, value: bytes, code: str) ->
     assert refused.value.code == code
 
 
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"flags": 1 << 6}, "flags"),
+        ({"flags": 4 << 2 | 1}, "flags"),
+        ({"flags": 0}, "flags"),
+        ({"flags": 3}, "flags"),
+        ({"recipients": ()}, "recipients"),
+        ({"recipients": slots(9)}, "recipients"),
+        ({"recipients": slots(1) * 2}, "recipients"),
+        ({"max_price_nanoton": 2**63}, "max_price_nanoton"),
+        ({"job_id": bytes(15)}, None),
+        ({"max_input_tokens": 2**32}, None),
+    ],
+)
+def test_a_refused_header_names_the_field(change: dict[str, object], param: str | None) -> None:
+    header = replace(world.header(), recipients=slots(1))
+    with pytest.raises(SealingError, check=says_why) as refused:
+        replace(header, **change).encode()  # type: ignore[arg-type]
+    assert refused.value.param == param
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_the_shortest_and_the_longest_header_are_read_with_the_shortest_tail(count: int) -> None:
+    header = replace(world.header(), recipients=slots(count), max_price_nanoton=2**63 - 1)
+    encoded = header.encode()
+    assert parse_header(encoded + TAIL) == (header, len(encoded))
+    for cut in (encoded + TAIL[:-1], encoded, encoded[:112], b"CAI1", b"CA", b""):
+        with pytest.raises(SealingError, match="is cut off", check=says_why) as refused:
+            parse_header(cut)
+        assert refused.value.code == "truncated"
+
+
 @pytest.mark.parametrize("profile", list(Profile))
 def test_only_sensible_pairs_of_profile_and_stream_exist(profile: Profile) -> None:
     for stream in (False, True):
@@ -150,3 +183,5 @@ def test_an_envelope_over_eight_mebibytes_is_neither_made_nor_read() -> None:
         parse_header(b"CAI1" + bytes(MAX_ENVELOPE_BYTES))
     codes = {made.value.code, just_over.value.code, read.value.code}
     assert codes == {"record_too_large"}
+    full = world.sealed().envelope.ljust(MAX_ENVELOPE_BYTES, b"\0")
+    assert parse_header(full)[0].job_id == world.JOB

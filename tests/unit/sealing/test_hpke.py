@@ -96,6 +96,12 @@ def test_an_export_context_shows_and_gives_away_nothing() -> None:
         pickle.dumps(context)
 
 
+@pytest.mark.parametrize("size", [1, 31, 32, 33, 64, 65, 255 * 32])
+def test_an_export_of_any_length_begins_as_the_longest_does(size: int) -> None:
+    longest = hpke.hkdf_expand(bytes(32), b"info", 255 * 32)
+    assert hpke.hkdf_expand(bytes(32), b"info", size) == longest[:size]
+
+
 @pytest.mark.parametrize("size", [0, 255 * 32 + 1])
 def test_an_export_outside_hkdf_s_range_is_a_caller_s_error(size: int) -> None:
     with pytest.raises(ValueError, match="8,160", check=says_why):

@@ -122,6 +122,26 @@ def test_a_receipt_out_of_range_is_not_made(change: dict[str, object]) -> None:
         plain_receipt(**change).encode_body()
 
 
+@pytest.mark.parametrize(
+    ("name", "width"),
+    [
+        ("job_id", 16), ("key_id", 16), ("model_id", 32), ("quote_id", 32), ("req_hash", 32),
+        ("resp_hash", 32), ("prompt_commit", 32), ("output_commit", 32), ("evidence_id", 32),
+        ("prev_receipt_hash", 32),
+    ],
+)  # fmt: skip
+def test_each_id_and_hash_of_a_receipt_has_its_width(name: str, width: int) -> None:
+    for wrong in (width - 1, width + 1):
+        with pytest.raises(ValueError, match=f"^{name} is {width} bytes$"):
+            plain_receipt(**{name: bytes(wrong)})
+
+
+def test_a_receipt_at_the_ends_of_its_ranges_is_made_and_read() -> None:
+    for change in ({"price_nanoton": 2**63 - 1}, {"price_nanoton": 0}, {"status": Status.FAILED}):
+        receipt = plain_receipt(**change)
+        assert verify_receipt(receipt.sign(world.SIGNER), world.SIGN_PK) == receipt
+
+
 def test_receipts_chain_and_a_gap_shows() -> None:
     chain: list[bytes] = []
     for seq in range(4):
@@ -295,6 +315,44 @@ def test_a_duplicate_gets_what_was_stored_and_never_runs_again() -> None:
     memory.finish(bytes([1]) * 16, b"enc", "stored")
     assert begin(memory, 1).outcome == "stored"  # type: ignore[attr-defined]
     assert begin(memory, 1, now_ms=100).outcome == "stored"  # type: ignore[attr-defined]
+
+
+def test_a_job_may_begin_in_its_last_millisecond() -> None:
+    memory: ReplayMemory[str] = ReplayMemory()
+    assert begin(memory, 1, not_after_ms=100, now_ms=100) is None
+    with pytest.raises(SealingError, check=says_why) as refused:
+        begin(memory, 2, not_after_ms=100, now_ms=101)
+    assert code_of(refused) == "expired"
+    assert len(memory) == 1
+
+
+def test_the_newest_outcomes_are_at_hand_and_an_older_job_is_still_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cocoon.sealing.replay.MAX_OUTCOMES", 2)
+    memory: ReplayMemory[str] = ReplayMemory()
+    for job in (1, 2, 3):
+        begin(memory, job)
+        memory.finish(bytes([job]) * 16, b"enc", f"outcome {job}")
+    outcomes = [begin(memory, job).outcome for job in (1, 2, 3)]  # type: ignore[attr-defined]
+    assert outcomes == [None, "outcome 2", "outcome 3"]
+    assert len(memory) == 3
+
+
+def test_a_memory_holds_as_many_jobs_as_its_bytes_allow_and_room_comes_back() -> None:
+    memory: ReplayMemory[str] = ReplayMemory(JOB_BYTES * 3 - 1)
+    begin(memory, 1, not_after_ms=MINUTE_MS)
+    begin(memory, 2, not_after_ms=MINUTE_MS + 5)
+    for _ in range(2):
+        with pytest.raises(SealingError, match="try another", check=says_why):
+            begin(memory, 3, not_after_ms=3 * MINUTE_MS, now_ms=MINUTE_MS)
+    assert begin(memory, 3, not_after_ms=3 * MINUTE_MS, now_ms=2 * MINUTE_MS) is None
+    assert begin(memory, 4, not_after_ms=3 * MINUTE_MS, now_ms=2 * MINUTE_MS) is None
+    assert len(memory) == 2
+    assert memory.begin(
+        bytes([3]) * 16, b"another enc", req_hash=b"h", not_after_ms=10**6, now_ms=10**6
+    ) is None  # fmt: skip
+    memory.finish(b"nobody's job", b"enc", "nothing to keep")
 
 
 def test_another_body_under_the_same_header_is_a_replay() -> None:

@@ -171,7 +171,14 @@ def test_a_recipient_whose_name_is_not_its_key_is_never_sealed_to() -> None:
 def test_an_endpoint_that_can_not_be_read_back_is_not_sealed(endpoint: str) -> None:
     with pytest.raises(SealingError, check=says_why) as refused:
         world.sealed(endpoint=endpoint)
-    assert refused.value.code == "bad_request"
+    assert (refused.value.code, refused.value.param) == ("bad_request", "endpoint")
+
+
+def test_the_longest_endpoint_is_sealed_and_read() -> None:
+    endpoint = "/" + "x" * 63
+    assert world.opened(world.sealed(endpoint=endpoint).envelope).endpoint == endpoint
+    opened = world.opened(forged([(0, b"x" * 64 + b"\x00body", 128, True)]))
+    assert opened.endpoint == "x" * 64
 
 
 def forged(records: list[tuple[int, bytes, int, bool]]) -> bytes:
