@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 from contextlib import redirect_stdout
+from pathlib import Path
 
 # Hypothesis then draws the same examples each time, and sets no deadlines.
 os.environ["CI"] = "1"
@@ -26,32 +27,38 @@ from mutmut.utils.file_utils import (
     walk_mutatable_files,
 )
 
-from tests.mutation.results import WORK, markdown, matches, outcome, results, survivors
+from tests.mutation.results import chosen, markdown, results
 from tests.mutation.trial import Trial
 
+ROOT = Path(__file__).parents[2]
 # mutmut knows no import root but `.` and `src`.
 LINKS = {
     "src": "libs", "services": "services", "models": "models", "docs": "docs", "tests": "tests",
     "pyproject.toml": "pyproject.toml",
 }  # fmt: skip
+ALL = {"killed", "timeout", "survived", "untried"}
 
 
-def prepare() -> None:
+def prepare(work: Path, only: list[str]) -> None:
     """Make the mutants of what changed; the others keep what was found."""
+    work.mkdir(exist_ok=True)
     for name, target in LINKS.items():
-        if not (WORK / name).is_symlink():
-            (WORK / name).symlink_to(f"../{target}")
-    with change_cwd(WORK), open(os.devnull, "w") as silence, redirect_stdout(silence):
-        config()
+        if not (work / name).is_symlink():
+            (work / name).symlink_to(ROOT / target)
+    with change_cwd(work), open(os.devnull, "w") as silence, redirect_stdout(silence):
+        if only:
+            config().only_mutate = [
+                f"src/{pattern.removesuffix('.*').replace('.', '/')}.py" for pattern in only
+            ]
         copy_src_dir()
         copy_also_copy_files()
         setup_source_paths()
         create_mutants(1)
 
 
-def run(names: list[str], seconds: float) -> int:
+def run(work: Path, names: list[str], tests: list[str], seconds: float) -> int:
     """Try these mutants, and keep each result when it is there."""
-    with change_cwd(WORK):
+    with change_cwd(work):
         files = [SourceFileMutationData(path=path) for path in walk_mutatable_files()]
         for file in files:
             file.load()
@@ -59,15 +66,15 @@ def run(names: list[str], seconds: float) -> int:
 
     def keep(name: str, code: int) -> None:
         file_of[name].exit_code_by_key[name] = code
-        with change_cwd(WORK):
+        with change_cwd(work):
             file_of[name].save()
 
     settings = config()
     arguments = [
         "--rootdir=.", "-q", "-s", *settings.pytest_add_cli_args,
-        *settings.pytest_add_cli_args_test_selection,
+        *(tests or settings.pytest_add_cli_args_test_selection),
     ]  # fmt: skip
-    with change_cwd(WORK / "mutants"):
+    with change_cwd(work / "mutants"):
         return int(pytest.main(arguments, plugins=[Trial(names, keep, seconds=seconds)]))
 
 
@@ -76,24 +83,22 @@ def main() -> int:
     parser.add_argument("pattern", nargs="*", help="only these, as cocoon.sealing.hpke.*")
     parser.add_argument("--again", action="store_true", help="try those that survived, too")
     parser.add_argument("--anew", action="store_true", help="forget what was found")
-    parser.add_argument("--seconds", type=float, default=1.0, help="of tests that a mutant meets")
     parser.add_argument("--list", action="store_true", help="try nothing, only print")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of tests that a mutant meets")
+    parser.add_argument("--tests", action="append", default=[], help="other tests than usual")
+    parser.add_argument("--small", type=Path, help="in this new folder, of these modules alone")
     asked = parser.parse_args()
-    os.nice(15)
-    WORK.mkdir(exist_ok=True)
-    failed = 0
+    if not asked.small:
+        os.nice(15)
+    work, failed = asked.small or ROOT / ".mutation", 0
     if not asked.list:
-        prepare()
-        wanted = {"untried", *(["survived"] if asked.again else [])}
-        names = [
-            name
-            for mutants in results().values()
-            for name, code in mutants.items()
-            if matches(name, asked.pattern) and (asked.anew or outcome(code) in wanted)
-        ]
-        failed = run(names, asked.seconds) if names else 0
-    print(markdown(results()))
-    print(*survivors(asked.pattern), sep="\n")
+        prepare(work, asked.pattern if asked.small else [])
+        wanted = ALL if asked.anew else {"untried", "survived"} if asked.again else {"untried"}
+        names = chosen(results(work), asked.pattern, wanted)
+        failed = run(work, names, asked.tests, asked.seconds) if names else 0
+    found = results(work)
+    print(markdown(found))
+    print(*chosen(found, asked.pattern, {"survived"}), sep="\n")
     return failed
 
 

@@ -1,4 +1,4 @@
-"""What mutmut found, read from the files that it keeps: a count for each module, and survivors."""
+"""What was found, read from the files that mutmut keeps: counts for each module, and survivors."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import json
 from collections import Counter
 from pathlib import Path
 
-WORK = Path(__file__).parents[2] / ".mutation"
-# mutmut's exit codes: 1 and 3 are a test that failed, the signals and 36 a run that never ended
+# mutmut's exit codes: 1 and 3 are a test that failed, the others runs that were ended
 _KILLED = (1, 3)
 _TIMEOUT = (24, 36, 152, 255, -24)
+Found = dict[str, dict[str, int | None]]
 
 
-def results() -> dict[str, dict[str, int | None]]:
+def results(work: Path) -> Found:
     """Module -> mutant -> exit code; None where it was not tried yet."""
     found = {}
-    for path in sorted((WORK / "mutants/src/cocoon").rglob("*.py.meta")):
+    for path in sorted((work / "mutants/src/cocoon").rglob("*.py.meta")):
         mutants = json.loads(path.read_text(encoding="utf-8"))["exit_code_by_key"]
         if mutants:
-            module = path.relative_to(WORK / "mutants/src").as_posix().removesuffix(".py.meta")
+            module = path.relative_to(work / "mutants/src").as_posix().removesuffix(".py.meta")
             found[module.replace("/", ".")] = mutants
     return found
 
@@ -30,25 +30,23 @@ def outcome(code: int | None) -> str:
     return "killed" if code in _KILLED else "timeout" if code in _TIMEOUT else "survived"
 
 
-def matches(name: str, patterns: list[str]) -> bool:
-    return not patterns or any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
-
-
-def survivors(patterns: list[str]) -> list[str]:
-    """Mutants that no test noticed, of all or of those that match one of the patterns."""
+def chosen(found: Found, patterns: list[str], outcomes: set[str]) -> list[str]:
+    """The mutants that match one of the patterns (any, if there is none) and came out so."""
     return [
         name
-        for mutants in results().values()
+        for mutants in found.values()
         for name, code in mutants.items()
-        if outcome(code) == "survived" and matches(name, patterns)
+        if outcome(code) in outcomes
+        and (not patterns or any(fnmatch.fnmatch(name, pattern) for pattern in patterns))
     ]
 
 
-def markdown(found: dict[str, dict[str, int | None]]) -> str:
+def markdown(found: Found) -> str:
     """The table of docs/mutation.md: a line for each module, then one for each package."""
-    counts: dict[str, Counter[str]] = {}
-    for module, mutants in found.items():
-        counts[module] = Counter(outcome(code) for code in mutants.values())
+    counts = {
+        module: Counter(outcome(code) for code in mutants.values())
+        for module, mutants in found.items()
+    }
     packages: dict[str, Counter[str]] = {}
     for module, count in counts.items():
         packages.setdefault(module.rpartition(".")[0], Counter()).update(count)
