@@ -12,10 +12,9 @@ import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
-# Hypothesis then draws the same examples each time, and sets no deadlines.
-os.environ["CI"] = "1"
-
 import pytest
+from hypothesis import Phase
+from hypothesis import settings as hypothesis_settings
 from mutmut.__main__ import create_mutants
 from mutmut.configuration import config
 from mutmut.mutation.data import SourceFileMutationData
@@ -36,6 +35,11 @@ LINKS = {
     "src": "libs", "services": "services", "models": "models", "docs": "docs", "tests": "tests",
     "pyproject.toml": "pyproject.toml",
 }  # fmt: skip
+# The same examples each time; and what fails need not be made small.
+hypothesis_settings.register_profile(
+    "mutants", derandomize=True, database=None, deadline=None,
+    phases=(Phase.explicit, Phase.generate),
+)  # fmt: skip
 ALL = {"killed", "timeout", "survived", "untried"}
 
 
@@ -71,7 +75,9 @@ def run(work: Path, names: list[str], tests: list[str], seconds: float) -> int:
 
     settings = config()
     arguments = [
-        "--rootdir=.", "-q", "-s", *settings.pytest_add_cli_args,
+        "--rootdir=.", "-q", "-s", "--hypothesis-profile=mutants",
+        "--tb=native", "--assert=plain",  # explaining a failure takes longer than finding it
+        *settings.pytest_add_cli_args,
         *(tests or settings.pytest_add_cli_args_test_selection),
     ]  # fmt: skip
     with change_cwd(work / "mutants"):

@@ -196,3 +196,4 @@ def test_a_job_folded_through_the_door_is_the_job() -> None:
     for event in events:
         state = evolve(state, event, "job/x")
     assert state == fold(events)
+    assert evolve(None, events[0], "job/x") == fold(events[:1])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -19,15 +21,22 @@ from cocoon.evidence.collateral import (
     parse_collateral,
 )
 from cocoon.evidence.policy import Bans, TdxRules
-from cocoon.evidence.provider import MAX_CLOCK_SKEW_MS, collateral_hash
+from cocoon.evidence.provider import (
+    MAX_CLOCK_SKEW_MS,
+    MAX_EVIDENCE_BYTES,
+    collateral_hash,
+    parse_evidence,
+)
 from cocoon.evidence.tdx import MAX_QUOTE_BYTES, verify_tdx
 from cocoon.evidence.trust import INTEL_SGX_ROOT_SHA256
 from cocoon.evidence.verdict import Assurance, Verdict, accept
+from cocoon.kernel.errors import EvidenceRejected
 from tests.support.evidence_world import (
     CLAIMS,
     DAY_MS,
     FMSPC,
     HOUR_MS,
+    MODEL,
     NOW_MS,
     PPID,
     Scene,
@@ -161,6 +170,7 @@ DETAILS: list[tuple[dict[str, Any], str]] = [
     ({"evidence": {"gpu_reports": (b"r",)}}, "NVIDIA GPU reports are not verified yet."),
     ({"claims": {"not_before_ms": NOW_MS + HOUR_MS - 1}}, "They begin in the future."),
     ({"claims": {"not_after_ms": NOW_MS}}, "They have ended."),
+    ({"evidence": {"models": (MODEL, MODEL)}}, "A model is listed twice."),
     ({"collateral": CollateralKnobs(signer=platform())}, "not the vendor's TCB signer."),
     ({"collateral": CollateralKnobs(qe_status="ConfigurationNeeded")}, "enclave's status."),
     (
@@ -249,7 +259,54 @@ def test_a_quote_of_no_known_tee_is_malformed() -> None:
     assert str(scene.verdict()) == "reject:malformed"
 
 
+@pytest.mark.parametrize("models", [(MODEL,), (MODEL, "cd" * 32), None])
+def test_a_policy_s_models_may_be_those_that_are_offered_more_or_any(models: Any) -> None:
+    assert str(Scene(policy={"models": models}).verdict()) == "ok:UpToDate"
+
+
+# ---- the library's appraisal ----
+
+
+@pytest.mark.parametrize(("version", "current"), [(4, None), (5, "UpToDate")])
+def test_an_appraisal_holds_what_the_library_found(version: int, current: str | None) -> None:
+    scene = Scene(
+        knobs=Knobs(version=version),
+        collateral=CollateralKnobs(evaluation_number=7, root_crl_number=8, pck_crl_number=9),
+    )
+    parts = parse_collateral(scene.collateral_text())
+    quote = scene.provider_evidence().quote
+    found = qvl.appraise(quote, parts, authority().anchor.der, TdxRules(), NOW_MS // 1000)
+    assert isinstance(found, qvl.Appraisal)
+    assert (found.quote_version, found.tee_type, found.current_status) == (version, 0x81, current)
+    assert (found.tcb_status, found.platform_status, found.qe_status) == ("UpToDate",) * 3
+    numbers = (found.evaluation_number, found.root_crl_number, found.pck_crl_number)
+    assert numbers == (7, 8, 9)
+    assert found.tcb_date_s * 1000 == NOW_MS - HOUR_MS - DAY_MS
+    assert datetime.fromisoformat(found.qe_date).timestamp() * 1000 < NOW_MS
+    assert (found.ppid, found.fmspc, found.advisories) == (PPID.hex(), FMSPC, ())
+    assert found.latest_issue_s * 1000 == NOW_MS - HOUR_MS
+    assert found.earliest_expiration_s * 1000 == NOW_MS - HOUR_MS + 30 * DAY_MS
+
+
+def test_a_time_that_the_library_does_not_take_is_a_refusal() -> None:
+    parts = parse_collateral(Scene().collateral_text())
+    found = qvl.appraise(b"", parts, authority().anchor.der, TdxRules(), 2**80)
+    assert found == "refused"
+
+
 # ---- parts ----
+
+
+def test_evidence_is_read_in_any_spacing_up_to_its_bound_and_in_one_spelling() -> None:
+    evidence = Scene().provider_evidence()
+    fields = json.loads(evidence.to_canonical())
+    spaced = json.dumps(fields, indent=2).encode()
+    assert parse_evidence(spaced) == evidence
+    assert parse_evidence(spaced.ljust(MAX_EVIDENCE_BYTES)) == evidence
+    spoilt = {**fields, "quote": f"{fields['quote'][:8]}!{fields['quote'][8:]}"}
+    for refused in (spaced.ljust(MAX_EVIDENCE_BYTES + 1), json.dumps(spoilt).encode()):
+        with pytest.raises(EvidenceRejected, check=says_why):
+            parse_evidence(refused)
 
 
 def test_collateral_is_named_by_its_bytes() -> None:
