@@ -48,6 +48,7 @@ from tests.support.evidence_world import (
 from tests.support.sentences import is_sentence, says_why
 
 HARDENING = TdxRules(allowed_statuses=("SWHardeningNeeded",))
+LAST_SECOND = TdxRules(allowed_statuses=("OutOfDate",), platform_grace_s=61 * 86_400 + 3600)
 SEEN = CollateralFloor(evaluation_number=100, root_crl_number=1, pck_crl_number=1)
 PEM = "-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n"
 
@@ -103,6 +104,7 @@ REFUSED_LATE: list[tuple[str, dict[str, Any], bool]] = [
     ("reject:banned", {"policy": {"bans": Bans(ppids=(PPID.hex(),))}}, False),
     ("reject:measurement", {"policy": {"images": ()}}, False),
     ("reject:report_data_mismatch", {"report_data": bytes(64)}, False),
+    ("reject:collateral_expired", {"level": OUT_OF_DATE, "policy": {"tdx": LAST_SECOND}}, False),
     ("reject:nonce", {"evidence": {"checkpoint_root": "cd" * 32}}, True),
     ("reject:too_old", {"claims": {"not_before_ms": NOW_MS - 2 * HOUR_MS}}, True),
 ]
@@ -255,8 +257,15 @@ def test_a_quote_cut_in_its_header_is_malformed(size: int) -> None:
 
 
 def test_a_quote_of_no_known_tee_is_malformed() -> None:
-    scene = Scene(quote=lambda quote: quote[:4] + b"\x82" + quote[5:])
-    assert str(scene.verdict()) == "reject:malformed"
+    verdict = Scene(quote=lambda quote: quote[:4] + b"\x82" + quote[5:]).verdict()
+    assert str(verdict) == "reject:malformed"
+    assert verdict.evidence_id is None  # no parser saw it
+
+
+@pytest.mark.parametrize(("size", "code"), [(7, "malformed"), (8, "not_tdx"), (9, "not_tdx")])
+def test_an_sgx_quote_is_known_by_its_first_eight_bytes(size: int, code: str) -> None:
+    verdict = verify_tdx(bytes((3, 0, 2, *bytes(13)))[:size], "{}", trust(), policy(), NOW_MS)
+    assert str(verdict) == f"reject:{code}"
 
 
 @pytest.mark.parametrize("models", [(MODEL,), (MODEL, "cd" * 32), None])
