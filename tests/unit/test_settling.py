@@ -24,6 +24,7 @@ from tests.support.job_world import (
     provider_of,
     settle_command,
 )  # fmt: skip
+from tests.support.sentences import says_why
 
 
 def rejected_reason(state: JobState, **changes: object) -> str:
@@ -111,6 +112,24 @@ def test_what_was_delivered_before_the_end_is_paid(status: Status) -> None:
     assert paid.price_nanoton == 285
 
 
+@pytest.mark.parametrize(
+    ("counts", "price", "held"),
+    [
+        ({"input_tokens": 1000}, 980 + 5 + 200, 10_000),
+        ({"output_tokens": 1000}, 80 + 5 + 4000, 10_000),
+        ({}, 285, 285),
+    ],
+    ids=["all the input", "all the output", "all of the hold"],
+)
+def test_a_job_that_used_just_what_it_may_is_paid(
+    counts: dict[str, int], price: int, held: int
+) -> None:
+    state = replace(matched_job(), held_nanoton=held)
+    _, paid = decide_settle_result(state, settle_command(state, price_nanoton=price, **counts))
+    assert isinstance(paid, PaymentSettled)
+    assert (paid.price_nanoton, paid.released_nanoton) == (price, held - price)
+
+
 def test_more_than_the_hold_is_never_paid() -> None:
     state = replace(matched_job(), held_nanoton=284)
     assert rejected_reason(state) == "above_hold"
@@ -118,12 +137,12 @@ def test_more_than_the_hold_is_never_paid() -> None:
 
 def test_a_stranger_cannot_even_grow_the_jobs_stream() -> None:
     state = matched_job(providers=(ALICE,))
-    with pytest.raises(BadRequest) as refused:
+    with pytest.raises(BadRequest, check=says_why) as refused:
         decide_settle_result(state, settle_command(state, provider=BOB))
     assert refused.value.code == "not_matched"
-    with pytest.raises(BadRequest):
+    with pytest.raises(BadRequest, check=says_why):
         decide_settle_result(state, settle_command(state, epoch=2))
-    with pytest.raises(BadRequest):
+    with pytest.raises(BadRequest, check=says_why):
         decide_settle_result(JobState(), settle_command(state))
 
 

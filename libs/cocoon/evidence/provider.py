@@ -66,7 +66,7 @@ def parse_evidence(data: bytes) -> ProviderEvidence:
     """Parse evidence JSON of at most 1 MiB. Raises EvidenceRejected (code `malformed`)."""
     try:
         if len(data) > MAX_EVIDENCE_BYTES:
-            raise ValueError("too large")
+            raise ValueError  # its text would show nowhere
         return ProviderEvidence.model_validate(canonical.loads_object(data, strict=False))
     except (ValidationError, ValueError):
         refusal = reject("malformed")
@@ -127,10 +127,11 @@ def _verify(
     if claims.tee is not TeeKind.TDX:
         return reject("malformed", "The claims name another kind of machine than the evidence.")
     verdict = verify_tdx(evidence.quote, evidence.collateral, trust, policy, now_ms, floors=floors)
-    if not verdict.ok or verdict.facts is None or verdict.valid_until_ms is None:
+    facts, ends_ms = verdict.facts, verdict.valid_until_ms
+    if not verdict.ok or facts is None or ends_ms is None:
         return verdict
     expected = binding.report_data(evidence.claims).hex()
-    if not hmac.compare_digest(verdict.facts.report_data, expected):
+    if not hmac.compare_digest(facts.report_data, expected):
         refusal: Verdict | None = reject("report_data_mismatch")
     else:
         verdict = verdict.with_(claims=claims)
@@ -138,12 +139,12 @@ def _verify(
     if refusal:
         return refusal.with_(
             evidence_id=verdict.evidence_id,
-            facts=verdict.facts,
+            facts=facts,
             claims=verdict.claims,
             floors=verdict.floors,
         )
-    ends_ms = (verdict.valid_until_ms or 0, claims.not_after_ms, _too_old_ms(claims, policy))
-    return verdict.with_(valid_until_ms=min(ends_ms))
+    ends_ms = min(ends_ms, claims.not_after_ms, _too_old_ms(claims, policy))
+    return verdict.with_(valid_until_ms=ends_ms)
 
 
 def _too_old_ms(claims: Claims, policy: Policy) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from cocoon.evidence.eventlog import RUNTIME_EVENT, Event, check_event_log
+from tests.support.sentences import is_sentence
 
 PLAIN = [(0, 1, "", "00"), (1, 4, "", "01"), (3, RUNTIME_EVENT, "model", "aabb")]
 
@@ -40,6 +41,15 @@ def verdict_of(log: object, registers: list[str]) -> str:
     return str(check_event_log(json.dumps(log).encode(), registers) or "ok")
 
 
+def test_a_run_time_digest_is_over_type_name_and_payload() -> None:
+    """As dstack measures: the type in four bytes, little-endian, and colons between the parts."""
+    event = Event(
+        imr=3, event_type=RUNTIME_EVENT, event="model", event_payload="aabb", digest="00" * 48
+    )
+    known = hashlib.sha384(b"\x01\x00\x00\x08:model:\xaa\xbb").hexdigest()
+    assert event.own_digest() == known
+
+
 def test_a_log_that_replays_is_taken() -> None:
     log = log_of(PLAIN)
     assert verdict_of(log, registers_of(log)) == "ok"
@@ -68,4 +78,15 @@ def test_an_event_whose_payload_is_not_bound_is_refused(row: tuple[int, int, str
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"[1]", b"[" * 50_000, b" " * (1024 * 1024 + 1)])
 def test_noise_is_no_event_log(data: bytes) -> None:
-    assert str(check_event_log(data, ["00" * 48] * 4)) == "reject:malformed"
+    verdict = check_event_log(data, ["00" * 48] * 4)
+    assert str(verdict) == "reject:malformed"
+    assert verdict is not None
+    assert is_sentence(verdict.sentence)
+    assert verdict.sentence.endswith("The event log cannot be read.")
+
+
+def test_a_log_may_fill_its_bound() -> None:
+    log = log_of(PLAIN)
+    data = json.dumps(log).encode().ljust(1024 * 1024)
+    assert check_event_log(data, registers_of(log)) is None
+    assert str(check_event_log(data + b" ", registers_of(log))) == "reject:malformed"

@@ -15,6 +15,7 @@ from cocoon.evidence.tdx import verify_tdx
 from cocoon.evidence.verdict import Verdict
 from cocoon.kernel.errors import EvidenceRejected
 from tests.support.evidence_world import NOW_MS, Scene, collateral, policy, trust
+from tests.support.sentences import says_why
 
 SCENE = Scene()
 EVIDENCE = SCENE.provider_evidence()
@@ -118,10 +119,10 @@ def test_noise_for_a_part_of_collateral_is_refused(part: str, noise: bytes) -> N
 @example(b"[" * 100_000)
 @example(b'{"a":1,"a":2}')
 def test_noise_on_the_wire_is_refused_with_a_code(data: bytes) -> None:
-    with pytest.raises(EvidenceRejected) as refusal:
+    with pytest.raises(EvidenceRejected, check=says_why) as refusal:
         parse_evidence(data)
     assert refusal.value.code == "malformed"
-    with pytest.raises(ValueError, match=r"."):
+    with pytest.raises(ValueError, match=r".", check=says_why):
         parse_policy(data)
 
 
@@ -133,7 +134,7 @@ def test_evidence_survives_the_wire() -> None:
 def test_evidence_with_an_unknown_field_is_refused() -> None:
     fields = json.loads(EVIDENCE.to_canonical())
     assert ProviderEvidence.model_validate(fields) == EVIDENCE
-    with pytest.raises(EvidenceRejected):
+    with pytest.raises(EvidenceRejected, check=says_why):
         parse_evidence(json.dumps({**fields, "extra": 1}).encode())
-    with pytest.raises(EvidenceRejected):
+    with pytest.raises(EvidenceRejected, check=says_why):
         parse_evidence(json.dumps({**fields, "quote": "not base64!"}).encode())

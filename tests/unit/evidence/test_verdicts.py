@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +36,7 @@ from tests.support.evidence_world import (
     platform,
     trust,
 )
+from tests.support.sentences import is_sentence, says_why
 
 Bytes = Callable[[bytes], bytes]
 OTHER_48 = "ab" * 48
@@ -77,6 +79,14 @@ def drop(part: str) -> Callable[[dict[str, str]], dict[str, str]]:
     return lambda collateral: {key: collateral[key] for key in collateral if key != part}
 
 
+def partly_by_a_platform(part: str) -> Callable[[dict[str, str]], dict[str, str]]:
+    """Good collateral, but one of its two signed parts is a platform's work."""
+    text = authority().collateral(NOW_MS - HOUR_MS, knobs=CollateralKnobs(signer=platform()))
+    theirs = {key: value for key, value in json.loads(text).items() if key.startswith(part)}
+    assert len(theirs) == 3
+    return lambda collateral: {**collateral, **theirs}
+
+
 def floor(**numbers: int) -> CollateralFloors:
     return CollateralFloors(by_fmspc={FMSPC: CollateralFloor(**numbers)})
 
@@ -113,6 +123,7 @@ ACCEPTED: list[tuple[str, str, Callable[[], dict[str, Any]]]] = [
     ("an enclave's clock a minute ahead", "ok:UpToDate", lambda: {"claims": {"not_before_ms": NOW_MS + 60_000}}),
     ("collateral at the floors", "ok:UpToDate", lambda: {"floors": floor(evaluation_number=100, root_crl_number=1, pck_crl_number=1)}),
     ("a model on the list", "ok:UpToDate", lambda: {"policy": {"models": (MODEL, OTHER_32)}}),
+    ("Intel's root before the dev one that the policy names", "ok:UpToDate", lambda: {"trust": {"anchors": (intel_anchor(), authority().anchor)}}),
     ("Intel's root beside the dev one", "ok:UpToDate", lambda: {"trust": {"anchors": (intel_anchor(), authority().anchor)}, "policy": {"anchors": (INTEL_SGX_ROOT_SHA256, authority().anchor.fingerprint)}}),
 ]
 
@@ -128,6 +139,7 @@ REFUSED: list[tuple[str, str, Callable[[], dict[str, Any]]]] = [
     ("claims that are cut", "reject:malformed", lambda: {"evidence": {"claims": bytes(223)}}),
     ("claims of another kind of machine", "reject:malformed", lambda: {"claims": {"tee": 2}}),
     # signatures
+    ("a changed header", "reject:bad_signature", lambda: {"quote": flip(8)}),
     ("a changed register", "reject:bad_signature", lambda: {"quote": flip(400)}),
     ("changed report data", "reject:bad_signature", lambda: {"quote": flip(600)}),
     ("a changed enclave report", "reject:qe_signature", lambda: {"quote": flip(770)}),
@@ -140,6 +152,8 @@ REFUSED: list[tuple[str, str, Callable[[], dict[str, Any]]]] = [
     ("a platform certificate from elsewhere", "reject:cert_chain", lambda: knobs(chain=authority().platform(NOW_MS).chain.replace("MII", "MIJ", 1))),
     ("a platform certificate not yet valid", "reject:cert_chain", lambda: knobs(chain=authority().platform(NOW_MS + 5 * DAY_MS).chain)),
     ("collateral signed by a platform's key", "reject:cert_chain", lambda: collateral(signer=platform())),
+    ("levels signed by a platform's key", "reject:cert_chain", lambda: {"collateral": partly_by_a_platform("tcb_info")}),
+    ("an identity signed by a platform's key", "reject:cert_chain", lambda: {"collateral": partly_by_a_platform("qe_identity")}),
     ("a dev quote under Intel's root", "reject:unknown_root", lambda: {"trust": {"anchors": (intel_anchor(),), "network_class": "dev"}, "policy": {"anchors": (INTEL_SGX_ROOT_SHA256,)}}),
     ("a root that the policy does not name", "reject:unknown_root", lambda: {"policy": {"anchors": (OTHER_32,)}}),
     ("a revoked platform", "reject:revoked", lambda: collateral(revoked_by_pck_ca=(certificate(),))),
@@ -252,8 +266,8 @@ def test_bad_evidence_is_refused_with_its_cause(expected: str, scene: Callable[[
     assert not verdict.ok
     assert verdict.assurance is None
     assert verdict.valid_until_ms is None
-    assert verdict.sentence
-    assert verdict.next_step
+    assert is_sentence(verdict.sentence)
+    assert is_sentence(verdict.next_step)
 
 
 def test_banned_evidence_is_refused_in_any_copy() -> None:
@@ -314,5 +328,5 @@ def test_no_verdict_can_carry_an_unknown_code() -> None:
         reject("unheard_of")
     with pytest.raises(KeyError):
         fail("malformed")
-    with pytest.raises(ValueError, match="final"):
+    with pytest.raises(ValueError, match="final", check=says_why):
         reject("malformed").with_(outcome="ok")

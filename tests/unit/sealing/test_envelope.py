@@ -13,6 +13,7 @@ from cocoon.kernel.errors import SealingError
 from cocoon.sealing import MAX_ENVELOPE_BYTES, Profile, RequestHeader, pack_flags, parse_header
 from cocoon.sealing.envelope import FIXED_BYTES, SLOT_BYTES, RecipientSlot
 from tests.support import sealing_world as world
+from tests.support.sentences import says_why
 
 TAIL = bytes(24 + 4 + 20)
 PAIRS = [(Profile.P0, False), (Profile.P1, True), (Profile.P2, True), (Profile.P3, False),
@@ -96,7 +97,7 @@ def test_the_gateway_reads_all_it_needs_without_a_key() -> None:
 )
 def test_a_header_out_of_bounds_is_not_written(change: dict[str, object], code: str) -> None:
     header = replace(world.header(), recipients=slots(1))
-    with pytest.raises(SealingError) as refused:
+    with pytest.raises(SealingError, check=says_why) as refused:
         replace(header, **change).encode()  # type: ignore[arg-type]
     assert refused.value.code == code
 
@@ -123,9 +124,42 @@ def test_a_header_out_of_bounds_is_not_written(change: dict[str, object], code: 
 def test_a_header_out_of_bounds_is_not_read(at: int, value: bytes, code: str) -> None:
     raw = bytearray(replace(world.header(), recipients=slots(1)).encode() + TAIL)
     raw[at : at + len(value)] = value
-    with pytest.raises(SealingError) as refused:
+    with pytest.raises(SealingError, check=says_why) as refused:
         parse_header(bytes(raw))
     assert refused.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"flags": 1 << 6}, "flags"),
+        ({"flags": 4 << 2 | 1}, "flags"),
+        ({"flags": 0}, "flags"),
+        ({"flags": 3}, "flags"),
+        ({"recipients": ()}, "recipients"),
+        ({"recipients": slots(9)}, "recipients"),
+        ({"recipients": slots(1) * 2}, "recipients"),
+        ({"max_price_nanoton": 2**63}, "max_price_nanoton"),
+        ({"job_id": bytes(15)}, None),
+        ({"max_input_tokens": 2**32}, None),
+    ],
+)
+def test_a_refused_header_names_the_field(change: dict[str, object], param: str | None) -> None:
+    header = replace(world.header(), recipients=slots(1))
+    with pytest.raises(SealingError, check=says_why) as refused:
+        replace(header, **change).encode()  # type: ignore[arg-type]
+    assert refused.value.param == param
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_the_shortest_and_the_longest_header_are_read_with_the_shortest_tail(count: int) -> None:
+    header = replace(world.header(), recipients=slots(count), max_price_nanoton=2**63 - 1)
+    encoded = header.encode()
+    assert parse_header(encoded + TAIL) == (header, len(encoded))
+    for cut in (encoded + TAIL[:-1], encoded, encoded[:112], b"CAI1", b"CA", b""):
+        with pytest.raises(SealingError, match="is cut off", check=says_why) as refused:
+            parse_header(cut)
+        assert refused.value.code == "truncated"
 
 
 @pytest.mark.parametrize("profile", list(Profile))
@@ -136,16 +170,18 @@ def test_only_sensible_pairs_of_profile_and_stream_exist(profile: Profile) -> No
             header = replace(world.header(), flags=flags)
             assert (header.profile, header.stream) == (profile, stream)
         else:
-            with pytest.raises(SealingError):
+            with pytest.raises(SealingError, check=says_why):
                 pack_flags(profile, stream=stream)
 
 
 def test_an_envelope_over_eight_mebibytes_is_neither_made_nor_read() -> None:
-    with pytest.raises(SealingError) as made:
+    with pytest.raises(SealingError, check=says_why) as made:
         world.sealed(body=bytes(MAX_ENVELOPE_BYTES))
-    with pytest.raises(SealingError) as just_over:
+    with pytest.raises(SealingError, check=says_why) as just_over:
         world.sealed(body=bytes(MAX_ENVELOPE_BYTES - 1000))
-    with pytest.raises(SealingError) as read:
+    with pytest.raises(SealingError, check=says_why) as read:
         parse_header(b"CAI1" + bytes(MAX_ENVELOPE_BYTES))
     codes = {made.value.code, just_over.value.code, read.value.code}
     assert codes == {"record_too_large"}
+    full = world.sealed().envelope.ljust(MAX_ENVELOPE_BYTES, b"\0")
+    assert parse_header(full)[0].job_id == world.JOB

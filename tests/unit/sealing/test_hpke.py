@@ -9,6 +9,7 @@ from pyhpke import AEADId, CipherSuite, KDFId, KEMId
 
 from cocoon.kernel.errors import SealingError
 from cocoon.sealing import hpke
+from tests.support.sentences import says_why
 
 ORACLE = CipherSuite.new(KEMId.DHKEM_X25519_HKDF_SHA256, KDFId.HKDF_SHA256, AEADId.EXPORT_ONLY)
 KEYS = st.binary(min_size=32, max_size=32)
@@ -69,9 +70,9 @@ def test_another_implementation_derives_the_same(
 
 @pytest.mark.parametrize("point", LOW_ORDER, ids=lambda point: point.hex()[:8])
 def test_a_low_order_point_is_refused_on_both_sides(point: bytes) -> None:
-    with pytest.raises(SealingError) as sender:
+    with pytest.raises(SealingError, check=says_why) as sender:
         hpke.setup_sender(point, b"info", eph_sk=b"\x07" * 32)
-    with pytest.raises(SealingError) as receiver:
+    with pytest.raises(SealingError, check=says_why) as receiver:
         hpke.setup_receiver(point, b"\x07" * 32, b"info")
     assert sender.value.code == receiver.value.code == "bad_key"
 
@@ -79,10 +80,10 @@ def test_a_low_order_point_is_refused_on_both_sides(point: bytes) -> None:
 @pytest.mark.parametrize("size", [0, 31, 33, 64])
 def test_a_key_of_another_length_never_reaches_the_library(size: int) -> None:
     for secret, public in ((bytes(size), b"\x09" + bytes(31)), (b"\x07" * 32, bytes(size))):
-        with pytest.raises(SealingError) as refused:
+        with pytest.raises(SealingError, check=says_why) as refused:
             hpke.x25519(secret, public)
         assert refused.value.code == "bad_key"
-    with pytest.raises(SealingError):
+    with pytest.raises(SealingError, check=says_why):
         hpke.public_key(bytes(size))
 
 
@@ -91,11 +92,17 @@ def test_an_export_context_shows_and_gives_away_nothing() -> None:
 
     _, context = hpke.setup_sender(hpke.public_key(b"\x05" * 32), b"", eph_sk=b"\x06" * 32)
     assert repr(context) == "ExportContext(<secret>)"
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="an HPKE context is not serialised"):
         pickle.dumps(context)
+
+
+@pytest.mark.parametrize("size", [1, 31, 32, 33, 64, 65, 255 * 32])
+def test_an_export_of_any_length_begins_as_the_longest_does(size: int) -> None:
+    longest = hpke.hkdf_expand(bytes(32), b"info", 255 * 32)
+    assert hpke.hkdf_expand(bytes(32), b"info", size) == longest[:size]
 
 
 @pytest.mark.parametrize("size", [0, 255 * 32 + 1])
 def test_an_export_outside_hkdf_s_range_is_a_caller_s_error(size: int) -> None:
-    with pytest.raises(ValueError, match="8,160"):
+    with pytest.raises(ValueError, match="8,160", check=says_why):
         hpke.hkdf_expand(bytes(32), b"", size)

@@ -31,6 +31,7 @@ from cocoon.sealing import (
 from cocoon.sealing.keys import BUNDLE_BYTES, CLOCK_SKEW_MS, MAX_BUNDLE_MS
 from cocoon.sealing.replay import JOB_BYTES, MAX_OUTCOMES, MINUTE_MS
 from tests.support import sealing_world as world
+from tests.support.sentences import says_why
 
 OTHER = SigningKey(b"\x07" * 32)
 
@@ -76,7 +77,7 @@ def test_every_flipped_byte_of_a_receipt_is_refused() -> None:
     for at in range(len(raw)):
         flipped = bytearray(raw)
         flipped[at] ^= 1 << at % 8
-        with pytest.raises(SealingError):
+        with pytest.raises(SealingError, check=says_why):
             verify_receipt(bytes(flipped), world.SIGN_PK)
 
 
@@ -95,7 +96,7 @@ def test_a_receipt_of_another_form_is_refused_before_its_signature(
 ) -> None:
     raw = bytearray(plain_receipt().sign(world.SIGNER))
     raw[at : at + len(value)] = value
-    with pytest.raises(SealingError) as refused:
+    with pytest.raises(SealingError, check=says_why) as refused:
         verify_receipt(bytes(raw), world.SIGN_PK)
     assert code_of(refused) == code
 
@@ -108,7 +109,7 @@ def test_a_receipt_by_another_key_or_of_another_length_is_refused() -> None:
         (raw, bytes(31), "bad_key"),
         (raw, bytes(32), "receipt_sig"),  # a low-order signer signs nothing
     ):
-        with pytest.raises(SealingError) as refused:
+        with pytest.raises(SealingError, check=says_why) as refused:
             verify_receipt(data, public)
         assert code_of(refused) == code
 
@@ -117,8 +118,28 @@ def test_a_receipt_by_another_key_or_of_another_length_is_refused() -> None:
     "change", [{"job_id": b""}, {"price_nanoton": 2**63}, {"price_nanoton": -1}, {"epoch": 2**32}]
 )
 def test_a_receipt_out_of_range_is_not_made(change: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"bytes|range|price"):
+    with pytest.raises(ValueError, match=r"bytes|range|price", check=says_why):
         plain_receipt(**change).encode_body()
+
+
+@pytest.mark.parametrize(
+    ("name", "width"),
+    [
+        ("job_id", 16), ("key_id", 16), ("model_id", 32), ("quote_id", 32), ("req_hash", 32),
+        ("resp_hash", 32), ("prompt_commit", 32), ("output_commit", 32), ("evidence_id", 32),
+        ("prev_receipt_hash", 32),
+    ],
+)  # fmt: skip
+def test_each_id_and_hash_of_a_receipt_has_its_width(name: str, width: int) -> None:
+    for wrong in (width - 1, width + 1):
+        with pytest.raises(ValueError, match=f"^{name} is {width} bytes$"):
+            plain_receipt(**{name: bytes(wrong)})
+
+
+def test_a_receipt_at_the_ends_of_its_ranges_is_made_and_read() -> None:
+    for change in ({"price_nanoton": 2**63 - 1}, {"price_nanoton": 0}, {"status": Status.FAILED}):
+        receipt = plain_receipt(**change)
+        assert verify_receipt(receipt.sign(world.SIGNER), world.SIGN_PK) == receipt
 
 
 def test_receipts_chain_and_a_gap_shows() -> None:
@@ -139,9 +160,9 @@ def test_receipts_chain_and_a_gap_shows() -> None:
         (fork.sign(world.SIGNER), chain[3]),
         (chain[0], chain[0]),
     ):
-        with pytest.raises(SealingError) as refused:
+        with pytest.raises(SealingError, check=says_why) as refused:
             check_chain(before, after)
-        assert code_of(refused) == "receipt_mismatch"
+        assert (code_of(refused), refused.value.param) == ("receipt_mismatch", "seq")
 
 
 def bundle(**changes: object) -> KeyBundle:
@@ -173,7 +194,7 @@ def test_every_flipped_byte_of_a_key_bundle_is_refused() -> None:
     for at in range(len(raw)):
         flipped = bytearray(raw)
         flipped[at] ^= 1
-        with pytest.raises(SealingError):
+        with pytest.raises(SealingError, check=says_why):
             check_bundle(bytes(flipped))
 
 
@@ -189,21 +210,66 @@ def test_every_flipped_byte_of_a_key_bundle_is_refused() -> None:
 def test_a_key_bundle_out_of_time_or_place_is_refused(
     options: dict[str, object], code: str
 ) -> None:
-    with pytest.raises(SealingError) as refused:
+    with pytest.raises(SealingError, check=says_why) as refused:
         check_bundle(bundle().sign(world.SIGNER), **options)
     assert code_of(refused) == code
 
 
+@pytest.mark.parametrize("at_ms", [world.NOW_MS - CLOCK_SKEW_MS, world.NOW_MS + MAX_BUNDLE_MS - 1])
+def test_a_key_bundle_is_good_from_its_first_to_its_last_millisecond(at_ms: int) -> None:
+    assert check_bundle(bundle().sign(world.SIGNER), now_ms=at_ms) == bundle()
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "code"),
+    [(0, b"CAIR", "bad_magic"), (4, b"\x02", "bad_suite"), (157, b"\0", "truncated")],
+)
+def test_a_key_bundle_of_another_form_is_refused_before_its_signature(
+    at: int, value: bytes, code: str
+) -> None:
+    raw = bytearray(bundle().sign(world.SIGNER))
+    raw[at : at + len(value)] = value
+    with pytest.raises(SealingError, check=says_why) as refused:
+        check_bundle(bytes(raw))
+    assert code_of(refused) == code
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"x25519_pk": bytes(31)}, "are 32 bytes"),
+        ({"evidence_id": bytes(33)}, "are 32 bytes"),
+        ({"epoch": 2**64}, "out of its range"),
+        ({"epoch": -1}, "out of its range"),
+        ({"suite": 256}, "out of its range"),
+    ],
+)
+def test_a_key_bundle_out_of_range_is_not_made(change: dict[str, object], says: str) -> None:
+    with pytest.raises(ValueError, match=says, check=says_why):
+        bundle(**change).encode_body()
+
+
+def test_the_shortest_life_of_a_key_bundle_is_a_millisecond() -> None:
+    short = bundle(not_after_ms=world.NOW_MS + 1)
+    assert check_bundle(short.sign(world.SIGNER)) == short
+    body = bytearray(short.encode_body())
+    body[53:61] = body[45:53]  # it ends when it begins
+    signed = bytes(body) + world.SIGNER.sign(b"cai/1 key bundle\0" + bytes(body)).signature
+    with pytest.raises(SealingError, match="not allowed", check=says_why) as refused:
+        check_bundle(signed, now_ms=world.NOW_MS - 1)
+    assert code_of(refused) == "bad_key"
+
+
 def test_a_key_bundle_can_not_claim_a_longer_life() -> None:
     for end in (world.NOW_MS + MAX_BUNDLE_MS + 1, world.NOW_MS):
-        with pytest.raises(ValueError, match="12 minutes"):
+        with pytest.raises(ValueError, match="12 minutes", check=says_why):
             bundle(not_after_ms=end).sign(world.SIGNER)
     body = bytearray(bundle().encode_body())
     body[45:53] = (world.NOW_MS + MAX_BUNDLE_MS + 1).to_bytes(8, "big")
     assert body[53:61] == (world.NOW_MS + MAX_BUNDLE_MS).to_bytes(8, "big")
     body[45:53], body[53:61] = bytes(8), (world.NOW_MS * 2).to_bytes(8, "big")
     signed = bytes(body) + world.SIGNER.sign(b"cai/1 key bundle\0" + bytes(body)).signature
-    with pytest.raises(SealingError) as refused:
+    with pytest.raises(SealingError, check=says_why) as refused:
         check_bundle(signed)
     assert code_of(refused) == "bad_key"
 
@@ -223,13 +289,13 @@ def test_two_bundles_overlap_and_the_earlier_end_bounds_the_request() -> None:
 def test_a_ring_holds_few_keys_forgets_on_request_and_is_never_pickled() -> None:
     ring = KeyRing()
     publics = [ring.generate(world.Counted(str(index))) for index in range(4)]
-    with pytest.raises(ValueError, match="full"):
+    with pytest.raises(ValueError, match="full", check=says_why):
         ring.generate(world.Counted("more"))
     ring.forget(key_id(publics[0]))
     ring.forget(key_id(publics[0]))
     assert ring.key_ids() == {key_id(public) for public in publics[1:]}
     assert repr(ring) == "KeyRing(3 keys)"
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="a key ring is not serialised"):
         pickle.dumps(ring)
 
 
@@ -251,10 +317,48 @@ def test_a_duplicate_gets_what_was_stored_and_never_runs_again() -> None:
     assert begin(memory, 1, now_ms=100).outcome == "stored"  # type: ignore[attr-defined]
 
 
+def test_a_job_may_begin_in_its_last_millisecond() -> None:
+    memory: ReplayMemory[str] = ReplayMemory()
+    assert begin(memory, 1, not_after_ms=100, now_ms=100) is None
+    with pytest.raises(SealingError, check=says_why) as refused:
+        begin(memory, 2, not_after_ms=100, now_ms=101)
+    assert code_of(refused) == "expired"
+    assert len(memory) == 1
+
+
+def test_the_newest_outcomes_are_at_hand_and_an_older_job_is_still_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cocoon.sealing.replay.MAX_OUTCOMES", 2)
+    memory: ReplayMemory[str] = ReplayMemory()
+    for job in (1, 2, 3):
+        begin(memory, job)
+        memory.finish(bytes([job]) * 16, b"enc", f"outcome {job}")
+    outcomes = [begin(memory, job).outcome for job in (1, 2, 3)]  # type: ignore[attr-defined]
+    assert outcomes == [None, "outcome 2", "outcome 3"]
+    assert len(memory) == 3
+
+
+def test_a_memory_holds_as_many_jobs_as_its_bytes_allow_and_room_comes_back() -> None:
+    memory: ReplayMemory[str] = ReplayMemory(JOB_BYTES * 3 - 1)
+    begin(memory, 1, not_after_ms=MINUTE_MS)
+    begin(memory, 2, not_after_ms=MINUTE_MS + 5)
+    for _ in range(2):
+        with pytest.raises(SealingError, match="try another", check=says_why):
+            begin(memory, 3, not_after_ms=3 * MINUTE_MS, now_ms=MINUTE_MS)
+    assert begin(memory, 3, not_after_ms=3 * MINUTE_MS, now_ms=2 * MINUTE_MS) is None
+    assert begin(memory, 4, not_after_ms=3 * MINUTE_MS, now_ms=2 * MINUTE_MS) is None
+    assert len(memory) == 2
+    assert memory.begin(
+        bytes([3]) * 16, b"another enc", req_hash=b"h", not_after_ms=10**6, now_ms=10**6
+    ) is None  # fmt: skip
+    memory.finish(b"nobody's job", b"enc", "nothing to keep")
+
+
 def test_another_body_under_the_same_header_is_a_replay() -> None:
     memory: ReplayMemory[str] = ReplayMemory()
     begin(memory, 1)
-    with pytest.raises(SealingError) as refused:
+    with pytest.raises(SealingError, check=says_why) as refused:
         begin(memory, 1, req_hash=b"other")
     assert code_of(refused) == "replay"
 
@@ -263,18 +367,18 @@ def test_a_full_memory_is_busy_and_forgets_only_what_expired() -> None:
     memory: ReplayMemory[str] = ReplayMemory(2 * JOB_BYTES)
     begin(memory, 1, not_after_ms=MINUTE_MS - 1)
     begin(memory, 2, not_after_ms=MINUTE_MS)
-    with pytest.raises(SealingError) as refused:
+    with pytest.raises(SealingError, check=says_why) as refused:
         begin(memory, 3)
     assert code_of(refused) == "busy"
-    with pytest.raises(SealingError):
+    with pytest.raises(SealingError, check=says_why):
         begin(memory, 3, not_after_ms=MINUTE_MS, now_ms=MINUTE_MS - 1)
     assert begin(memory, 3, not_after_ms=MINUTE_MS, now_ms=MINUTE_MS) is None
-    with pytest.raises(SealingError) as late:
+    with pytest.raises(SealingError, check=says_why) as late:
         begin(memory, 1, not_after_ms=MINUTE_MS - 1, now_ms=MINUTE_MS)
     assert code_of(late) == "expired"
     memory.finish(bytes([1]) * 16, b"enc", "too late")
     assert len(memory) == 2
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ValueError, match="at least one", check=says_why):
         ReplayMemory(JOB_BYTES - 1)
 
 

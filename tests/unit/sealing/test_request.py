@@ -29,6 +29,7 @@ from cocoon.sealing.derive import request_keys, sha256
 from cocoon.sealing.padding import BUCKETS, RecordType, request_rule
 from cocoon.sealing.records import FrameSealer
 from tests.support import sealing_world as world
+from tests.support.sentences import says_why
 from tests.unit.sealing.test_envelope import PAIRS
 
 HEADER_BYTES = 113 + 3 * 96
@@ -49,7 +50,7 @@ def refusal(envelope: bytes, **changes: object) -> str | None:
         "key_ids": world.ring(1).key_ids(), "now_ms": world.NOW_MS,
         "policy_hashes": {world.POLICY}, "model_ids": {world.MODEL}, **changes,
     }  # fmt: skip
-    with pytest.raises(SealingError) as refused:
+    with pytest.raises(SealingError, check=says_why) as refused:
         try_to_open(envelope, options)
     assert refused.value.code in INSIDE_CODES
     return refused.value.code
@@ -144,7 +145,7 @@ def test_the_last_millisecond_still_counts() -> None:
 
 def test_an_enclave_that_was_not_named_can_not_open_it() -> None:
     envelope = world.sealed(count=2).envelope
-    with pytest.raises(SealingError) as refused:
+    with pytest.raises(SealingError, check=says_why) as refused:
         world.opened(envelope, index=2)
     assert refused.value.code == "unknown_key"
 
@@ -158,7 +159,7 @@ def test_a_low_order_enc_is_refused() -> None:
 def test_a_recipient_whose_name_is_not_its_key_is_never_sealed_to() -> None:
     good, other = world.recipients(2)
     for bad in (replace(good, key_id=other.key_id), Recipient.of(bytes(32))):
-        with pytest.raises(SealingError) as refused:
+        with pytest.raises(SealingError, check=says_why) as refused:
             seal_request(
                 header=world.header(), recipients=[bad], endpoint="e", body=b"",
                 randomness=world.Counted(),
@@ -168,9 +169,16 @@ def test_a_recipient_whose_name_is_not_its_key_is_never_sealed_to() -> None:
 
 @pytest.mark.parametrize("endpoint", ["", "x" * 65, "naïve", "a\x00b"])
 def test_an_endpoint_that_can_not_be_read_back_is_not_sealed(endpoint: str) -> None:
-    with pytest.raises(SealingError) as refused:
+    with pytest.raises(SealingError, check=says_why) as refused:
         world.sealed(endpoint=endpoint)
-    assert refused.value.code == "bad_request"
+    assert (refused.value.code, refused.value.param) == ("bad_request", "endpoint")
+
+
+def test_the_longest_endpoint_is_sealed_and_read() -> None:
+    endpoint = "/" + "x" * 63
+    assert world.opened(world.sealed(endpoint=endpoint).envelope).endpoint == endpoint
+    opened = world.opened(forged([(0, b"x" * 64 + b"\x00body", 128, True)]))
+    assert opened.endpoint == "x" * 64
 
 
 def forged(records: list[tuple[int, bytes, int, bool]]) -> bytes:
@@ -275,6 +283,7 @@ def test_secrets_and_content_never_show() -> None:
     request = world.sealed(body=b"CANARY-PROMPT")
     opened = world.opened(request.envelope)
     shown = repr(request) + repr(opened) + repr(world.ring(0)) + repr(opened.response_secret)
+    assert repr(opened.response_secret) == "JobExports(<secret>)"
     secrets = request.secrets
     for hidden in (
         b"CANARY-PROMPT", secrets.commit_key, *(one.eph_sk for one in secrets.by_key_id.values()),
@@ -287,7 +296,7 @@ def test_secrets_and_content_never_show() -> None:
 
 def test_the_key_s_holder_gives_job_keys_only_for_keys_it_holds() -> None:
     ring = KeyRing()
-    with pytest.raises(SealingError) as refused:
+    with pytest.raises(SealingError, check=says_why) as refused:
         ring.job_exports(bytes(16), bytes(32), bytes(113), b"\x01" * 32)
     assert refused.value.code == "unknown_key"
 

@@ -21,9 +21,12 @@ from cocoon.sealing import (
     SealedRequest,
     Status,
     Usage,
+    parse_prefix,
 )
-from cocoon.sealing.padding import MAX_OBJECT_BYTES, RecordType
+from cocoon.sealing.padding import MAX_OBJECT_BYTES, RecordType, SizeRule, response_rule
+from cocoon.sealing.records import Record, frame_length
 from tests.support import sealing_world as world
+from tests.support.sentences import says_why
 from tests.unit.sealing.test_envelope import PAIRS
 
 OUTPUT = (b'{"a":1}', b'{"b":2}', b'{"c":3}')
@@ -40,11 +43,12 @@ def read(opener: ResponseOpener, data: bytes, step: int | None = None) -> list[E
 
 def refusal(request: SealedRequest, data: bytes, **known: object) -> SealingError:
     opener = world.opener(request, **known)  # type: ignore[arg-type]
-    with pytest.raises(SealingError) as refused:
+    with pytest.raises(SealingError, check=says_why) as refused:
         read(opener, data)
-    with pytest.raises(SealingError) as again:  # once refused, always refused
+    with pytest.raises(SealingError, check=says_why) as again:  # once refused, always refused
         opener.feed(b"")
     assert again.value.code == refused.value.code in INSIDE_CODES
+    assert again.value.message == refused.value.message
     return refused.value
 
 
@@ -128,7 +132,7 @@ def test_frames_of_a_response_can_not_be_moved_dropped_repeated_or_added(
 def test_bytes_after_the_end_are_refused_in_a_later_chunk_too(request_: SealedRequest) -> None:
     opener = world.opener(request_)
     read(opener, b"".join(world.respond(world.opened(request_.envelope), OUTPUT)))
-    with pytest.raises(SealingError) as refused:
+    with pytest.raises(SealingError, check=says_why) as refused:
         opener.feed(b"x")
     assert refused.value.code == "data_after_final"
 
@@ -148,6 +152,7 @@ def test_a_response_of_another_job_or_enclave_is_refused(request_: SealedRequest
         (4, b"\x01", "bad_magic"),
         (5, b"\x02", "bad_suite"),
         (7, b"\x01", "bad_request"),
+        (6, b"\x80", "bad_request"),
         (8, None, "wrong_job"),
         (24, None, "unknown_key"),
         (40, None, "wrong_job"),
@@ -190,6 +195,25 @@ def test_a_receipt_that_differs_in_one_field_is_not_paid(
     assert (refused.code, refused.param) == ("receipt_mismatch", field)
 
 
+@pytest.mark.parametrize(
+    "counts",
+    [
+        {"price_nanoton": 1_000_000},
+        {"input_tokens": 4096},
+        {"output_tokens": 1024},
+        {"cached_input_tokens": 64},
+        {"reasoning_tokens": 64},
+    ],
+    ids=lambda counts: next(iter(counts)),
+)
+def test_a_receipt_at_a_bound_of_the_header_is_taken(
+    request_: SealedRequest, counts: dict[str, int]
+) -> None:
+    response = world.respond(world.opened(request_.envelope), OUTPUT, **counts)
+    events = read(world.opener(request_, quote_id=world.QUOTE, epoch=7), b"".join(response))
+    assert isinstance(events[-1], Finished)
+
+
 def test_quote_and_epoch_are_compared_only_where_known(request_: SealedRequest) -> None:
     response = world.respond(world.opened(request_.envelope), OUTPUT, epoch=9, quote_id=bytes(32))
     assert read(world.opener(request_), b"".join(response))
@@ -205,6 +229,24 @@ def test_counts_under_p0_are_multiples_of_64_or_the_bound() -> None:
             assert read(world.opener(request), response)
         else:
             assert refusal(request, response).param == "output_tokens"
+
+
+def test_a_cut_prefix_is_truncated_and_a_flag_is_named(request_: SealedRequest) -> None:
+    prefix = world.respond(world.opened(request_.envelope), OUTPUT)[0][:104]
+    parsed = parse_prefix(prefix)
+    assert parsed.encode() == prefix
+    assert (parsed.job_id, parsed.req_hash) == (world.JOB, request_.secrets.req_hash)
+    assert parsed.key_id == world.recipients()[1].key_id
+    for raw, code, param in (
+        (prefix[:-1], "truncated", None),
+        (prefix[:7] + b"\1" + prefix[8:], "bad_request", "flags"),
+        (prefix[:5] + b"\2" + prefix[6:], "bad_suite", None),
+        (prefix[:4] + b"\1" + prefix[5:], "bad_magic", None),
+        (b"X" + prefix[1:], "bad_magic", None),
+    ):
+        with pytest.raises(SealingError, check=says_why) as refused:
+            parse_prefix(raw)
+        assert (refused.value.code, refused.value.param) == (code, param)
 
 
 def test_a_receipt_signed_by_another_key_is_refused(request_: SealedRequest) -> None:
@@ -266,7 +308,7 @@ def test_an_object_over_the_bound_is_neither_sealed_nor_collected(
     request_: SealedRequest,
 ) -> None:
     sealer = ResponseSealer(world.opened(request_.envelope))
-    with pytest.raises(SealingError) as refused:
+    with pytest.raises(SealingError, check=says_why) as refused:
         sealer.data(bytes(MAX_OBJECT_BYTES + 1))
     assert refused.value.code == "record_too_large"
     parts = [
@@ -278,8 +320,10 @@ def test_an_object_over_the_bound_is_neither_sealed_nor_collected(
 def test_a_response_over_the_bound_is_refused(
     request_: SealedRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cocoon.sealing.opener.MAX_RESPONSE_BYTES", 2000)
     response = b"".join(world.respond(world.opened(request_.envelope), OUTPUT * 5))
+    monkeypatch.setattr("cocoon.sealing.opener.MAX_RESPONSE_BYTES", len(response))
+    assert read(world.opener(request_), response, 100)
+    monkeypatch.setattr("cocoon.sealing.opener.MAX_RESPONSE_BYTES", len(response) - 1)
     assert refusal(request_, response).code == "record_too_large"
 
 
@@ -326,11 +370,70 @@ def test_records_outside_the_profile_are_refused() -> None:
 
 def test_nothing_can_follow_the_final_frame(request_: SealedRequest) -> None:
     sealer = ResponseSealer(world.opened(request_.envelope))
-    with pytest.raises(ValueError, match="420"):
+    with pytest.raises(ValueError, match="420", check=says_why):
         sealer.finish(b"short")
     sealer.finish(world.signed_receipt(sealer))
-    with pytest.raises(ValueError, match="final frame"):
+    with pytest.raises(ValueError, match="final frame", check=says_why):
         sealer.data(b"more")
+
+
+def test_a_frame_has_a_least_and_a_greatest_length() -> None:
+    for length in (20, 32_785):
+        assert frame_length(b"xx" + length.to_bytes(4, "big"), 2) == length
+    for length, code in ((19, "truncated"), (0, "truncated"), (32_786, "record_too_large")):
+        with pytest.raises(SealingError, check=says_why) as refused:
+            frame_length(length.to_bytes(4, "big"), 0)
+        assert refused.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("rule", "kind", "content_bytes", "size"),
+    [
+        (response_rule(Profile.P0), RecordType.DATA, 125, 128),
+        (response_rule(Profile.P0), RecordType.DATA, 126, 512),
+        (response_rule(Profile.P0), RecordType.DATA, 32_765, 32_768),
+        (response_rule(Profile.P0), RecordType.USAGE, 1, 512),
+        (response_rule(Profile.P0), RecordType.ERROR, 509, 512),
+        (response_rule(Profile.P0), RecordType.ERROR, 510, 2048),
+        (response_rule(Profile.P0), RecordType.RECEIPT, 420, 512),
+        (response_rule(Profile.P0), RecordType.RECEIPT, 509, 512),
+        (response_rule(Profile.P1), RecordType.PAD, 0, 256),
+        (response_rule(Profile.P1), RecordType.DATA, 253, 256),
+        (response_rule(Profile.P2), RecordType.DATA, 1, 128),
+        (response_rule(Profile.P2), RecordType.USAGE, 1, 512),
+        (response_rule(Profile.P3), RecordType.USAGE, 1, 4),
+        (response_rule(Profile.P3), RecordType.DATA, 32_765, 32_768),
+    ],
+)
+def test_a_record_gets_the_smallest_size_that_holds_it(
+    rule: SizeRule, kind: RecordType, content_bytes: int, size: int
+) -> None:
+    assert rule.size_for(kind, content_bytes) == size
+    assert rule.allows(kind, size, content_bytes)
+    assert not rule.allows(kind, size + 1, content_bytes)
+
+
+@pytest.mark.parametrize(
+    ("rule", "kind", "content_bytes"),
+    [
+        (response_rule(Profile.P0), RecordType.DATA, 32_766),
+        (response_rule(Profile.P0), RecordType.RECEIPT, 510),
+        (response_rule(Profile.P1), RecordType.DATA, 254),
+        (response_rule(Profile.P2), RecordType.USAGE, 510),
+        (response_rule(Profile.P3), RecordType.DATA, 32_766),
+    ],
+)
+def test_what_fits_no_record_is_refused(
+    rule: SizeRule, kind: RecordType, content_bytes: int
+) -> None:
+    with pytest.raises(SealingError, match="does not fit one record", check=says_why) as refused:
+        rule.size_for(kind, content_bytes)
+    assert refused.value.code == "record_too_large"
+
+
+def test_a_record_shows_its_kind_and_its_size() -> None:
+    record = Record(RecordType.DATA, b"CANARY", final=True)
+    assert repr(record) == "Record(DATA, 6 bytes, final=True)"
 
 
 def test_content_never_shows_in_an_event() -> None:
