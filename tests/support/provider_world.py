@@ -23,10 +23,12 @@ from nacl.signing import SigningKey, VerifyKey
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from cocoon.bus.ingress import Incoming, IngressWorker
 from cocoon.bus.keys import raw_public, read_seed_file
 from cocoon.bus.permissions import INGRESS_DURABLE
 from cocoon.bus.sealed import put_sealed
 from cocoon.bus.service import Stop
+from cocoon.bus.streams import declare_ingress_consumer
 from cocoon.contracts import messages as m
 from cocoon.contracts import subjects
 from cocoon.contracts.events import OfferedModel, Quote
@@ -275,21 +277,19 @@ class ProviderWorld:
 
     async def _settle(self) -> None:
         """Billing's part: check the identity's signature, acknowledge."""
-        js = self.billing.jetstream()
-        source = await js.pull_subscribe_bind(INGRESS_DURABLE, stream=subjects.INGRESS_STREAM)
         identity = VerifyKey(raw_public(read_seed_file(self.bus.seed_file(self.provider_id))))
-        while True:
-            try:
-                messages = await source.fetch(1, timeout=1)
-            except TimeoutError:
-                continue
-            for message in messages:
-                result = m.SubmitResult.model_validate_json(message.data)
-                identity.verify(result.signed_bytes(), bytes.fromhex(result.signature))
-                self.submitted.append(result)
-                if self.acknowledge:
-                    await self.send_ack(result)
-                await message.ack()
+
+        async def take(incoming: Incoming) -> None:
+            result = m.SubmitResult.model_validate_json(incoming.body)
+            identity.verify(result.signed_bytes(), bytes.fromhex(result.signature))
+            self.submitted.append(result)
+            if self.acknowledge:
+                await self.send_ack(result)
+
+        await IngressWorker(
+            self.billing, subjects.INGRESS_STREAM, INGRESS_DURABLE, take,
+            declare=declare_ingress_consumer, workers=1,
+        ).run()  # fmt: skip
 
     async def send_ack(self, result: m.SubmitResult) -> None:
         ack = m.ResultAck(job_id=result.job_id, epoch=result.epoch, outcome="result_sealed")
