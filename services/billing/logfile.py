@@ -78,7 +78,7 @@ async def export(file: LogFile, header: Header, scans: AsyncIterator[Scan]) -> N
     pending: list[tuple[str, bytes, bytes]] = []  # cause, text, hash
     prev_hash = GENESIS_HASH
     async for rows in scans:
-        fields = log.checked(header.shard, prev_hash, rows, rows.last)
+        fields = list(log.checked(header.shard, prev_hash, rows, rows.last))
         prev_hash = rows.hashes[-1]
         commands.update((command.command_id, command) for command in rows.commands)
         causes = [row[log.CAUSE].decode() for row in fields]

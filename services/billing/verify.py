@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from typing import TYPE_CHECKING, Final
 
 from cocoon.contracts.envelope import GENESIS_HASH, StoredEvent
@@ -98,14 +98,15 @@ class Fold:
         rows = log.checked(self._report.shard, self.hash, batch.rows, batch.last)
         before = (self.books.events, self.books.digest) if self.books else (0, b"")
         lines: list[str] = []
-        for start in range(0, len(rows), SLICE):
-            await asyncio.sleep(0)
-            part = rows[start : start + SLICE]
+        start = 0
+        while part := list(islice(rows, SLICE)):
             events = self._post(part, batch.rows.first + start, batch.posted, lines)
             if self._decisions:
                 self._hold(part, events, batch.rows.hashes[start : start + SLICE])
-        self.hash = batch.rows.hashes[-1] if rows else self.hash
-        self._report.events += len(rows)
+            start += len(part)
+            await asyncio.sleep(0)
+        self.hash = batch.rows.hashes[-1] if start else self.hash
+        self._report.events += start
         if self.books and batch.posted:
             self._compare("".join(lines), batch.live, before)
             self._check_mark(batch.last)

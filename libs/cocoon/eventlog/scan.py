@@ -7,7 +7,7 @@ read out of that text, so nothing unhashed is believed. It never writes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -64,12 +64,12 @@ async def scan_all(
         yield await scan(conn, shard, start, min(start + batch - 1, last), commands=True)
 
 
-def checked(shard: int, prev_hash: bytes, rows: Scan, last: int) -> list[list[bytes]]:
+def checked(shard: int, prev_hash: bytes, rows: Scan, last: int) -> Iterator[list[bytes]]:
     """The fields of every row first..last after the hash before them; chain and density hold.
 
     Raises LogCorrupt, naming the position.
     """
-    sha256, found, position = hashlib.sha256, [], rows.first - 1
+    sha256, position = hashlib.sha256, rows.first - 1
     name = b"%d" % shard
     for text, row_hash in zip(rows.texts, rows.hashes, strict=True):
         position += 1
@@ -79,10 +79,9 @@ def checked(shard: int, prev_hash: bytes, rows: Scan, last: int) -> list[list[by
         prev_hash = sha256(prev_hash + text).digest()
         if prev_hash != row_hash:
             raise LogCorrupt(f"the hash chain of shard {shard} breaks at position {position}")
-        found.append(fields)
+        yield fields
     if position < last:
         raise LogCorrupt(f"shard {shard} has no position {position + 1}")
-    return found
 
 
 def stored_event(fields: Sequence[bytes], prev_hash: bytes, row_hash: bytes) -> StoredEvent:
