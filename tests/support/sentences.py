@@ -12,7 +12,7 @@ _INSIDE = re.compile(r"\S+ .*[\w)`\"']", re.DOTALL)
 
 
 def is_sentence(text: object) -> bool:
-    if not isinstance(text, str) or _BROKEN.search(text):
+    if not isinstance(text, str) or text == text.upper() or _BROKEN.search(text):
         return False
     return any(form.fullmatch(text) for form in (_WHOLE, _INSIDE))
 

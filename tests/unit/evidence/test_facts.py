@@ -362,6 +362,7 @@ def test_collateral_may_fill_its_bound() -> None:
 def test_an_accepted_verdict_is_read_as_one() -> None:
     verdict = accept("UpToDate", Assurance.ATTESTED, 7)
     assert (str(verdict), verdict.ok, verdict.valid_until_ms) == ("ok:UpToDate", True, 7)
+    assert verdict.next_step == "Nothing."
     assert str(replace(verdict, code="")) == "ok"
 
 

@@ -49,6 +49,10 @@ SHORT_GRACE = TdxRules(allowed_statuses=("OutOfDate",), platform_grace_s=30 * 86
 LAST_SECOND = TdxRules(allowed_statuses=("OutOfDate",), platform_grace_s=61 * 86_400 + 3600)
 NO_GRACE = TdxRules(allowed_statuses=("OutOfDate",))
 QE_GRACE = TdxRules(allowed_statuses=("OutOfDate",), qe_grace_s=30 * 86_400)
+QE_ALONE = TdxRules(
+    allowed_statuses=("OutOfDateConfigurationNeeded",), qe_grace_s=30 * 86_400,
+    platform_grace_s=90 * 86_400,
+)
 HARDENING = TdxRules(allowed_statuses=("SWHardeningNeeded",))
 REFUSES_SA_2 = TdxRules(
     allowed_statuses=("SWHardeningNeeded",), refused_advisories=("DEV-SA-00002",)
@@ -119,6 +123,7 @@ ACCEPTED: list[tuple[str, str, Callable[[], dict[str, Any]]]] = [
     ("a status that the policy takes", "ok:SWHardeningNeeded", lambda: {"level": SW_HARDENING, "policy": {"tdx": HARDENING}}),
     ("out of date within the grace", "ok:OutOfDate", lambda: {"level": OUT_OF_DATE, "policy": {"tdx": GRACE}}),
     ("an out of date enclave within its grace", "ok:OutOfDate", lambda: {**collateral(qe_status="OutOfDate"), "policy": {"tdx": QE_GRACE}}),
+    ("an out of date enclave on a platform that needs configuration", "ok:OutOfDateConfigurationNeeded", lambda: {**collateral(qe_status="OutOfDate", statuses=("ConfigurationNeeded",) * 3), "policy": {"tdx": QE_ALONE}}),
     ("SMT where the policy takes it", "ok:UpToDate", lambda: {"level": SMT, "policy": {"tdx": TdxRules(allow_smt=True)}}),
     ("an enclave's clock a minute ahead", "ok:UpToDate", lambda: {"claims": {"not_before_ms": NOW_MS + 60_000}}),
     ("collateral at the floors", "ok:UpToDate", lambda: {"floors": floor(evaluation_number=100, root_crl_number=1, pck_crl_number=1)}),
@@ -285,6 +290,8 @@ def test_banned_evidence_is_refused_in_any_copy() -> None:
     [
         ({"report": {"td_attributes": "0100001000000000"}}, "reject:debug"),
         ({"report": {"td_attributes": "4000001000000000"}}, "reject:debug"),
+        ({"report": {"td_attributes": "1000001000000000"}}, "reject:debug"),
+        ({"report": {"td_attributes": "8800001000000000"}}, "reject:td_attributes"),
         ({"current_status": "OutOfDate"}, "reject:tcb_status"),
         ({"current_status": "UpToDate"}, "ok:UpToDate"),
         ({"tee_type": 0}, "reject:not_tdx"),
@@ -303,7 +310,11 @@ def test_what_the_library_might_stop_refusing_is_refused_here(
         return replace(found, **{**changes, **({"report": report} if "report" in changes else {})})
 
     monkeypatch.setattr(qvl, "appraise", lenient)
-    assert str(Scene(policy={"tdx": NO_DEBUG_RULE}).verdict()) == expected
+    verdict = Scene(policy={"tdx": NO_DEBUG_RULE}).verdict()
+    assert str(verdict) == expected
+    assert is_sentence(verdict.sentence)
+    if expected == "reject:tcb_status":
+        assert verdict.sentence.endswith("It is the status of the module that runs now.")
 
 
 def test_a_text_that_the_library_never_said_before_is_a_refusal() -> None:
@@ -328,5 +339,6 @@ def test_no_verdict_can_carry_an_unknown_code() -> None:
         reject("unheard_of")
     with pytest.raises(KeyError):
         fail("malformed")
-    with pytest.raises(ValueError, match="final", check=says_why):
-        reject("malformed").with_(outcome="ok")
+    for change in ({"outcome": "ok"}, {"code": "nonce"}):
+        with pytest.raises(ValueError, match="final", check=says_why):
+            reject("malformed").with_(**change)

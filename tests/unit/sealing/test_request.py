@@ -22,6 +22,7 @@ from cocoon.sealing import (
     accept_request,
     hpke,
     open_accepted,
+    open_request,
     outside_code,
     seal_request,
 )
@@ -181,6 +182,27 @@ def test_the_longest_endpoint_is_sealed_and_read() -> None:
     assert opened.endpoint == "x" * 64
 
 
+def test_a_body_may_hold_zero_bytes() -> None:
+    request = world.sealed(endpoint="e", body=b"a\x00b\x00")
+    opened = world.opened(request.envelope)
+    assert (opened.endpoint, opened.body) == ("e", b"a\x00b\x00")
+
+
+def test_opening_in_one_call_checks_the_hash_that_was_named_too() -> None:
+    with pytest.raises(SealingError, check=says_why) as refused:
+        open_request(
+            world.sealed().envelope, keys=world.ring(1), resp_eph_sk=b"\x21" * 32,
+            now_ms=world.NOW_MS, policy_hashes={world.POLICY}, model_ids={world.MODEL},
+            expected_req_hash=bytes(32),
+        )  # fmt: skip
+    assert refused.value.code == "wrong_job"
+
+
+def test_a_request_without_padding_is_as_long_as_its_content() -> None:
+    request = world.sealed(profile=Profile.P3, endpoint="e", body=b"x" * 10, count=1)
+    assert len(request.envelope) == 113 + 96 + 24 + 4 + 17 + 3 + len(b"e\x00" + b"x" * 10)
+
+
 def forged(records: list[tuple[int, bytes, int, bool]]) -> bytes:
     """A request by someone who holds the content key: (type, content, size, final) records."""
     randomness = world.Counted("forger")
@@ -236,6 +258,12 @@ def test_even_a_holder_of_the_key_gets_only_well_formed_requests_in(
     records: list[tuple[int, bytes, int, bool]], code: str
 ) -> None:
     assert refusal(forged(records)) == code
+
+
+def test_a_request_without_an_endpoint_is_told_so() -> None:
+    with pytest.raises(SealingError, check=says_why) as refused:
+        world.opened(forged([(0, b"no endpoint", 128, True)]))
+    assert refused.value.param == "endpoint"
 
 
 def raw_request(record: bytes, tag: int) -> bytes:

@@ -431,6 +431,19 @@ def test_what_fits_no_record_is_refused(
     assert refused.value.code == "record_too_large"
 
 
+def test_what_just_fits_one_record_is_one_frame(request_: SealedRequest) -> None:
+    for content, count in ((b"", 1), (b"u" * 509, 1), (b"u" * 510, 2), (b"u" * 1018, 2)):
+        for seal in (ResponseSealer.usage, ResponseSealer.error, ResponseSealer.data):
+            sealer = ResponseSealer(world.opened(request_.envelope))
+            assert len(list(world.frames(seal(sealer, content)))) == count
+
+
+def test_the_largest_object_is_sealed_and_read(request_: SealedRequest) -> None:
+    largest = bytes(MAX_OBJECT_BYTES)
+    response = b"".join(world.respond(world.opened(request_.envelope), [largest]))
+    assert read(world.opener(request_), response)[0] == Data(largest)
+
+
 def test_a_record_shows_its_kind_and_its_size() -> None:
     record = Record(RecordType.DATA, b"CANARY", final=True)
     assert repr(record) == "Record(DATA, 6 bytes, final=True)"
@@ -444,9 +457,11 @@ def test_content_never_shows_in_an_event() -> None:
 def test_the_opener_says_how_far_it_came(request_: SealedRequest) -> None:
     response = b"".join(world.respond(world.opened(request_.envelope), OUTPUT))
     opener = world.opener(request_)
+    assert opener.prefix is None
     opener.feed(response[:300])
     assert opener.received_bytes == 300
     assert opener.prefix is not None
     assert opener.prefix.job_id == world.JOB
     opener.feed(response[opener.received_bytes :])
+    assert opener.received_bytes == len(response)
     assert opener.close().receipt.job_id == world.JOB
