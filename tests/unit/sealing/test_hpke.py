@@ -83,8 +83,9 @@ def test_a_key_of_another_length_never_reaches_the_library(size: int) -> None:
         with pytest.raises(SealingError, check=says_why) as refused:
             hpke.x25519(secret, public)
         assert refused.value.code == "bad_key"
-    with pytest.raises(SealingError, check=says_why):
+    with pytest.raises(SealingError, check=says_why) as short:
         hpke.public_key(bytes(size))
+    assert short.value.code == "bad_key"
 
 
 def test_an_export_context_shows_and_gives_away_nothing() -> None:
@@ -94,6 +95,16 @@ def test_an_export_context_shows_and_gives_away_nothing() -> None:
     assert repr(context) == "ExportContext(<secret>)"
     with pytest.raises(TypeError, match=r"^an HPKE context is not serialised$"):
         pickle.dumps(context)
+
+
+def test_rfc_5869_vector() -> None:
+    """Appendix A.1: 42 bytes, so that a second block is begun."""
+    info = bytes.fromhex("f0f1f2f3f4f5f6f7f8f9")
+    prk = hpke.hkdf_extract(bytes(range(13)), b"\x0b" * 22)
+    assert prk.hex() == "077709362c2e32df0ddc3f0dc47bba6390b6c73bb50f9c3122ec844ad7c2b3e5"
+    assert hpke.hkdf_expand(prk, info, 42).hex() == (
+        "3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf34007208d5b887185865"
+    )
 
 
 @pytest.mark.parametrize("size", [1, 31, 32, 33, 64, 65, 255 * 32])

@@ -106,6 +106,30 @@ def test_p1_that_was_held_up_catches_up_frame_by_frame() -> None:
     assert late[-1].wake_ms == 400
 
 
+def test_p1_says_at_each_tick_what_to_seal_to_send_and_when_to_come_again() -> None:
+    pace = Pace(Profile.P1, opened_ms=0)
+
+    def tick(due_ms: int, *, seal: bool = False, pad: bool = False) -> Step:
+        return Step(
+            seal=seal, pad=pad, send_bytes=277, wake_ms=due_ms + 100, wake_tokens=NEVER
+        )  # fmt: skip
+
+    assert ask(pace, 99, tokens_waiting=9, bytes_waiting=40) == Step(wake_ms=100, wake_tokens=NEVER)
+    assert ask(pace, 100) == tick(100, pad=True)
+    assert ask(pace, 200, bytes_waiting=1) == tick(200, seal=True)
+    assert ask(pace, 300, tokens_waiting=1) == tick(300, seal=True)
+    assert ask(pace, 400, sealed_bytes=1) == tick(400)
+    assert ask(pace, 500, tokens_waiting=5, sealed_bytes=554) == tick(500)
+
+
+@pytest.mark.parametrize("waiting", [{"tokens_waiting": 1}, {"bytes_waiting": 1}])
+def test_one_token_or_one_byte_is_something_to_say(waiting: dict[str, int]) -> None:
+    pace = Pace(Profile.P3, opened_ms=START)
+    assert ask(pace, START, **waiting) == Step(seal=True, send_bytes=None)
+    assert ask(pace, START, ended=True, **waiting) == Step(seal=True, send_bytes=None)
+    assert ask(pace, START, ended=True) == Step(send_bytes=None, finish=True)
+
+
 def test_default_profiles() -> None:
     assert default_profile(stream=True) is Profile.P2
     assert default_profile(stream=False) is Profile.P0
