@@ -102,6 +102,13 @@ def test_these_balances_never_fall_below_zero(account: str) -> None:
     assert refused.value.reason == "negative_balance"
 
 
+def test_every_account_of_a_posting_is_looked_at_not_the_first_alone() -> None:
+    good, bad = Entry(client("a"), 5), Entry(client("b"), -1)
+    for entries in ([good, bad], [bad, good], [good, good, bad]):
+        with pytest.raises(OutOfBounds, match="^client:b would"):
+            apply({}, entries)
+
+
 @pytest.mark.parametrize(("account", "sign"), [(client("a"), 1), (FAUCET, 1), (FAUCET, -1)])
 def test_no_balance_leaves_the_range_of_nanoton(account: str, sign: int) -> None:
     most = sign * MAX_NANOTON
