@@ -105,7 +105,7 @@ def test_these_balances_never_fall_below_zero(account: str) -> None:
 def test_every_account_of_a_posting_is_looked_at_not_the_first_alone() -> None:
     good, bad = Entry(client("a"), 5), Entry(client("b"), -1)
     for entries in ([good, bad], [bad, good], [good, good, bad]):
-        with pytest.raises(OutOfBounds, match="^client:b would"):
+        with pytest.raises(OutOfBounds, match=r"^client:b would"):
             apply({}, entries)
 
 

@@ -123,9 +123,9 @@ def frame_length(data: bytes, offset: int) -> int:
 def seal_content(
     sealer: FrameSealer, rule: SizeRule, content: bytes, *, final: bool
 ) -> list[bytes]:
-    """Cut content into data records at any place and seal them; the last may be FINAL."""
+    """Cut content (not empty) into data records and seal them; the last may be FINAL."""
     capacity = rule.capacity()
-    starts = range(0, len(content), capacity) if content else range(1)
+    starts = range(0, len(content), capacity)
     last = starts[-1]
     return [
         sealer.seal(

@@ -101,10 +101,10 @@ def test_rfc_5869_vector() -> None:
     """Appendix A.1: 42 bytes, so that a second block is begun."""
     info = bytes.fromhex("f0f1f2f3f4f5f6f7f8f9")
     prk = hpke.hkdf_extract(bytes(range(13)), b"\x0b" * 22)
-    assert prk.hex() == "077709362c2e32df0ddc3f0dc47bba6390b6c73bb50f9c3122ec844ad7c2b3e5"
-    assert hpke.hkdf_expand(prk, info, 42).hex() == (
-        "3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf34007208d5b887185865"
-    )
+    known = "077709362c2e32df0ddc3f0dc47bba6390b6c73bb50f9c3122ec844ad7c2b3e5"  # pragma: allowlist secret  # noqa: E501
+    assert prk.hex() == known
+    known = "3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf34007208d5b887185865"  # pragma: allowlist secret  # noqa: E501
+    assert hpke.hkdf_expand(prk, info, 42).hex() == known
 
 
 @pytest.mark.parametrize("size", [1, 31, 32, 33, 64, 65, 255 * 32])

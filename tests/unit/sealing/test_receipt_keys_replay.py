@@ -355,6 +355,23 @@ def test_a_memory_holds_as_many_jobs_as_its_bytes_allow_and_room_comes_back() ->
     memory.finish(b"nobody's job", b"enc", "nothing to keep")
 
 
+def test_what_ends_takes_no_other_job_s_outcome_along() -> None:
+    memory: ReplayMemory[str] = ReplayMemory()
+    for job, not_after_ms in ((1, 5), (2, 3 * MINUTE_MS)):
+        begin(memory, job, not_after_ms=not_after_ms)
+        memory.finish(bytes([job]) * 16, b"enc", f"outcome {job}")
+    later = begin(memory, 2, not_after_ms=3 * MINUTE_MS, now_ms=2 * MINUTE_MS)
+    assert later == Remembered(b"h", "outcome 2")
+    assert len(memory) == 1
+
+
+def test_the_smallest_memory_holds_one_job() -> None:
+    memory: ReplayMemory[str] = ReplayMemory(JOB_BYTES)
+    assert begin(memory, 1) is None
+    with pytest.raises(SealingError, check=says_why):
+        begin(memory, 2)
+
+
 def test_another_body_under_the_same_header_is_a_replay() -> None:
     memory: ReplayMemory[str] = ReplayMemory()
     begin(memory, 1)

@@ -91,6 +91,13 @@ def test_every_truncation_of_a_request_is_refused() -> None:
         assert refusal(envelope[:end]) == "truncated", end
 
 
+def test_a_request_that_ends_within_a_frame_s_length_is_truncated() -> None:
+    envelope = world.sealed(body=b"x" * 33_000).envelope
+    first = envelope[: FIRST_FRAME + 4 + 32_785]
+    for rest in (b"\xff", b"\xff\xff\xff", b"\x00\x00\x00\x14"):
+        assert refusal(first + rest) == "truncated"
+
+
 def test_frames_of_a_request_can_not_be_moved_dropped_repeated_or_added() -> None:
     envelope = world.sealed(body=b"x" * 70_000).envelope
     head, parts = envelope[:FIRST_FRAME], list(world.frames(envelope[FIRST_FRAME:]))
