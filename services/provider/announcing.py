@@ -108,7 +108,11 @@ class Announcer:
         epochs.prune(now_ms)
         if now_ms >= self._renew_at_ms:
             await self._attest()
-        elif self._current is None or now_ms >= epochs.next_due_ms(self._current):
+        elif (
+            self._current is None
+            or not epochs.holds(self._current)  # erased by a clock that jumped, or killed
+            or now_ms >= epochs.next_due_ms(self._current)
+        ):
             epoch = await epochs.make(now_ms)
             try:
                 await self._announce(epoch)

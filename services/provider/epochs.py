@@ -60,6 +60,10 @@ class KeyProcess(asyncio.Protocol):
                 raise
             raise Unavailable("the key holder's process did not start; is memory short?") from None
 
+    @property
+    def lives(self) -> bool:
+        return self._transport is not None and not self._transport.is_closing()
+
     def ask(
         self, key: bytes, enc: bytes, fixed_header: bytes, eph_sk: bytes
     ) -> asyncio.Future[JobExports]:
@@ -185,6 +189,10 @@ class KeyEpochs:
     def get(self, key: bytes) -> Epoch | None:
         epoch = self._held.get(key)
         return epoch if epoch is not None and epoch.evidence_id is not None else None
+
+    def holds(self, epoch: Epoch) -> bool:
+        """Whether this key still serves: it was not erased, and its process lives."""
+        return self._held.get(epoch.key_id) is epoch and epoch.process.lives
 
     def key_ids(self) -> frozenset[bytes]:
         """Keys that were announced and still live."""

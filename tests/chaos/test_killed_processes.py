@@ -45,12 +45,16 @@ async def test_postgres_stopped_at_once_is_started_again_and_nothing_is_lost(
 
 
 def pg_ctl_immediate(cluster: Path) -> None:
-    """As the cluster's own account: pg_ctl refuses to run as root."""
+    """As the cluster's own account: pg_ctl refuses to run as root.
+
+    It does not wait for the end: the supervisor is quicker than its look.
+    """
     account = unprivileged.account()
     install = install_folder()
     subprocess.run(
-        [str(install / "bin" / "pg_ctl"), "stop", "-D", str(cluster), "-m", "immediate"],
-        user=account.pw_uid if account else None, check=True, capture_output=True, cwd="/",
+        [str(install / "bin" / "pg_ctl"), "stop", "-D", str(cluster), "-m", "immediate", "-W"],
+        user=account.pw_uid if account else None, group=account.pw_gid if account else None,
+        extra_groups=[] if account else None, check=True, capture_output=True, cwd="/",
         timeout=30, env={"LD_LIBRARY_PATH": str(install / "lib"), "PATH": "/usr/bin:/bin"},
     )  # fmt: skip
 

@@ -88,11 +88,11 @@ async def heartbeats(world: ChaosWorld, ident: str) -> AsyncIterator[list[float]
         await close(nc)
 
 
-def rematched_s(moved: list[Rows], last_heard_s: float) -> float:
+def rematched_s(moved: list[Rows], last_heard_s: float, stopped_s: float) -> float:
     """From the moment at which the loss could be noticed to the next match, the slowest one.
 
     Who was dispatched to a dead provider is told by a dispatch without an answer; whose job ran
-    there, by the heartbeats' silence.
+    there, by the heartbeats' silence. Unix seconds.
     """
     slowest = float("-inf")
     for rows in moved:
@@ -102,7 +102,7 @@ def rematched_s(moved: list[Rows], last_heard_s: float) -> float:
             if isinstance(event, e.ProviderMatched)
         )
         noticed_s = last_heard_s + SILENCE_S
-        if first > last_heard_s:
+        if first > stopped_s:
             noticed_s = min(noticed_s, first + DISPATCH_S)
         slowest = max(slowest, second - noticed_s)
     return slowest
@@ -141,6 +141,7 @@ async def test_a_provider_that_dies_before_its_first_byte_goes_unnoticed(
         await wait_for(lambda: bool(heard), "a heartbeat")
         fault_s = time.monotonic()
         world.network.send("provider-1", signal.SIGSTOP)
+        stopped_s = time.time()
         last_heard_s = heard[-1]
         await until_more(world, "LeaseExpired", expired, 20)
         await asyncio.to_thread(world.network.kill, "provider-1")
@@ -152,7 +153,7 @@ async def test_a_provider_that_dies_before_its_first_byte_goes_unnoticed(
 
     def measure(evidence: Evidence) -> None:
         moved.extend(two_epochs(evidence, jobs))
-        trial.rematched_s = rematched_s(moved, last_heard_s)
+        trial.rematched_s = rematched_s(moved, last_heard_s, stopped_s)
 
     await world.judge(trial, measure=measure)
 

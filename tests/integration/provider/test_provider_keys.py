@@ -47,6 +47,17 @@ async def test_a_key_that_the_network_does_not_have_yet_is_not_the_current_one(
         world.announcements_open.set()
 
 
+async def test_a_key_whose_process_was_killed_is_replaced_at_once(world: ProviderWorld) -> None:
+    async with world.agent(epoch_s=600.0, overlap_s=2.0):
+        first = world.bundles[-1]
+        for holder in _key_holders():
+            os.kill(holder, signal.SIGKILL)
+        await world.until(lambda: len(world.bundles) > 1, "another key")
+
+        assert world.bundles[-1].key_id != first.key_id
+        assert (await world.ask(max_output=4)).receipt.key_id == world.bundles[-1].key_id
+
+
 async def test_an_ended_key_is_unknown(world: ProviderWorld) -> None:
     async with world.agent(**FAST):
         first = world.bundles[0]
@@ -173,6 +184,15 @@ async def test_key_holders_die_with_the_agent(world: ProviderWorld) -> None:
     finally:
         await end(process, signal.SIGKILL)
     await world.until(lambda: not any(_alive(pid) for pid in children), "no key holder left")
+
+
+def _key_holders() -> list[int]:
+    """Those of the agent in this process."""
+    return [
+        pid
+        for pid in _children(os.getpid())
+        if b"services.provider.keyholder" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
 
 
 def _children(pid: int) -> list[int]:
