@@ -7,6 +7,7 @@ commit, so a dispatch whose append fails is harmless: its result is refused and 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -40,6 +41,8 @@ from services.matcher.waiting import Waiting, WaitingRoom
 REMEMBERED_COMMANDS = 16_384  # to twice as many, besides those of running jobs
 MAX_ACCOUNT_CONFLICTS = 5
 WAITING_PER_SWEEP = 64
+LOOK_UP_S = 0.5  # a refusal waits no longer for the log to know its command
+_LOG_IS_AWAY: Final = frozenset({"log_away", "log_queue_full"})
 
 
 _ENDS: Final = {
@@ -226,10 +229,11 @@ class Matcher:
         """A repeat of what the log has and this memory has forgotten names its job, whatever has
         run out since: the deadline, the keys, the providers.
         """
-        try:
-            job_id = await self._find_job(request.command_id)
-        except CocoonError:
-            job_id = None
+        job_id = None
+        if error.code not in _LOG_IS_AWAY:
+            with contextlib.suppress(CocoonError, TimeoutError):
+                async with asyncio.timeout(LOOK_UP_S):
+                    job_id = await self._find_job(request.command_id)
         if job_id is None:
             await self._refuse(request, error, traceparent)
         else:
@@ -245,7 +249,7 @@ class Matcher:
         """Queue the request and say so; one that has waited keeps its deadline."""
         if waited is not None:
             if not self.waiting.add(waited, first=True):
-                await self._refuse(request, error, traceparent)
+                await self._refuse_if_new(request, error, traceparent)
             return
         left_s = (request.not_after_ms - self._clock.now_ms()) / 1000
         wait_s = min(self._settings.waiting_s, left_s)
@@ -254,7 +258,7 @@ class Matcher:
             update = MatchUpdate(kind="waiting", job_id=request.job_id)
             await self._news(request.gateway_id, request.job_id, update, traceparent)
         else:
-            await self._refuse(request, error, traceparent)
+            await self._refuse_if_new(request, error, traceparent)
 
     # ---- what else is heard ----
 
@@ -290,7 +294,7 @@ class Matcher:
         self._leases.sweep()
         await asyncio.sleep(0)  # who was matched before and found its provider full comes first
         for late in self.waiting.expired(self._clock.monotonic_s()):
-            await self._refuse(late.request, late.refusal, late.traceparent)
+            await self._refuse_if_new(late.request, late.refusal, late.traceparent)
         busy: set[tuple[tuple[str, ...], str]] = set()  # nobody gets free during a sweep
         tries = 0
         for waiting in self.waiting.in_turn():

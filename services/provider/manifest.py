@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 
-from cocoon.contracts.base import Contract, Hex32, Name
+from cocoon.contracts.base import Contract, Hex32, MappingContract, Name
 from cocoon.kernel import canonical
 from cocoon.kernel.errors import ConfigurationError
 from cocoon.kernel.ids import ModelId
@@ -27,7 +27,7 @@ class ModelFile(Contract):
     sha256: Hex32
 
 
-class ModelManifest(Contract):
+class ModelManifest(MappingContract):
     """Files, tokenizer, quantisation and engine arguments of one served model."""
 
     format: Literal[1] = 1

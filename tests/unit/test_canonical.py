@@ -14,6 +14,7 @@ from cocoon.contracts.commands import ALL_COMMANDS, SettleResult
 from cocoon.contracts.events import EventData
 from cocoon.contracts.messages import ErrorBody
 from cocoon.kernel import canonical
+from services.provider.manifest import describe_server
 from tests.support.event_examples import EXAMPLES
 
 keys = st.text(st.characters(max_codepoint=127), max_size=8)
@@ -133,6 +134,20 @@ def test_a_contract_writes_the_canonical_form_of_its_fields(event: EventData) ->
 @pytest.mark.parametrize("kind", [*ALL_COMMANDS, *{type(event) for event in EXAMPLES}])
 def test_every_contracts_fields_are_in_the_order_of_their_bytes(kind: type[Contract]) -> None:
     assert list(kind.model_fields) == sorted(kind.model_fields)
+
+
+def test_a_field_that_pydantic_would_not_write_canonically_is_refused() -> None:
+    for kind in (dict[str, str], float, tuple[dict[str, int], ...], list[float] | None):
+        with pytest.raises(TypeError, match="no canonical form"):
+            type("Loose", (Contract,), {"__annotations__": {"field": kind}})
+
+
+def test_a_models_id_does_not_depend_on_the_order_of_its_arguments() -> None:
+    arguments = {"model": "m", "quantisation": "q8", "context_tokens": "4096"}
+    there = describe_server("llama", arguments)
+    back = describe_server("llama", dict(reversed(arguments.items())))
+    known = "ce2ca13358b9d8ed0bea2b06a008cd6eff0c4f1d71028e559d6ba6f4f0f2644a"
+    assert there.model_id == back.model_id == known
 
 
 def test_a_stored_command_is_canonical() -> None:

@@ -126,11 +126,14 @@ class BusClient(Client):
         self.stats["in_bytes"] += len(data)
         if not self._may_come(sid, reply, headers):
             return True
-        if raw is not None:
-            raw(reply, headers, data)
-        elif handler is not None:
-            found = self._headers(headers) if headers else None
-            self._hand(handler, self._build_message(sid, subject, reply, data, found))
+        try:
+            if raw is not None:
+                raw(reply, headers, data)
+            elif handler is not None:
+                found = self._headers(headers) if headers else None
+                self._hand(handler, self._build_message(sid, subject, reply, data, found))
+        except Exception as error:  # noqa: BLE001 - the connection serves others too
+            _log.error("bus handler failed", extra={"kind": type(error).__name__})
         return True
 
     def _may_come(self, sid: int, reply: bytes, headers: bytes) -> bool:

@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import re
 from collections import deque
 from collections.abc import Callable
 from typing import Final, TypeAlias, cast
 
+_log = logging.getLogger("cocoon.bus")
+_MESSAGES: Final = (b"MSG ", b"HMSG ")
+_VISIBLE: Final = re.compile(rb"[\x21-\x7e]+\Z")
 MAX_QUEUED: Final = 1024  # then the socket is not read on until nats-py has caught up
 MAX_LINE_BYTES: Final = 256 * 1024  # INFO names every server of a cluster
 # subscription, subject, reply, headers, payload; True if it was for a direct handler
@@ -66,7 +71,11 @@ class Reading(asyncio.Protocol):
                     self._transport.abort()
                     return
                 break
-            stop = self._message(data, at, end) if data[at] in b"MHmh" else 0
+            stop = self._message(data, at, end) if data.startswith(_MESSAGES, at) else 0
+            if stop is None:  # where the next line begins is not known: nothing after it is
+                self._rest = b""
+                self._transport.abort()
+                return
             if stop < 0:
                 self._wanted = -stop - at
                 break
@@ -78,29 +87,33 @@ class Reading(asyncio.Protocol):
             self._wanted = 0
         self._rest = data[at:]
 
-    def _message(self, data: bytes, at: int, end: int) -> int:
-        """Hand over the message whose line is data[at:end]: where it stops, 0 if it is none, or
-        less than 0: minus where it will stop once it is whole.
+    def _message(self, data: bytes, at: int, end: int) -> int | None:
+        """Hand over the message whose line is data[at:end]: where it stops, less than 0 (minus
+        where it will stop) until it is whole, None if the line cannot be understood.
+
+        Whoever may publish chooses subject and reply, and the server lets bytes through that are
+        white space to others. What is not of visible ASCII is passed by, payload and all.
         """
-        words = data[at:end].split()
-        kind, count = words[0].upper(), len(words)
-        try:
-            if kind == b"MSG" and count in (4, 5):
-                sid, head_bytes, total = int(words[2]), 0, int(words[-1])
-                reply = words[3] if count == 5 else b""
-            elif kind == b"HMSG" and count in (5, 6):
-                sid, head_bytes, total = int(words[2]), int(words[-2]), int(words[-1])
-                reply = words[3] if count == 6 else b""
-            else:
-                return 0
-        except ValueError:
-            return 0
+        words = data[at:end].split(b" ")
+        counts = words[-1:] if words[0] == b"MSG" else words[-2:]
+        names = words[1:2] + words[3 : -len(counts)]  # the subject, and a reply if there is one
+        if len(names) not in (1, 2) or len(words) != 2 + len(names) + len(counts):
+            return None
+        if not all(map(bytes.isdigit, (words[2], *counts))):
+            return None
+        sid, total = int(words[2]), int(counts[-1])
+        head_bytes = int(counts[0]) if len(counts) == 2 else 0
+        if head_bytes > total:
+            return None
+        reply = names[1] if len(names) == 2 else b""
         start = end + 2
         stop = start + total + 2
         if len(data) < stop:
             return -stop
         body = start + head_bytes
-        if not self._deliver(sid, words[1], reply, data[start:body], data[body : stop - 2]):
+        if not all(map(_VISIBLE.match, names)):
+            _log.warning("bus message refused", extra={"kind": "BadSubject"})
+        elif not self._deliver(sid, words[1], reply, data[start:body], data[body : stop - 2]):
             self._queue(data[at:stop])
         return stop
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -14,6 +14,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
+from cocoon.kernel import canonical
 from cocoon.kernel.money import MAX_NANOTON
 
 
@@ -24,8 +25,14 @@ class Contract(BaseModel):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        """Put the fields in order, so that pydantic writes canonical JSON by itself."""
+        """Put the fields in order, so that pydantic writes canonical JSON by itself.
+
+        A mapping's keys and a float it would not: they are refused here (see MappingContract).
+        """
         super().__pydantic_init_subclass__(**kwargs)
+        for name, field in cls.__pydantic_fields__.items():
+            if not issubclass(cls, MappingContract) and _is_loose(field.annotation):
+                raise TypeError(f"{cls.__name__}.{name} has no canonical form of its own")
         ordered = dict(sorted(cls.__pydantic_fields__.items()))
         if list(ordered) != list(cls.__pydantic_fields__):
             cls.__pydantic_fields__ = ordered
@@ -34,6 +41,20 @@ class Contract(BaseModel):
     def to_canonical(self) -> bytes:
         """The canonical JSON bytes of this value: fields are sorted, bounded, and none a float."""
         return self.__pydantic_serializer__.to_json(self)
+
+
+class MappingContract(Contract):
+    """A contract whose fields hold mappings: canonical JSON sorts their keys."""
+
+    def to_canonical(self) -> bytes:
+        """The canonical JSON bytes of this value. Raises ValueError for what has no such form."""
+        return canonical.dumps(self.model_dump(mode="json"))
+
+
+def _is_loose(kind: Any) -> bool:
+    return kind in (dict, float, Any) or any(
+        map(_is_loose, (get_origin(kind), *get_args(kind)) if get_origin(kind) else ())
+    )
 
 
 DIGITS = r"^(0|[1-9][0-9]{0,18})$"

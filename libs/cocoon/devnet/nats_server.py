@@ -20,6 +20,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 from cocoon.bus import permissions
@@ -185,9 +186,12 @@ class NatsServer:
                 return False
         except urllib.error.HTTPError as error:
             told = error.code == 503
-        except OSError:  # slow, starting, or gone: its end is noticed by itself
+        except (OSError, HTTPException):  # slow, starting, or gone: its end is noticed by itself
             return False
-        return told and shutil.disk_usage(self.store_dir).free > ROOM_BYTES
+        try:
+            return told and shutil.disk_usage(self.store_dir).free > ROOM_BYTES
+        except OSError:
+            return told  # its folder has gone: a start makes it again
 
     def wipe(self) -> None:
         """Remove every stream of a stopped server."""

@@ -247,8 +247,8 @@ class LogAppender:
         since_s = asyncio.get_running_loop().time() - self._ended_s
         return self._crowded_s if since_s < 2 * self._crowded_s else self._gather_s
 
-    async def _commit(self, batch: list[_Waiting]) -> None:
-        delay_s, sent = _FIRST_RETRY_S, False
+    async def _commit(self, batch: list[_Waiting], *, sent: bool = False) -> None:
+        delay_s = _FIRST_RETRY_S
         while True:
             try:
                 conn = await self._connection()
@@ -280,7 +280,7 @@ class LogAppender:
                     self._fail(batch, error)
                     return
                 for waiting in batch:
-                    await self._commit([waiting])
+                    await self._commit([waiting], sent=True)
                 return
             for waiting, outcome in zip(batch, results, strict=True):
                 if not isinstance(outcome, Appended):

@@ -22,9 +22,8 @@ _BUFFER: Final = 65_536
 class Feed:
     """One shard's newest events, in order; a relay that starts again repeats some."""
 
-    is_connected: Final = True
-
     def __init__(self) -> None:
+        self.is_connected = False  # whether the relay reads the log now
         self._kept: deque[StoredEvent] = deque(maxlen=KEPT)
         self._readers: set[FeedReader] = set()
 

@@ -156,7 +156,7 @@ async def job_of_command(conn: Connection, shard: int, command_id: str) -> str |
         found = await conn.fetchval(
             "SELECT e.correlation_id FROM log.commands c JOIN log.events e"
             " ON e.shard = c.shard AND e.position = c.first_position"
-            " WHERE c.shard = $1 AND c.command_id = $2",
+            " WHERE c.shard = $1 AND c.command_id = $2 AND c.last_position >= c.first_position",
             shard,
             command_id,
         )

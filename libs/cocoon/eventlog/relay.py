@@ -144,6 +144,7 @@ class _ShardRelay:
             self.acked, self._refused_at, self._silent_s = last, 0, 0.0
             self._generation = secrets.token_hex(4)
             sent, self._more = last, True
+            self.feed.is_connected = True
             while True:
                 self._progress.clear()
                 room = min(_BATCH, self._window - (sent - self.acked))
@@ -165,7 +166,7 @@ class _ShardRelay:
                 if self._refused_at:
                     raise Transient("the broker refused a position")
         finally:
-            self._generation = ""
+            self._generation, self.feed.is_connected = "", False
             conn.terminate()
             await asyncio.sleep(0)
 

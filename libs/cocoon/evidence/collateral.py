@@ -12,7 +12,7 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError
 
-from cocoon.contracts.base import Contract, Count
+from cocoon.contracts.base import Contract, Count, MappingContract
 
 MAX_COLLATERAL_BYTES = 256 * 1024
 _PEM = re.compile(
@@ -77,7 +77,7 @@ class CollateralFloor(Contract):
     pck_crl_number: Count = 0
 
 
-class CollateralFloors(Contract):
+class CollateralFloors(MappingContract):
     """Floors per FMSPC (12 hex digits). The caller persists them; they only rise."""
 
     by_fmspc: dict[_Fmspc, CollateralFloor] = Field(default_factory=dict)

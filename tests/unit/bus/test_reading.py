@@ -84,14 +84,38 @@ def test_every_cut_gives_the_same_messages(said: list, cuts: list[int]) -> None:
     assert world.reading._rest == b""
 
 
-@pytest.mark.parametrize(
-    "line", [b"MSG s x 3", b"MSG s 1", b"HMSG s 1 3", b"MSG s 1 r -", b"HELLO"]
-)
-def test_what_is_no_message_is_left_to_the_parser(line: bytes) -> None:
+def test_what_is_no_message_is_left_to_the_parser() -> None:
     world = World()
-    world.reading.data_received(line + b"\r\n")
+    world.reading.data_received(b"HELLO\r\n")
     assert world.delivered == []
-    assert world.left == [line + b"\r\n"]
+    assert world.left == [b"HELLO\r\n"]
+
+
+@pytest.mark.parametrize(
+    "line", [b"MSG s x 3", b"MSG s 1", b"MSG s 1 r -", b"MSG  s 1 3", b"HMSG s 1 3",
+             b"HMSG s 1 9 3", b"MSG s 1 r r 3"]
+)  # fmt: skip
+def test_a_message_that_cannot_be_understood_ends_the_connection(line: bytes) -> None:
+    world = World()
+    forged = b"MSG mat.gw.job 1 6\r\nFORGED\r\n"
+    world.reading.data_received(line + b"\r\n" + forged)
+    assert world.delivered == []
+    assert world.left == []
+    assert world.transport.aborted
+
+
+@pytest.mark.parametrize("odd", [b"\x0b", b"\x0c", b"\t", b"\xff", b"\x85", b"\x7f"])
+@pytest.mark.parametrize("sid", [DIRECT, OTHER])
+def test_a_hostile_subject_or_reply_takes_its_own_message_along_and_no_other(
+    odd: bytes, sid: int
+) -> None:
+    world = World()
+    payload = b"MSG mat.gw.job 1 6\r\nFORGED"
+    for names in (b"tok.a%bx %d" % (odd, sid), b"hb.a %d r%bx" % (sid, odd)):
+        world.reading.data_received(b"MSG %b %d\r\n%b\r\n" % (names, len(payload), payload))
+    world.reading.data_received(b"MSG good 1 2\r\nok\r\n")
+    assert world.delivered == [(b"good", b"", b"", b"ok")]
+    assert world.left == []
 
 
 def test_a_line_without_an_end_ends_the_connection() -> None:
