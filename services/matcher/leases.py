@@ -7,7 +7,7 @@ refuses the dispatch, is revoked, or has its result rejected.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 
 from cocoon.contracts.envelope import StoredEvent
 from cocoon.contracts.events import (
@@ -129,6 +129,17 @@ class Leases:
         slow = report.outcome == "silent" and self._is_only_slow(report.job_id, lease)
         if not slow:
             self.end(report.job_id, lease, reason, may_rematch=may_rematch, failure=failure)
+        elif not lease.committed.is_set():
+            self._spawn(self._look_again(report, lease))
+
+    async def _look_again(self, report: DispatchReport, lease: Lease) -> None:
+        """Nobody heard the dispatch, and it was told before its match was in the log.
+
+        A dead provider's connection is closed, so the bus says so at once.
+        """
+        await lease.committed.wait()
+        if self.live.get(report.job_id) is lease and not lease.began:
+            self.on_report(report)
 
     def _observe_first_token(self, job_id: str, lease: Lease) -> None:
         state = self._memory.jobs.get(job_id)
@@ -189,7 +200,7 @@ class Leases:
             return False
         state = self._memory.jobs.get(job_id)
         if state is None or state.request is None:
-            return True  # its match is still on its way to the log; the gateway waits for it anyway
+            return True  # its match is still on its way to the log: looked at again then
         request = state.request
         candidates = self._memory.candidates(request.recipient_key_ids, request.model_id, now_s)
         tried = frozenset((*state.tried, lease.match.provider_id))
@@ -267,6 +278,9 @@ class Leases:
         if lease.ending:
             return
         lease.ending = True
-        task = asyncio.create_task(self._ending.run(job_id, lease, reason, may_rematch, failure))
+        self._spawn(self._ending.run(job_id, lease, reason, may_rematch, failure))
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -74,6 +74,30 @@ async def test_a_dispatch_that_is_not_taken_goes_to_the_next_candidate(
     assert world.last().epoch == 2
 
 
+async def test_a_dispatch_that_nobody_heard_before_its_commit_goes_on_right_after_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A dead provider's connection is closed: the bus says so within a millisecond."""
+    world = await ready_world(1_000_000)
+    commits, append = asyncio.Event(), world.appender.append
+
+    async def late(item: AppendItem) -> object:
+        await commits.wait()
+        return await append(item)
+
+    monkeypatch.setattr(world.appender, "append", late)
+    asking = asyncio.create_task(world.ask(job_request()))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    world.report("job", "silent")
+    commits.set()
+    await asking
+    await world.settle()
+
+    assert world.types() == AGAIN
+    assert world.last().epoch == 2
+
+
 @pytest.mark.parametrize(
     ("outcome", "code", "status", "told"),
     [
