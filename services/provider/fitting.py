@@ -63,7 +63,7 @@ class AnswerSize:
 
 
 def beginning(piece: Piece, fits: Callable[[Piece], bool]) -> Piece | None:
-    """The longest beginning of a piece that fits, in whole tokens; None when not one does."""
+    """About the longest beginning of a piece that fits; None when not one token does."""
     low, high = 0, piece.tokens
     for _ in range(HALVINGS):
         if high - low <= 1:
@@ -74,6 +74,7 @@ def beginning(piece: Piece, fits: Callable[[Piece], bool]) -> Piece | None:
 
 
 def _cut(piece: Piece, tokens: int) -> Piece:
+    """About so many tokens of it: where a joined piece's tokens end in its text is not known."""
     end = len(piece.text) * tokens // piece.tokens
     return replace(
         piece, text=piece.text[:end], tokens=tokens, logprobs=piece.logprobs[:tokens]

@@ -19,6 +19,7 @@ from typing import Final
 from cocoon.sealing.receipt import RECEIPT_BYTES
 
 SUFFIX: Final = ".journal"
+FORMER_SUFFIX: Final = ".sealed"  # of the files before the journal, see spool_files
 _MAGIC: Final = b"\xc0CJ\x01"
 _RECORD: Final = struct.Struct(">4sBI16s")
 _RESULT: Final = 1
@@ -127,12 +128,19 @@ class Journal:
         self._number = 0
         self._growing: int | None = None  # the last segment's descriptor, while it takes more
         self.segments: list[Segment] = []
+        self.former_files: list[Path] = []  # found by `open`
         self.disk_bytes = 0
 
     def open(self) -> Iterator[tuple[Segment, bytes]]:
         """What a former process left. It is never written to again. Other files are removed."""
+        missing = [path for path in (self._folder, *self._folder.parents) if not path.exists()]
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in missing:  # what is synced in a folder is lost with the folder
+            _sync_folder(path.parent)
         for path in sorted(self._folder.iterdir()):
+            if path.suffix == FORMER_SUFFIX:
+                self.former_files.append(path)
+                continue
             if path.suffix != SUFFIX or not path.stem.isdecimal():
                 path.unlink()
                 continue
@@ -156,7 +164,7 @@ class Journal:
             _write(descriptor, data)
             if durable:
                 os.fdatasync(descriptor)
-        except OSError:
+        except BaseException:
             self._undo(descriptor, offset)
             raise
         segment.size += len(data)
@@ -184,12 +192,8 @@ class Journal:
         self.segments.append(Segment(path))
         self._growing = descriptor
         try:
-            folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-        except OSError:
+            _sync_folder(self._folder)
+        except BaseException:
             self._undo(descriptor, 0)
             raise
         return descriptor
@@ -203,6 +207,14 @@ class Journal:
         with contextlib.suppress(OSError):
             os.ftruncate(descriptor, size)
         self.close()
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _write(descriptor: int, data: bytes) -> None:

@@ -77,7 +77,7 @@ async def serve(settings: ProviderSettings, stop: Stop) -> None:
             settings.data_dir / "spool", settings.spool_max_items, settings.spool_max_bytes
         )
         await asyncio.to_thread(spool.open)
-        stack.callback(spool.close)
+        stack.push_async_callback(spool.close)
         submitter = Submitter(
             nc.jetstream(), spool, identity, name, clock, first_backoff_s=settings.submit_backoff_s
         )

@@ -8,6 +8,7 @@ died with the process.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ from services.provider.journal import (
     encode_result,
     read_records,
 )
+from services.provider.spool_files import read_spool_file
 
 MIN_FREE_BYTES: Final = 64 * 1024  # of the disk; room for heads and the folder itself
 SEGMENT_BYTES: Final = 4 * 1024 * 1024  # then another one begins
@@ -39,8 +41,11 @@ class SpoolItem:
     """A result that waits for its acknowledgement. Its place on disk may change."""
 
     head: SpoolHead
-    segment: Segment
-    offset: int  # of the response
+    place: tuple[Segment, int]  # offset of the response; one value, as other threads read it
+
+    @property
+    def segment(self) -> Segment:
+        return self.place[0]
 
     @property
     def key(self) -> Name:
@@ -58,13 +63,14 @@ class SpoolItem:
         return response
 
     def read_unchecked(self) -> bytes:
-        segment, offset = self.segment, self.offset
+        segment, offset = self.place
         try:
             return segment.read(offset, self.head.response_bytes)
         except FileNotFoundError:
             if segment is self.segment:
                 raise
-        return self.segment.read(self.offset, self.head.response_bytes)  # it was moved meanwhile
+        segment, offset = self.place  # it was moved meanwhile
+        return segment.read(offset, self.head.response_bytes)
 
 
 @dataclass(eq=False, slots=True)
@@ -72,6 +78,15 @@ class _Unwritten:
     head: SpoolHead
     record: bytes
     done: asyncio.Future[SpoolItem]
+
+
+def _tell(group: list[_Unwritten], error: BaseException) -> None:
+    """Whatever happened, nobody waits for ever."""
+    told = error if isinstance(error, OSError) else OSError(f"not written: {error!r}")
+    told.__cause__ = None if told is error else error
+    for unwritten in group:
+        if not unwritten.done.done():
+            unwritten.done.set_exception(told)
 
 
 @dataclass
@@ -85,6 +100,7 @@ class Spool:
     folder: Path
     max_items: int
     max_bytes: int
+    on_stored: Callable[[SpoolItem], None] | None = None  # also when its writer is gone
     _jobs: dict[str, dict[int, SpoolItem]] = field(default_factory=dict)  # by job, by epoch
     _reserved: dict[str, int] = field(default_factory=dict)  # by job
     _reserved_bytes: int = 0
@@ -92,6 +108,7 @@ class Spool:
     _unwritten: list[_Unwritten] = field(default_factory=list)
     _acknowledged: list[Name] = field(default_factory=list)  # not on disk yet
     _writer: asyncio.Task[None] | None = None
+    _uncounted: bool = False  # whether a result may be on disk that is in nobody's count
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)  # from a write to its counting
 
     def __post_init__(self) -> None:
@@ -107,19 +124,43 @@ class Spool:
                     if isinstance(record, list):
                         self._drop(record)
                     else:
-                        self._keep(SpoolItem(record[0], segment, record[1]))
+                        self._keep(SpoolItem(record[0], (segment, record[1])))
+            self._import(self._journal.former_files)
             for segment in [s for s in self._journal.segments if not s.live_bytes]:
                 self._journal.remove(segment)
         except OSError:
             raise ConfigurationError(f"the spool folder {self.folder} cannot be used") from None
 
-    def close(self) -> None:
+    def _import(self, paths: list[Path]) -> None:
+        """Move a former version's results into the journal. Each is in one of them at any time."""
+        group: list[tuple[SpoolHead, bytes]] = []
+        read, size = 0, 0
+        for at, path in enumerate(paths, start=1):
+            found = read_spool_file(path)
+            if found and found[0].epoch not in self._jobs.get(found[0].job_id, {}):
+                group.append((found[0], encode_result(*found)))
+                size += len(group[-1][1])
+            if size < self._segment_bytes and at < len(paths):
+                continue
+            if group:
+                segment, offset = self._journal.append(b"".join([record for _, record in group]))
+                self._count_in(group, segment, offset + size)
+                self._journal.close()
+            for moved in paths[read:at]:
+                moved.unlink()
+            group, read, size = [], at, 0
+
+    async def close(self) -> None:
         """Finish what is being written, and leave as little behind as is owed."""
-        self._thread.shutdown()
-        if not self._jobs:
-            self._clear()
-        elif self._acknowledged:
-            self._journal.append(encode_acks(self._acknowledged), durable=False)
+        while self._writer is not None:
+            await asyncio.wait([self._writer])
+        async with self._turn:
+            await asyncio.to_thread(self._thread.shutdown)
+        with contextlib.suppress(OSError):  # what stays is submitted again, which is harmless
+            if not (self._jobs or self._uncounted):
+                self._clear()
+            elif self._acknowledged:
+                self._journal.append(encode_acks(self._acknowledged), durable=False)
 
     # ---- room ----
 
@@ -189,19 +230,26 @@ class Spool:
 
     async def _write(self) -> None:
         """Write what waits, again and again, until nothing does."""
-        while self._unwritten:
-            async with self._turn:
-                group = self._next_group()
-                records = [unwritten.record for unwritten in group]
-                try:
-                    place = await self._append([*self._take_acknowledged(), *records])
-                except (OSError, RuntimeError) as error:  # RuntimeError: it was closed
-                    for unwritten in group:
-                        if not unwritten.done.done():
-                            unwritten.done.set_exception(error)
-                else:
-                    self._wrote(group, *place)
-        self._writer = None
+        try:
+            while self._unwritten:
+                async with self._turn:
+                    await self._write_group(self._next_group())
+        except BaseException as error:
+            unwritten, self._unwritten = self._unwritten, []
+            _tell(unwritten, error)
+            raise
+        finally:
+            self._writer = None
+
+    async def _write_group(self, group: list[_Unwritten]) -> None:
+        try:
+            place = await self._append([unwritten.record for unwritten in group], acks=True)
+            self._wrote(group, *place)
+        except BaseException as error:
+            _tell(group, error)
+            if not isinstance(error, Exception):  # cancelled: the thread may write nevertheless
+                self._uncounted = True
+                raise
 
     def _next_group(self) -> list[_Unwritten]:
         size, count = 0, 0
@@ -212,22 +260,44 @@ class Spool:
         return group
 
     def _wrote(self, group: list[_Unwritten], segment: Segment, end: int) -> None:
-        for unwritten in reversed(group):
-            item = SpoolItem(unwritten.head, segment, end - unwritten.head.response_bytes)
-            end -= len(unwritten.record)
-            self._keep(item)
+        items = self._count_in([(each.head, each.record) for each in group], segment, end)
+        for unwritten, item in zip(group, items, strict=True):
+            if self.on_stored is not None:
+                self.on_stored(item)
             if not unwritten.done.done():  # the job may have been cancelled meanwhile
                 unwritten.done.set_result(item)
 
-    def _take_acknowledged(self) -> list[bytes]:
-        names, self._acknowledged = self._acknowledged, []
-        return [encode_acks(names)] if names else []
+    def _count_in(
+        self, group: list[tuple[SpoolHead, bytes]], segment: Segment, end: int
+    ) -> list[SpoolItem]:
+        """Count in what was written up to `end`: heads and their records."""
+        start = end - sum(len(record) for _, record in group)
+        items = []
+        for head, record in group:
+            start += len(record)
+            items.append(SpoolItem(head, (segment, start - head.response_bytes)))
+            self._keep(items[-1])
+        return items
 
-    async def _append(self, records: list[bytes], *, durable: bool = True) -> tuple[Segment, int]:
-        """Write records, and say where they end."""
+    async def _append(
+        self, records: list[bytes], *, acks: bool = False, durable: bool = True
+    ) -> tuple[Segment, int]:
+        """Write records, and say where they end. With `acks`, what was acknowledged goes first."""
+        names: list[Name] = []
+        if acks:
+            names, self._acknowledged = self._acknowledged, []
+        try:
+            return await self._append_all(names, records, durable=durable)
+        except BaseException:
+            # the next write tries again; one too many is a result submitted again
+            self._acknowledged = [*names, *self._acknowledged][-self.max_items :]
+            raise
 
+    async def _append_all(
+        self, names: list[Name], records: list[bytes], *, durable: bool
+    ) -> tuple[Segment, int]:
         def append() -> tuple[Segment, int]:
-            data = b"".join(records)
+            data = b"".join([encode_acks(names), *records] if names else records)
             segment, offset = self._journal.append(data, durable=durable)
             if segment.size >= self._segment_bytes:
                 self._journal.close()
@@ -267,13 +337,18 @@ class Spool:
         crash that result is submitted again, which is harmless.
         """
         async with self._turn:
+            if self._uncounted:
+                return  # the process ends; the next one counts
             if not self._jobs:
                 self._acknowledged.clear()
                 if self._journal.segments:
                     await self._on_thread(self._clear)
                 return
+            for segment in tuple(self._journal.segments):  # first: it makes room for the rest
+                if not segment.live_bytes and segment is not self._journal.growing:
+                    await self._remove(segment)
             if self._acknowledged:
-                await self._append(self._take_acknowledged(), durable=False)
+                await self._append([], acks=True, durable=False)
             for segment in tuple(self._journal.segments):
                 await self._tidy_segment(segment, now_s)
 
@@ -287,7 +362,10 @@ class Spool:
         elif not segment.live_bytes or (old and segment.live_bytes * 2 <= segment.size):
             segment.seen_s = now_s  # should the disk refuse, not again at once
             await self._move([item for item in self if item.segment is segment])
-            await self._on_thread(lambda: self._journal.remove(segment))
+            await self._remove(segment)
+
+    async def _remove(self, segment: Segment) -> None:
+        await self._on_thread(lambda: self._journal.remove(segment))
 
     async def _move(self, items: list[SpoolItem]) -> None:
         """Write results again, at the end."""
@@ -302,7 +380,7 @@ class Spool:
             if live.get(item.head.epoch) is item:  # not acknowledged meanwhile
                 old.live_bytes -= item.disk_bytes
                 segment.live_bytes += item.disk_bytes
-                item.segment, item.offset = segment, end - item.head.response_bytes
+                item.place = segment, end - item.head.response_bytes
             end -= len(record)
 
     def _clear(self) -> None:

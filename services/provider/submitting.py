@@ -54,6 +54,7 @@ class Submitter:
         self._clock = clock
         self._first_backoff_s = first_backoff_s
         self._waiting: dict[tuple[str, int], _Attempt] = {}
+        spool.on_stored = lambda item: self._wait_for(item, delay_s=first_backoff_s)
 
     def adopt(self) -> None:
         """Take over what a former process left; it is due at once."""
@@ -63,12 +64,10 @@ class Submitter:
     async def store(self, head: SpoolHead, response: bytes) -> SpoolItem | None:
         """Write a result to disk. None if the disk refuses: then `submit` tries only once."""
         try:
-            item = await self._spool.write(head, response)
+            return await self._spool.write(head, response)
         except OSError as error:
             _log.error("spool_failed", job_id=head.job_id, exc_info=error)
             return None
-        self._wait_for(item, delay_s=self._first_backoff_s)
-        return item
 
     async def submit(self, head: SpoolHead, response: bytes) -> bool:
         """One attempt. Returns whether INGRESS has it.

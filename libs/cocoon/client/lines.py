@@ -16,6 +16,8 @@ from urllib.parse import quote, urlsplit
 import httptools
 import httpx
 
+from cocoon.client.dialing import dial
+
 MAX_CONNECTIONS: Final = 256
 KEEP_ALIVE_S: Final = 15.0  # shorter than the gateway's, so that an idle line is not found dead
 CONNECT_TIMEOUT_S: Final = 5.0
@@ -77,26 +79,30 @@ class _Connection(asyncio.Protocol):
         self._begin(read_timeout_s)
         self._transport.write(head + body[:PIECE_BYTES])
         for start in range(PIECE_BYTES, len(body), PIECE_BYTES):
+            until_s = self._loop.time() + WRITE_TIMEOUT_S
             while not (self._writable or self.lost or self.status):
-                await self._change(WRITE_TIMEOUT_S)
+                await self._change(until_s)
             if self.lost or self.status:
                 break
             self._transport.write(body[start : start + PIECE_BYTES])
         else:
             self._sent = True
+        until_s = self._loop.time() + read_timeout_s  # for all of the head, however it drips
         while not self.status:
             if self.lost:
                 raise Broken("the line ended")
-            await self._change(read_timeout_s)
+            await self._change(until_s)
 
     async def next(self) -> bytes:
         """What has come of the body, b"" at its end. Raises Silent, Broken."""
+        until_s = 0.0
         while not self._parts:
             if self.ended:
                 return b""
             if self.lost:
                 raise Broken("the line ended")
-            await self._change(self._read_timeout_s)
+            until_s = until_s or self._loop.time() + self._read_timeout_s
+            await self._change(until_s)
         parts, self._parts = self._parts, []
         if self._waiting_bytes > WINDOW_BYTES:
             self._transport.resume_reading()
@@ -115,12 +121,15 @@ class _Connection(asyncio.Protocol):
         self.lost = True
         self._transport.abort()
 
-    async def _change(self, patience_s: float) -> None:
-        """Wait for anything to happen. Raises Silent when nothing does.
+    async def _change(self, until_s: float) -> None:
+        """Wait for anything to happen. Raises Silent when nothing does until then.
 
         A request has one timer, which looks again when it finds that there is time left.
         """
-        self._deadline_s = self._loop.time() + patience_s
+        self._deadline_s = until_s
+        if self._timer is not None and self._timer.when() > until_s:
+            self._timer.cancel()
+            self._timer = None
         if self._timer is None:
             self._timer = self._loop.call_at(self._deadline_s, self._look)
         self._waiter = self._loop.create_future()
@@ -257,7 +266,7 @@ class Lines:
     ) -> Line:  # fmt: skip
         """Send, and return any answer once its head is there. Raises LineError.
 
-        read_timeout_s bounds each silence of the gateway.
+        read_timeout_s bounds the wait for the head, and each wait for more of the body.
         """
         head = self._head(method, target, headers, body)
         await self._place()
@@ -320,10 +329,15 @@ class Lines:
     async def _connect(self) -> _Connection:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                _, connection = await asyncio.get_running_loop().create_connection(
-                    _Connection, self._host, self._port, ssl=self._tls,
-                    server_hostname=self._host if self._tls else None,
-                )  # fmt: skip
+                line = await dial(self._host, self._port)
+                try:
+                    _, connection = await asyncio.get_running_loop().create_connection(
+                        _Connection, sock=line, ssl=self._tls,
+                        server_hostname=self._host if self._tls else None,
+                    )  # fmt: skip
+                except BaseException:
+                    line.close()
+                    raise
         except (OSError, UnicodeError) as error:  # a TimeoutError is an OSError
             raise Unreached(type(error).__name__) from None
         return connection

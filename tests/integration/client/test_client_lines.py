@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 
 import pytest
@@ -324,3 +325,44 @@ async def test_addresses_are_written_as_http_wants_them(url: str, base: str, sta
     lines = Lines(url)
     assert lines.base_url == base
     assert lines._head("GET", "/v1/x", {}, None).startswith(start)
+
+
+async def test_a_head_that_drips_is_not_waited_for_without_end() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(OK + b"x-a: ")
+        while True:
+            await peer.send(b"a")
+
+    async with server(script) as (lines, _):
+        with pytest.raises(Silent):
+            await get(lines, b"sealed", timeout_s=0.2)
+
+
+@pytest.mark.parametrize("black_holes", [1, 2])
+async def test_an_address_that_leads_nowhere_does_not_hide_the_next(
+    monkeypatch: pytest.MonkeyPatch, black_holes: int
+) -> None:
+    async with server(answers(OK + b"content-length: 5\r\n\r\nhello")) as (local, peers):
+        with full_listener(local._port):
+            nowhere = [(socket.AF_INET, 1, 6, "", ("127.0.0.2", local._port))] * black_holes
+            there = (socket.AF_INET, 1, 6, "", ("127.0.0.1", local._port))
+            monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [*nowhere, there])
+            lines = Lines(f"http://gateway.example:{local._port}")
+            assert await whole(await get(lines, b"sealed")) == b"hello"
+            assert len(peers) == 1
+            await lines.aclose()
+
+
+@contextmanager
+def full_listener(port: int) -> Iterator[None]:
+    """127.0.0.2 takes no connection on that port and refuses none, like a route into nothing."""
+    with ExitStack() as stack:
+        listening = stack.enter_context(socket.socket())
+        listening.bind(("127.0.0.2", port))
+        listening.listen(0)
+        for _ in range(4):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(("127.0.0.2", port))
+        yield

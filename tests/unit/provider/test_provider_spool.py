@@ -5,14 +5,26 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import sys
+from dataclasses import asdict
 from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, cast
 
 import pytest
+from nacl.signing import SigningKey
 
+from cocoon.contracts.messages import ResultAck
+from cocoon.kernel import canonical
+from cocoon.kernel.clock import SystemClock
 from cocoon.kernel.errors import ConfigurationError
-from services.provider.journal import RESULT_BYTES, SpoolHead
+from services.provider.journal import RESULT_BYTES, Segment, SpoolHead
 from services.provider.spool import SEGMENT_S, Spool
+from services.provider.submitting import Submitter
 from tests.support.small_disk import fill, small_disk
+
+if TYPE_CHECKING:
+    from nats.js import JetStreamContext
 
 RESPONSE = b"CAI1" + bytes(range(256)) + b"\n" * 3
 WRITTEN_BYTES = RESULT_BYTES + len(RESPONSE)
@@ -50,7 +62,7 @@ async def test_a_written_result_is_there_after_a_restart(tmp_path: Path) -> None
     again.remove(item)
     again.remove(item)
     assert len(again) == 0
-    again.close()
+    await again.close()
     assert len(spool(tmp_path / "s")) == 0
 
 
@@ -258,3 +270,195 @@ def test_a_folder_that_cannot_be_used_is_a_configuration_error(tmp_path: Path) -
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(ConfigurationError):
         spool(tmp_path / "file" / "s")
+
+
+def former_file(folder: Path, made: SpoolHead, response: bytes = RESPONSE) -> Path:
+    """As the agent wrote it before the journal."""
+    path = folder / f"{made.job_id}.{made.epoch}.sealed"
+    path.write_bytes(canonical.dumps(asdict(made)) + b"\n" + response)
+    return path
+
+
+async def test_results_of_a_former_version_move_into_the_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damaged = former_file(tmp_path, head(98))
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    former_file(tmp_path, head(99)).write_bytes(b"{}\n")
+    for job in range(1, 40):
+        former_file(tmp_path, head(job))
+    steps: list[str] = []
+    sync, unlink = os.fdatasync, Path.unlink
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", lambda fd: (steps.append("sync"), sync(fd)))
+        patch.setattr(Path, "unlink", lambda path: (steps.append("unlink"), unlink(path)))
+        made = spool(tmp_path)
+    assert jobs(made) == list(range(1, 40))
+    assert all(item.read() == RESPONSE for item in made)
+    assert {path.suffix for path in files(tmp_path)} == {".journal"}
+    assert steps.count("unlink") == 41
+    assert steps[0] == "sync"
+    for item in list(made)[1:]:
+        made.remove(item)
+    await made.tidy(0.0)
+    assert [item.head for item in spool(tmp_path)] == [head(1)]
+
+
+async def test_a_former_result_that_the_journal_has_is_not_there_twice(tmp_path: Path) -> None:
+    made = spool(tmp_path)
+    await made.write(head(1), RESPONSE)
+    former_file(tmp_path, head(1))
+    assert jobs(spool(tmp_path)) == [1]
+    assert len(files(tmp_path)) == 1
+
+
+async def test_a_full_disk_keeps_the_results_of_a_former_version(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 256) as disk:
+        (disk / "spool").mkdir()
+        made = former_file(disk / "spool", head(1))
+        fill(disk / "filler")
+        with pytest.raises(ConfigurationError):
+            spool(disk / "spool")
+        assert made.exists()
+
+
+async def test_closing_waits_for_a_result_that_is_being_written(tmp_path: Path) -> None:
+    for turns in range(8):
+        made = spool(tmp_path)
+        writing = asyncio.create_task(made.write(head(), RESPONSE))
+        for _ in range(1 + turns):
+            await asyncio.sleep(0)
+        await made.close()
+        item = await writing
+        assert jobs(spool(tmp_path)) == [1]
+        again = spool(tmp_path)
+        again.remove(next(iter(again)))
+        await again.close()
+        assert files(tmp_path) == []
+        with pytest.raises(FileNotFoundError):
+            item.read()
+
+
+async def test_closing_keeps_what_a_stopped_writer_may_have_written(tmp_path: Path) -> None:
+    made = spool(tmp_path)
+    written = asyncio.get_running_loop().create_future()
+    made._journal.close()
+    append = made._journal.append
+
+    def slowly(data: bytes, *, durable: bool = True) -> tuple[Segment, int]:
+        loop.call_soon_threadsafe(written.set_result, None)
+        return append(data, durable=durable)
+
+    loop = asyncio.get_running_loop()
+    made._journal.append = slowly  # type: ignore[method-assign]
+    writing = asyncio.create_task(made.write(head(), RESPONSE))
+    await asyncio.sleep(0)
+    assert made._writer is not None
+    await asyncio.sleep(0)
+    made._writer.cancel()
+    with pytest.raises(OSError, match="not written"):
+        await writing
+    await written
+    await made.tidy(0.0)
+    await made.close()
+    assert jobs(spool(tmp_path)) == [1]
+
+
+async def test_closing_on_a_full_disk_is_no_error(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 256) as disk:
+        made = spool(disk / "spool", max_items=3000, max_bytes=10**7)
+        items = await asyncio.gather(*(made.write(head(job), RESPONSE) for job in range(150)))
+        for item in items[1:]:
+            made.remove(item)
+        fill(disk / "filler")
+        await made.close()
+        assert 0 in jobs(spool(disk / "spool"))
+
+
+async def test_an_unexpected_error_fails_its_writes_and_no_later_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = spool(tmp_path)
+
+    def no_memory(_fd: int) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", no_memory)
+        writing = asyncio.gather(
+            *(made.write(head(job), RESPONSE) for job in (1, 2)), return_exceptions=True
+        )
+        assert [type(error) for error in await asyncio.wait_for(writing, 5)] == [OSError, OSError]
+    await asyncio.wait_for(made.write(head(3), RESPONSE), 5)
+    assert jobs(made) == jobs(spool(tmp_path)) == [3]
+
+
+async def test_a_full_disk_is_freed_and_acknowledgements_are_not_forgotten(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 256) as disk:
+        made = spool(disk / "spool", max_items=20, max_bytes=8 * WRITTEN_BYTES)
+        items = [await made.write(head(job), RESPONSE) for job in range(3)]
+        pair = await asyncio.gather(*(made.write(head(job), RESPONSE) for job in (3, 4)))
+        for item in [*items[:2], pair[0]]:
+            made.remove(item)
+        fill(disk / "filler")
+        before = len(files(disk / "spool"))
+        big = bytes(64 * 1024)
+        with pytest.raises(OSError, match="No space"):
+            await made.write(head(9, response=big), big)
+        await made.tidy(0.0)
+        assert len(files(disk / "spool")) < before
+        await made.tidy(0.0)
+        assert jobs(spool(disk / "spool")) == [2, 4]
+
+
+async def test_who_submits_learns_of_every_stored_result(tmp_path: Path) -> None:
+    made = spool(tmp_path)
+    submitter = Submitter(
+        cast("JetStreamContext", None), made, SigningKey(bytes(32)), "p", SystemClock(),
+        first_backoff_s=1.0,
+    )  # fmt: skip
+    storing = asyncio.create_task(submitter.store(head(1), RESPONSE))
+    await asyncio.sleep(0)
+    storing.cancel()
+    await submitter.store(head(2), RESPONSE)
+    assert submitter.unsettled(60) == [head(1).name, head(2).name]
+    submitter.acknowledge(ResultAck(job_id=head(1).job_id, epoch=1, outcome="result_sealed"))
+    assert jobs(made) == [2]
+
+
+async def test_a_result_can_be_read_at_every_step_of_its_move(tmp_path: Path) -> None:
+    made = spool(tmp_path, max_items=20, max_bytes=10**6)
+    first, item = [await made.write(head(job), RESPONSE) for job in range(2)]
+    for now_s in (0.0, SEGMENT_S, SEGMENT_S):
+        await made.tidy(now_s)
+    made.remove(first)
+    reads: list[bytes] = []
+
+    def at_every_step(frame: FrameType, event: str, _: object) -> object:
+        if frame.f_code is not Spool._move.__code__:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            reads.append(item.read())
+        return at_every_step
+
+    was = sys.gettrace()
+    sys.settrace(at_every_step)
+    try:
+        await made.tidy(2 * SEGMENT_S)
+    finally:
+        sys.settrace(was)
+    assert reads
+    assert set(reads) == {RESPONSE}
+
+
+def test_a_new_folder_outlives_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    sync = os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), sync(fd))
+    )
+    spool(tmp_path / "data" / "spool")
+    assert synced == [str(tmp_path / "data"), str(tmp_path)]
+    spool(tmp_path / "data" / "spool")
+    assert len(synced) == 2
