@@ -14,14 +14,14 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from cocoon.contracts.base import Contract
+from cocoon.contracts.base import MappingContract
 from cocoon.devnet.private_file import write_private
 from cocoon.kernel.errors import ConfigurationError
 
 MIN_FREE_BYTES = 512 * 1024 * 1024
 
 
-class RunningNetwork(Contract):
+class RunningNetwork(MappingContract):
     """What a running network tells the other commands: addresses and files, no secrets."""
 
     network_id: str
