@@ -366,13 +366,12 @@ async def test_closing_keeps_what_a_stopped_writer_may_have_written(tmp_path: Pa
 
 async def test_closing_on_a_full_disk_is_no_error(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 256) as disk:
-        made = spool(disk / "spool", max_items=3000, max_bytes=10**7)
-        items = await asyncio.gather(*(made.write(head(job), RESPONSE) for job in range(150)))
-        for item in items[1:]:
-            made.remove(item)
+        made = spool(disk / "spool", max_bytes=16 * WRITTEN_BYTES)  # two a segment
+        items = [await made.write(head(job), RESPONSE) for job in range(2)]
+        made.remove(items[0])
         fill(disk / "filler")
         await made.close()
-        assert 0 in jobs(spool(disk / "spool"))
+        assert jobs(spool(disk / "spool")) == [0, 1]  # one is submitted again
 
 
 async def test_an_unexpected_error_fails_its_writes_and_no_later_one(
@@ -393,22 +392,35 @@ async def test_an_unexpected_error_fails_its_writes_and_no_later_one(
     assert jobs(made) == jobs(spool(tmp_path)) == [3]
 
 
-async def test_a_full_disk_is_freed_and_acknowledgements_are_not_forgotten(tmp_path: Path) -> None:
+@pytest.mark.parametrize("first", ["a write", "a sweep"])
+async def test_a_full_disk_is_freed_and_acknowledgements_are_not_forgotten(
+    tmp_path: Path, first: str
+) -> None:
     with small_disk(tmp_path / "disk", 256) as disk:
-        made = spool(disk / "spool", max_items=20, max_bytes=8 * WRITTEN_BYTES)
-        items = [await made.write(head(job), RESPONSE) for job in range(3)]
-        pair = await asyncio.gather(*(made.write(head(job), RESPONSE) for job in (3, 4)))
-        for item in [*items[:2], pair[0]]:
+        made = spool(disk / "spool", max_items=20, max_bytes=16 * WRITTEN_BYTES)  # two a segment
+        items = [await made.write(head(job), RESPONSE) for job in range(4)]
+        for item in items[:3]:
             made.remove(item)
         fill(disk / "filler")
-        before = len(files(disk / "spool"))
-        big = bytes(64 * 1024)
+        if first == "a write":
+            with pytest.raises(OSError, match="No space"):
+                await made.write(head(9), RESPONSE)
+        await made.tidy(0.0)
+        assert len(files(disk / "spool")) == 2  # the second one, and what was acknowledged
+        assert jobs(spool(disk / "spool")) == [3]
+
+
+async def test_acknowledgements_wait_for_a_disk_that_is_full(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 256) as disk:
+        made = spool(disk / "spool", max_items=20, max_bytes=16 * WRITTEN_BYTES)
+        items = [await made.write(head(job), RESPONSE) for job in range(2)]
+        made.remove(items[0])
+        fill(disk / "filler")
         with pytest.raises(OSError, match="No space"):
-            await made.write(head(9, response=big), big)
+            await made.tidy(0.0)
+        (disk / "filler").unlink()
         await made.tidy(0.0)
-        assert len(files(disk / "spool")) < before
-        await made.tidy(0.0)
-        assert jobs(spool(disk / "spool")) == [2, 4]
+        assert jobs(spool(disk / "spool")) == [1]
 
 
 async def test_who_submits_learns_of_every_stored_result(tmp_path: Path) -> None:
