@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -27,11 +28,12 @@ class Contract(BaseModel):
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         """Put the fields in order, so that pydantic writes canonical JSON by itself.
 
-        A mapping's keys and a float it would not: they are refused here (see MappingContract).
+        A mapping's keys it would leave as they come, and more: only types that are known to have
+        one form are taken here (see MappingContract).
         """
         super().__pydantic_init_subclass__(**kwargs)
         for name, field in cls.__pydantic_fields__.items():
-            if not issubclass(cls, MappingContract) and _is_loose(field.annotation):
+            if not issubclass(cls, MappingContract) and not _is_canonical(field.annotation):
                 raise TypeError(f"{cls.__name__}.{name} has no canonical form of its own")
         ordered = dict(sorted(cls.__pydantic_fields__.items()))
         if list(ordered) != list(cls.__pydantic_fields__):
@@ -51,10 +53,17 @@ class MappingContract(Contract):
         return canonical.dumps(self.model_dump(mode="json"))
 
 
-def _is_loose(kind: Any) -> bool:
-    return kind in (dict, float, Any) or any(
-        map(_is_loose, (get_origin(kind), *get_args(kind)) if get_origin(kind) else ())
-    )
+def _is_canonical(kind: Any) -> bool:
+    """Whether pydantic writes every value of this type as canonical JSON does."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return True
+    if origin is Annotated:
+        return _is_canonical(parts[0])
+    if origin is not None:
+        known = origin in (tuple, list, Union, UnionType)
+        return known and all(_is_canonical(part) for part in parts if part is not ...)
+    return isinstance(kind, type) and issubclass(kind, int | str | bytes | NoneType | Contract)
 
 
 DIGITS = r"^(0|[1-9][0-9]{0,18})$"
