@@ -80,9 +80,8 @@ class Database:
 
     def restart(self) -> None:
         """Every connection breaks; what was committed stays."""
-        for conn in self.connections:
+        for conn in tuple(self.connections):
             conn.terminate()
-        self.connections.clear()
 
     def notify(self, shard: int) -> None:
         """Tell the listeners that a log has grown; a NOTIFY may be late, and its loss is polled."""

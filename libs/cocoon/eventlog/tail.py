@@ -37,6 +37,7 @@ _SILENCE_S = 0.5  # after this long without a message the head of the log is loo
 _DEAD_S = 4.0  # after this long without even a heartbeat the consumer is gone
 _POLL_S = 0.25  # how long a lost LISTEN can delay an event
 _RETRY_S = 1.0  # between attempts to follow JetStream
+_JOIN_S = 1.0  # to begin or end following it: nothing is heard of the log meanwhile
 _BUFFER = 65_536
 _STATUS = b"NATS/1.0 "  # how a message of the server's own begins
 _ACK_WORDS, _SEQUENCE = 9, 5  # $JS.ACK.<stream>.<consumer>.<deliveries>.<sequence>...
@@ -118,8 +119,9 @@ class _Live:
                 await self._subscription.unsubscribe()
         # The server drops it by itself after ten seconds without interest.
         if self._nc.is_connected:
-            with contextlib.suppress(CocoonError):
-                await api(self._nc, f"CONSUMER.DELETE.{self._stream}.{self._name}")
+            with contextlib.suppress(CocoonError, TimeoutError):
+                async with asyncio.timeout(_JOIN_S):
+                    await api(self._nc, f"CONSUMER.DELETE.{self._stream}.{self._name}")
 
     def _on_message(self, reply: bytes, headers: bytes, data: bytes) -> None:
         self._heard_s = asyncio.get_running_loop().time()
@@ -275,8 +277,9 @@ class Tail:
             return False
         live = source.reader() if isinstance(source, Feed) else self._from_jetstream(source)
         try:
-            await live.open(self._next)
-        except CocoonError:
+            async with asyncio.timeout(_JOIN_S):
+                await live.open(self._next)
+        except (CocoonError, TimeoutError):
             await live.close()
             self._retry_live_s = now_s + _RETRY_S
             return False

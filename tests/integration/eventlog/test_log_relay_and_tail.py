@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import os
+import signal
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
@@ -345,6 +347,24 @@ async def test_tail_follows_the_log_while_no_relay_runs(
     await append_many(appender, 100, 20)
     await eventually(lambda: len(collector.events) == 120)
     await collector.stop()
+
+
+async def test_tail_reads_the_log_while_jetstream_does_not_answer(
+    appender: LogAppender, database: Database, bus: Bus
+) -> None:
+    nc = await bus.connect("matcher")
+    assert bus.server.pid is not None
+    os.kill(bus.server.pid, signal.SIGSTOP)
+    try:
+        collector = Collector(Tail(database.dsn("cocoon_reader"), nc, 1))
+        await asyncio.sleep(0.5)  # it has asked JetStream to deliver from here on
+        for first in (0, 100):
+            await append_many(appender, first, 20)
+            # A revocation may be late by 5 s in all, and a decision holds for three of them.
+            await eventually(lambda count=first // 100: len(collector.events) == 60 * count + 60, 3)
+        await collector.stop()
+    finally:
+        os.kill(bus.server.pid, signal.SIGCONT)
 
 
 def sealed_by_itself(event: StoredEvent) -> StoredEvent:
