@@ -21,7 +21,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks import append, chunks, durability, log_size, path, providers, relay, stages
+from benchmarks import append, chunks, durability, log_size, parts, path, providers, relay, stages
 from benchmarks.arms import Arms
 from benchmarks.processes import ROOT
 from benchmarks.report import Finding, Question, written
@@ -29,7 +29,7 @@ from benchmarks.report import Finding, Question, written
 FOLDER = ROOT / ".cocoon-bench"
 ON_PATH = (path.FIRST_TOKEN, path.JOBS, path.CPU, chunks.CHUNKS)
 QUESTIONS: tuple[Question, ...] = (
-    *ON_PATH, stages.STAGES, durability.DURABILITY, append.APPEND, relay.RELAYED,
+    *ON_PATH, parts.PARTS, stages.STAGES, durability.DURABILITY, append.APPEND, relay.RELAYED,
     providers.PROVIDERS, log_size.LOG_SIZE,
 )  # fmt: skip
 
@@ -106,6 +106,7 @@ def measure(wanted: set[str], size: Size, folder: Path) -> dict[str, Finding]:
     """Findings by question. A question that breaks says so and the others go on."""
     findings = _with_arms(wanted, size, folder)
     alone: tuple[tuple[Question, Callable[[], Finding]], ...] = (
+        (parts.PARTS, lambda: parts.parts(count=size.jobs // 4)),
         (stages.STAGES, lambda: stages.stages(folder, requests=2 * size.requests)),
         (append.APPEND, lambda: append.append(rounds=size.rounds, jobs=size.jobs)),
         (relay.RELAYED, lambda: relay.relay(rounds=size.rounds, jobs=size.jobs)),

@@ -17,6 +17,7 @@ import pytest
 import benchmarks
 from benchmarks.__main__ import QUESTIONS, main
 from benchmarks.caller import Answer, Lines, Load, Spec
+from benchmarks.parts import parts
 from benchmarks.path import client_shares
 from benchmarks.processes import cpu_s
 from benchmarks.report import Aim, Finding, markdown, middle, percentile, ratio, table, written
@@ -220,3 +221,11 @@ def test_the_volatile_arm_changes_its_own_process_alone() -> None:
         timeout=60,
     )  # fmt: skip
     assert done.stdout.split() == ["off", "False"]
+
+
+def test_the_parts_of_a_job_add_up_to_all_of_them() -> None:
+    rows = parts(count=8).rows
+    whole = rows.pop("all of them")["job_us"]
+    assert whole == pytest.approx(sum(row["us"] * row["times"] for row in rows.values()))
+    assert all(row["us"] > 0 for row in rows.values())
+    assert sum("alone_us" in row for row in rows.values()) == 2
