@@ -272,7 +272,8 @@ class Jobs:
             self._forget(job)
 
     def _forget(self, job: RunningJob) -> None:
-        if self._running.pop(job.job_id, None) is not None:
+        if self._running.get(job.job_id) is job:
+            del self._running[job.job_id]
             self._spool.release(job.job_id)
             metrics.IN_FLIGHT.dec()
 

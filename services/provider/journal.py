@@ -8,6 +8,7 @@ Whatever is damaged or torn is left out, and reading goes on at the next record.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import struct
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from cocoon.kernel.errors import ConfigurationError
 from cocoon.sealing.receipt import RECEIPT_BYTES
 
 SUFFIX: Final = ".journal"
@@ -130,13 +132,18 @@ class Journal:
         self.segments: list[Segment] = []
         self.former_files: list[Path] = []  # found by `open`
         self.disk_bytes = 0
+        self._lock: int | None = None
 
     def open(self) -> Iterator[tuple[Segment, bytes]]:
-        """What a former process left. It is never written to again. Other files are removed."""
+        """What a former process left. It is never written to again. Other files are removed.
+
+        Raises ConfigurationError while another process has the folder.
+        """
         missing = [path for path in (self._folder, *self._folder.parents) if not path.exists()]
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for path in missing:  # what is synced in a folder is lost with the folder
             _sync_folder(path.parent)
+        self._claim()
         for path in sorted(self._folder.iterdir()):
             if path.suffix == FORMER_SUFFIX:
                 self.former_files.append(path)
@@ -145,11 +152,26 @@ class Journal:
                 path.unlink()
                 continue
             self._number = int(path.stem)
-            data = path.read_bytes()
+            with path.open("rb") as file:
+                os.fdatasync(file.fileno())  # a killed process may have written and not synced
+                data = file.read()
             segment = Segment(path, len(data))
             self.segments.append(segment)
             self.disk_bytes += segment.size
             yield segment, data
+
+    def _claim(self) -> None:
+        """Until this process ends. Not flock: a child would inherit it and outlive us with it."""
+        lock = self._folder.with_name(f"{self._folder.name}.lock")
+        self._lock = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            raise ConfigurationError(
+                f"another agent works in {self._folder}; stop it, or give this one a data folder "
+                "of its own"
+            ) from None
 
     @property
     def growing(self) -> Segment | None:
@@ -174,9 +196,9 @@ class Journal:
     def close(self) -> None:
         """The segment that grows is full: the next write begins another."""
         if self._growing is not None:
-            os.close(self._growing)
-            self._growing = None
+            descriptor, self._growing = self._growing, None  # gone, whatever `close` says
             self.segments[-1].seen_s = None
+            os.close(descriptor)
 
     def remove(self, segment: Segment) -> None:
         if segment is self.growing:

@@ -108,14 +108,23 @@ class Submitter:
     async def run(self) -> None:
         """Repeat what was not acknowledged, with a doubling pause, until cancelled.
 
-        What was acknowledged leaves the disk here.
+        What was acknowledged leaves the disk here, however long a repetition takes.
         """
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._tidy())
+            tasks.create_task(self._repeat())
+
+    async def _tidy(self) -> None:
         while True:
-            now_s = self._clock.monotonic_s()
             try:
-                await self._spool.tidy(now_s)
+                await self._spool.tidy(self._clock.monotonic_s())
             except OSError as error:
                 _log.error("spool_failed", exc_info=error)
+            await asyncio.sleep(SWEEP_S)
+
+    async def _repeat(self) -> None:
+        while True:
+            now_s = self._clock.monotonic_s()
             due = [attempt for attempt in self._waiting.values() if attempt.due_s <= now_s]
             for at in range(0, len(due), PARALLEL):
                 await asyncio.gather(*map(self._again, due[at : at + PARALLEL]))
@@ -123,14 +132,16 @@ class Submitter:
 
     async def _again(self, attempt: _Attempt) -> None:
         head = attempt.item.head
+        if self._waiting.get(head.name) is not attempt:
+            return  # acknowledged while others were submitted
         pause_s = min(self._first_backoff_s * 2 ** min(attempt.tries, 16), LONGEST_BACKOFF_S)
         attempt.tries += 1
         attempt.due_s = self._clock.monotonic_s() + pause_s
         try:
             response = await asyncio.to_thread(attempt.item.read)
-        except FileNotFoundError:
-            return  # acknowledged while it was read
         except (OSError, ValueError) as error:
+            if self._waiting.get(head.name) is not attempt:
+                return  # acknowledged while it was read
             _log.error("spool_damaged", job_id=head.job_id, exc_info=error)
             return
         await self.submit(head, response)

@@ -74,6 +74,8 @@ class Database:
         self.down = False
         self.connections: list[Connection] = []
         self.appends = 0
+        self.transactions = 0  # renewals of terms, in order
+        self.renewals: set[str] = set()  # those that were committed
 
     def now_us(self) -> int:
         return BASE_US + int((self.loop.now_s - self._start_s) * 1_000_000) + self.skew_us
@@ -223,14 +225,30 @@ async def acquire_term(conn: Connection, shard: int, role: str) -> int:
     return await conn.ask(lambda: conn.database.logs[shard].acquire_term(role))
 
 
-async def renew_term(conn: Connection, shard: int, role: str, term: int) -> int:
+async def renew_term(
+    conn: Connection, shard: int, role: str, term: int, begins: Callable[[str], None]
+) -> int:
+    database = conn.database
+    database.transactions += 1
+    transaction = str(database.transactions)
+
     def renewed() -> int:
-        log = conn.database.logs[shard]
+        log = database.logs[shard]
+        if conn.is_closed():
+            raise Unavailable("the server rolls back what a lost client had not committed")
         if log.terms.get(role) != term:
             raise StaleTerm("another process owns this shard now; this one must stop")
+        database.renewals.add(transaction)
         return log.acquire_term(role)
 
+    begins(transaction)
     return await conn.ask(renewed)
+
+
+async def transaction_status(conn: Connection, transaction: str) -> str:
+    return await conn.look(
+        lambda: "committed" if transaction in conn.database.renewals else "aborted"
+    )
 
 
 async def commands_there(conn: Connection, shard: int, command_ids: Sequence[str]) -> set[str]:

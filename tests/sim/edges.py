@@ -58,6 +58,7 @@ def _edges(loop: SimLoop) -> list[tuple[Any, str, Any]]:
     counted = SimpleNamespace(token_hex=lambda size: f"{next(numbers):0{2 * size}x}")
     of_log = (
         "acquire_term", "append_once", "commands_there", "connect", "read_batch", "renew_term",
+        "transaction_status",
     )  # fmt: skip
     of_tail = ("connect", "checkpoint", "hash_at", "head", "read_batch")
     of_relay = ("connect", "first_position_since", "hash_at", "head", "read_batch")

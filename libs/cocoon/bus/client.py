@@ -28,6 +28,7 @@ _WRITE_BUFFER_BYTES: Final = 1024 * 1024  # above it nats-py's flusher waits for
 _HEADERS_BEGIN: Final = b"NATS/1.0\r\n"
 _NO_LINES: Final = {10: " ", 13: " "}
 _TOKEN_BYTES: Final = 10
+_CLOSE_S: Final = 1.0  # for the server to take what was written last
 
 DirectHandler = Callable[["Msg"], None]
 RawHandler = Callable[[bytes, bytes, bytes], None]  # reply, header block, payload
@@ -90,6 +91,23 @@ class BusClient(Client):
         self._raw.pop(sid, None)
         super()._remove_sub(sid, max_msgs)
 
+    async def _attempt_reconnect(self) -> None:
+        """As nats-py does, but what a dead line has not taken is not waited for."""
+        writer = getattr(self._transport, "_io_writer", None)
+        if writer is not None:
+            writer.transport.abort()
+        await super()._attempt_reconnect()
+
+    async def _close(self, status: int, do_cbs: bool = True) -> None:
+        """As nats-py does, but a dead line is not waited for."""
+        writer = getattr(self._transport, "_io_writer", None)
+        cut = writer and asyncio.get_running_loop().call_later(_CLOSE_S, writer.transport.abort)
+        try:
+            await super()._close(status, do_cbs)
+        finally:
+            if cut:
+                cut.cancel()
+
     async def _read_loop(self) -> None:
         """As nats-py does, but that messages of direct handlers never come here."""
         reader = getattr(self._transport, "_io_reader", None)
@@ -105,10 +123,10 @@ class BusClient(Client):
             if not (self.is_closed or self.is_reconnecting):
                 await self._error_cb(error)
                 await self._process_op_err(error)
-        except (nats.errors.ProtocolError, OSError) as broken:
-            await self._process_op_err(broken)
         except asyncio.CancelledError:
             pass
+        except Exception as broken:  # noqa: BLE001 - whatever nats-py's parser met, it is deaf now
+            await self._process_op_err(broken)
 
     async def _process_msg(
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes

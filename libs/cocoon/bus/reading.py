@@ -148,7 +148,7 @@ def over(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, deliver: De
     transport = cast("asyncio.Transport", writer.transport)
     reading = Reading(cast("asyncio.Protocol", transport.get_protocol()), transport, deliver)
     buffered: bytearray = reader._buffer  # type: ignore[attr-defined]
-    already, reading.ended = bytes(buffered), reader.at_eof()
+    already, reading.ended = bytes(buffered), reader._eof  # type: ignore[attr-defined]
     buffered.clear()
     with contextlib.suppress(RuntimeError):  # a stream that was full has paused it
         transport.resume_reading()

@@ -14,6 +14,10 @@ from typing import Any, Final
 
 HEAD_START_S: Final = 0.25  # of an address over the next one
 MOST_ADDRESSES: Final = 8  # of a name
+# A host that went without a word is noticed after about ten seconds, idle or with bytes unsent.
+_DEAD_AFTER: Final = {
+    "TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 10_000,
+}  # fmt: skip
 
 
 async def dial(host: str, port: int) -> socket.socket:
@@ -53,9 +57,14 @@ async def _addresses(host: str, port: int) -> list[tuple[int, Any]]:
 
 
 async def _dial_one(family: int, address: Any) -> socket.socket:
-    line = socket.socket(family, socket.SOCK_STREAM)
+    line = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         line.setblocking(False)
+        line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _DEAD_AFTER.items():
+            if hasattr(socket, name):  # not every system has all of them
+                line.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
         await asyncio.get_running_loop().sock_connect(line, address)
     except BaseException:
         line.close()

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -81,17 +81,34 @@ async def acquire_term(conn: Connection, shard: int, role: str) -> int:
         return int(await conn.fetchval("SELECT log.acquire_term($1, $2)", shard, role))
 
 
-async def renew_term(conn: Connection, shard: int, role: str, term: int) -> int:
+async def renew_term(
+    conn: Connection,
+    shard: int,
+    role: str,
+    term: int,
+    begins: Callable[[str], None] = lambda _: None,
+) -> int:
     """Raise one's own term: what was sent under it and has not come in never will.
 
-    Raises StaleTerm when another process has taken over.
+    `begins` hears the transaction's id before the commit, whose outcome may stay unknown: ask
+    `transaction_status` then. Raises StaleTerm when another process has taken over.
     """
     with tree_errors():
         async with conn.transaction():
             renewed = await acquire_term(conn, shard, role)
             if renewed != term + 1:
                 raise StaleTerm("another process owns this shard now; this one must stop")
+            begins(await conn.fetchval("SELECT pg_current_xact_id()::text"))
             return renewed
+
+
+async def transaction_status(conn: Connection, transaction_id: str) -> str | None:
+    """What became of it: "committed", "aborted" or "in progress"; None if that is forgotten."""
+    with tree_errors():
+        status: str | None = await conn.fetchval(
+            "SELECT pg_xact_status($1::text::xid8)", transaction_id
+        )
+    return status
 
 
 async def commands_there(conn: Connection, shard: int, command_ids: Sequence[str]) -> set[str]:
@@ -153,6 +170,7 @@ class LogAppender:
         self._wake = asyncio.Event()
         self._conn: asyncpg.Connection[asyncpg.Record] | None = None
         self._term = 0
+        self._renewing: str | None = None  # the transaction of a renewal of unknown outcome
         self._task: asyncio.Task[None] | None = None
         self._closed: CocoonError | None = None
 
@@ -307,7 +325,7 @@ class LogAppender:
         limit_s, now_s = self._wait_limit_s, asyncio.get_running_loop().time()
         late = {w for w in batch if limit_s is not None and now_s - w.since_s > limit_s}
         if late and sent:
-            self._term = await renew_term(conn, self._shard, self._role, self._term)
+            await self._renew_term(conn)
             names = [w.prepared.item.command_id for w in late]
             there = await commands_there(conn, self._shard, names)
             late = {w for w in late if w.prepared.item.command_id not in there}
@@ -315,6 +333,24 @@ class LogAppender:
             error = Unavailable("the log was away for too long; try again", code="log_away")
             self._fail(late, error)
         return [w for w in batch if w not in late]
+
+    async def _renew_term(self, conn: Connection) -> None:
+        """One whose commit was not answered may be in: then the term is this one's, and raised."""
+        if self._renewing is not None:
+            status = await transaction_status(conn, self._renewing)
+            if status == "in progress":
+                raise Unavailable("the term's renewal is still being written")
+            self._renewing = None
+            if status == "committed":
+                self._term += 1
+                return
+        self._term = await renew_term(
+            conn, self._shard, self._role, self._term, self._renewal_begins
+        )
+        self._renewing = None
+
+    def _renewal_begins(self, transaction_id: str) -> None:
+        self._renewing = transaction_id
 
     def _forget(self, waiting: _Waiting) -> None:
         """Before it is told: whoever appends the same command from now on asks Postgres anew."""

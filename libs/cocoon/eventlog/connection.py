@@ -135,11 +135,15 @@ async def acquired(pool: Pool, wait_s: float = POOL_WAIT_S) -> AsyncIterator[Con
 
 @contextlib.contextmanager
 def dropped_when_silent(conn: Connection) -> Iterator[None]:
-    """A connection that gave no answer in time serves nobody else: its line may be dead."""
+    """A connection that gave no answer in time serves nobody else: its line may be dead.
+
+    Then asyncpg has asked the server to cancel a statement, and does not know yet whether it did.
+    """
     try:
         yield
     except (TimeoutError, Unavailable):
-        conn.terminate()
+        if not conn.is_closed() and conn._protocol._is_cancelling():  # type: ignore[union-attr]
+            conn.terminate()
         raise
 
 

@@ -272,17 +272,18 @@ class _ShardRelay:
     async def _wait(self, *, waits_for_ack: bool) -> None:
         """Wait for an ack or for more of the log; look at the log again after `_POLL_S`."""
         now_s = asyncio.get_running_loop().time
-        started_s = now_s()
+        started_s, acked = now_s(), self.acked
         try:
             # not wait_for: until Python 3.12 it can swallow a cancellation
             async with asyncio.timeout(_POLL_S):
                 await self._progress.wait()
         except TimeoutError:
             self._more = True
-            passed_s = now_s() - started_s
-            self._silent_s = self._silent_s + passed_s if waits_for_ack else 0.0
-            self._idle_s = 0.0 if waits_for_ack else self._idle_s + passed_s
-            if self._silent_s > _ACK_TIMEOUT_S:
-                raise Transient("the broker does not acknowledge") from None
+            self._idle_s = 0.0 if waits_for_ack else self._idle_s + now_s() - started_s
         else:
-            self._silent_s = self._idle_s = 0.0
+            self._idle_s = 0.0
+        # that the log grows says nothing of the broker
+        silent = waits_for_ack and self.acked == acked
+        self._silent_s = self._silent_s + now_s() - started_s if silent else 0.0
+        if self._silent_s > _ACK_TIMEOUT_S:
+            raise Transient("the broker does not acknowledge")

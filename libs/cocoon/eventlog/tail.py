@@ -53,6 +53,7 @@ class _Live:
         self._arrived = asyncio.Event()
         self._subscription: Subscription | None = None
         self._heard_s = asyncio.get_running_loop().time()
+        self._made = False  # the consumer, as far as is known
         self.overflowed = False
 
     async def open(self, first: int) -> None:
@@ -80,6 +81,7 @@ class _Live:
             f"CONSUMER.CREATE.{self._stream}.{self._name}",
             {"stream_name": self._stream, "config": config},
         )
+        self._made = True
 
     async def take(self, limit: int, timeout_s: float) -> list[StoredEvent]:
         """Up to `limit` events; none after `timeout_s` without any, fewer before a bad one."""
@@ -118,7 +120,7 @@ class _Live:
             if self._subscription is not None:
                 await self._subscription.unsubscribe()
         # The server drops it by itself after ten seconds without interest.
-        if self._nc.is_connected:
+        if self._made and self._nc.is_connected:
             with contextlib.suppress(CocoonError, TimeoutError):
                 async with asyncio.timeout(_JOIN_S):
                     await api(self._nc, f"CONSUMER.DELETE.{self._stream}.{self._name}")
@@ -281,7 +283,7 @@ class Tail:
                 await live.open(self._next)
         except (CocoonError, TimeoutError):
             await live.close()
-            self._retry_live_s = now_s + _RETRY_S
+            self._retry_live_s = asyncio.get_running_loop().time() + _RETRY_S
             return False
         self._live = live
         await self._unlisten()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -15,12 +17,18 @@ from cocoon.eventlog.append import (
     acquire_term,
     transaction,
 )
-from cocoon.eventlog.connection import acquired, connect, create_pool
+from cocoon.eventlog.connection import (
+    acquired,
+    connect,
+    create_pool,
+    tree_errors,
+)
 from cocoon.kernel.errors import Unavailable
 from tests.support.fault_proxy import FaultProxy
 from tests.support.log_items import deposit, job_item, whole_log
 from tests.support.servers import Database
 
+Pool = Any  # asyncpg.Pool
 Through = Callable[[str], str]
 
 
@@ -92,3 +100,62 @@ async def test_a_pooled_line_that_died_serves_nobody_else(
         await tx.checkpoint("ledger", 1)
 
     await asyncio.wait_for(pool.close(), 10)
+
+
+@pytest.mark.parametrize("kind", ["acquired", "transaction"])
+@pytest.mark.parametrize("error", [TimeoutError(), Unavailable("the bus is away")])
+async def test_who_waited_for_something_else_leaves_the_connection_to_others(
+    database: Database, kind: str, error: Exception
+) -> None:
+    pool = await create_pool(database.dsn("cocoon_billing"), "test", size=1)
+    backend, term = await _backend(pool), await _term(pool)
+    with pytest.raises(Unavailable):
+        async with _block(pool, kind, term):
+            raise error
+    assert await _backend(pool) == backend
+    await pool.close()
+
+
+async def test_what_postgres_itself_refused_leaves_the_connection_to_others(
+    database: Database,
+) -> None:
+    pool = await create_pool(database.dsn("cocoon_billing"), "test", size=1)
+    backend, term = await _backend(pool), await _term(pool)
+    with pytest.raises(Unavailable):
+        await _run(pool, "transaction", term, "DO $$ BEGIN RAISE SQLSTATE '40P01'; END $$")
+    assert await _backend(pool) == backend
+    await pool.close()
+
+
+@pytest.mark.parametrize("kind", ["acquired", "transaction"])
+async def test_a_statement_without_an_answer_drops_its_connection(
+    database: Database, kind: str
+) -> None:
+    pool = await create_pool(database.dsn("cocoon_billing"), "test", size=1)
+    backend, term = await _backend(pool), await _term(pool)
+    with pytest.raises(Unavailable):
+        await _run(pool, kind, term, "SELECT pg_sleep(3)")
+    assert await _backend(pool) != backend
+    await pool.close()
+
+
+def _block(pool: Pool, kind: str, term: int) -> AbstractAsyncContextManager[Any]:
+    return acquired(pool) if kind == "acquired" else transaction(pool, 1, "billing", term)
+
+
+async def _run(pool: Pool, kind: str, term: int, statement: str) -> None:
+    async with _block(pool, kind, term) as found:
+        conn = found.conn if isinstance(found, LogTransaction) else found
+        with tree_errors():
+            await conn.execute(statement, timeout=0.3)
+
+
+async def _backend(pool: Pool) -> int:
+    async with acquired(pool) as conn:
+        found: int = await conn.fetchval("SELECT pg_backend_pid()")
+        return found
+
+
+async def _term(pool: Pool) -> int:
+    async with acquired(pool) as conn:
+        return await acquire_term(conn, 1, "billing")

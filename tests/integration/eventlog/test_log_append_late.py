@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import asyncpg
 import pytest
 
+from cocoon.eventlog import append
 from cocoon.eventlog.append import (
     Appended,
     Conflict,
@@ -130,4 +132,42 @@ async def test_a_late_writer_whose_shard_was_taken_over_stops(own_postgres: Data
     with pytest.raises(StaleTerm):
         await writer.append(job_item(1))
     await conn.close()
+    await writer.close()
+
+
+@pytest.mark.parametrize("taken_over", [False, True])
+async def test_a_renewal_whose_answer_was_lost_stops_only_who_was_taken_over(
+    database: Database, monkeypatch: pytest.MonkeyPatch, taken_over: bool
+) -> None:
+    writer = LogAppender(database.dsn("cocoon_matcher"), 1, "matcher", wait_limit_s=0.2)
+    await writer.acquire_term()
+    once, renew = append.append_once, append.renew_term
+    until_s = asyncio.get_running_loop().time() + 0.4
+    renewals = 0
+
+    async def away(*call: Any) -> Any:
+        if asyncio.get_running_loop().time() < until_s:
+            raise Unavailable("the connection to Postgres was lost")
+        return await once(*call)
+
+    async def lost(conn: Any, *call: Any) -> int:
+        nonlocal renewals
+        renewals += 1
+        term = await renew(conn, *call)
+        if renewals == 1:  # committed, and the line ends before anybody hears of it
+            if taken_over:
+                await acquire_term(conn, 1, "matcher")
+            conn.terminate()
+            raise Unavailable("the connection to Postgres was lost")
+        return term
+
+    monkeypatch.setattr(append, "append_once", away)
+    monkeypatch.setattr(append, "renew_term", lost)
+    with pytest.raises(Unavailable):
+        await writer.append(job_item(1))
+    if taken_over:
+        with pytest.raises(StaleTerm):
+            await writer.append(job_item(2))
+    else:
+        appended(await writer.append(job_item(2)))
     await writer.close()

@@ -349,6 +349,28 @@ async def test_tail_follows_the_log_while_no_relay_runs(
     await collector.stop()
 
 
+async def test_a_relay_notices_a_silent_broker_while_the_log_grows(
+    appender: LogAppender, database: Database, bus: Bus
+) -> None:
+    async with relaying(database, bus) as relay:
+        await append_many(appender, 0, 2)
+        await eventually(lambda: relay.positions[1] == 6)
+        assert bus.server.pid is not None
+        before = sample("cocoon_relay_rewinds_total", shard="1")
+        os.kill(bus.server.pid, signal.SIGSTOP)
+        try:
+            async with asyncio.timeout(4):  # before the connection's own pings tell
+                for number in range(100, 200):
+                    await append_many(appender, number, 1)
+                    await asyncio.sleep(0.1)
+                    if sample("cocoon_relay_rewinds_total", shard="1") > before:
+                        break
+        finally:
+            os.kill(bus.server.pid, signal.SIGCONT)
+        last = len(await whole_log(database.admin_dsn))
+        await eventually(lambda: relay.positions[1] == last)
+
+
 async def test_tail_reads_the_log_while_jetstream_does_not_answer(
     appender: LogAppender, database: Database, bus: Bus
 ) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cocoon.bus import reading as rooms
-from cocoon.bus.reading import Reading
+from cocoon.bus.reading import Reading, over
 
 DIRECT, OTHER = 1, 2
 
@@ -142,3 +142,21 @@ async def test_the_end_comes_after_what_was_said_before_it() -> None:
     assert await waiting == b"PING\r\n"
     assert await world.reading.whole() == b"+OK\r\n"
     assert await world.reading.whole() == b""
+
+
+async def test_an_end_behind_bytes_that_wait_is_heard() -> None:
+    async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"PING\r\n")
+        writer.write_eof()
+        await asyncio.sleep(2)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+    await asyncio.sleep(0.1)  # both have arrived, and nobody has read them
+    reading = over(reader, writer, lambda *_: False)
+    assert await reading.whole() == b"PING\r\n"
+    async with asyncio.timeout(1):
+        assert await reading.whole() == b""
+    writer.close()
+    server.close()
