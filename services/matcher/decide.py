@@ -8,6 +8,7 @@ from typing import Literal
 from cocoon.contracts.commands import Candidate, Command, ExpireLease, RequestJob
 from cocoon.contracts.envelope import AppendItem, NewEvent
 from cocoon.contracts.events import EventData, JobFailed, ProviderMatched
+from cocoon.contracts.matching import BALANCED, MatchingPolicy
 from cocoon.contracts.messages import DispatchReport, ErrorBody, JobRequest, MatchUpdate
 from cocoon.domain.job import JobState
 from cocoon.kernel.errors import CocoonError
@@ -24,6 +25,7 @@ def request_command(
     lease_ttl_ms: int,
     seed: str,
     now_ms: int,
+    policy: MatchingPolicy = BALANCED,
 ) -> RequestJob:
     """The command with everything that its decision may look at."""
     fields = request.model_dump(exclude={"command_id"})
@@ -34,6 +36,7 @@ def request_command(
         lease_ttl_ms=lease_ttl_ms,
         seed=seed,
         now_ms=now_ms,
+        policy=policy,
     )
 
 

@@ -111,6 +111,7 @@ class Ending:
             if request
             else ()
         )
+        wishes = self._memory.wishes_of(lease.match.job_id)
         return ExpireLease(
             job_id=lease.match.job_id,
             epoch=lease.match.epoch,
@@ -123,6 +124,9 @@ class Ending:
             seed=self._randomness.token(32).hex(),
             now_ms=self._clock.now_ms(),
             again=lease.turned_away and reason == "busy",
+            policy=self._memory.policy,
+            preferences=wishes.preferences,
+            affinity=wishes.affinity,
         )
 
     async def _follow(self, job_id: str, lease: Lease, outcome: Appended) -> None:

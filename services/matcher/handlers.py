@@ -34,7 +34,7 @@ from services.matcher import decide
 from services.matcher.accepted import AcceptedCommands
 from services.matcher.lease import CONFLICT_PAUSE_S, News
 from services.matcher.leases import Leases
-from services.matcher.memory import Memory
+from services.matcher.memory import Memory, Wishes
 from services.matcher.settings import MatcherSettings
 from services.matcher.waiting import Waiting, WaitingRoom
 
@@ -168,15 +168,18 @@ class Matcher:
             self._settings.lease_ttl_ms,
             self._randomness.token(32).hex(),
             self._clock.now_ms(),
+            self._memory.policy,
         )
 
     def _grant(self, request: JobRequest, match: ProviderMatched, traceparent: str) -> None:
         """Reserve the hold and start the lease: the log may still say no."""
         self._memory.reserve(request.job_id, request.account_id, request.max_price_nanoton)
+        self._memory.wish(request.job_id, Wishes(request.preferences, request.affinity))
         self._leases.start(match, request.gateway_id, traceparent)
 
     def _withdraw(self, job_id: str) -> None:
         self._memory.release_pending(job_id)
+        self._memory.forget_wish(job_id)
         self._leases.forget(job_id)
 
     async def _accepted(

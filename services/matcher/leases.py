@@ -204,7 +204,8 @@ class Leases:
         request = state.request
         candidates = self._memory.candidates(request.recipient_key_ids, request.model_id, now_s)
         tried = frozenset((*state.tried, lease.match.provider_id))
-        need = need_of(request, self._clock.now_ms(), tried)
+        asked = self._memory.wishes_of(lease.match.job_id).preferences
+        need = need_of(request, self._clock.now_ms(), tried, asked=asked)
         return isinstance(matching.choose(candidates, need, "00" * 32), matching.NoCandidate)
 
     def on_cancel(self, cancel: CancelJob) -> None:

@@ -16,20 +16,20 @@ from cocoon.contracts.events import (
     EventData,
     FundsHeld,
     KeyBundlePublished,
+    LeaseExpired,
     OfferedModel,
     ProviderAttested,
     Quote,
+    ResultSealed,
 )
+from cocoon.contracts.matching import BALANCED, MatchingPolicy, Preferences
 from cocoon.contracts.messages import Heartbeat
 from cocoon.domain import job as jobs
 from cocoon.domain import provider as providers
 from cocoon.domain.job import JobState, JobStatus
 from cocoon.domain.ledger import postings
 from cocoon.domain.provider import ProviderState
-
-FIRST_TOKEN_ALPHA_EARLY = 2  # 1/alpha for the first samples
-FIRST_TOKEN_ALPHA_LATE = 10
-EARLY_SAMPLES = 8
+from cocoon.domain.reputation import Reputation, moved, observe
 
 
 @dataclass(slots=True)
@@ -48,16 +48,28 @@ class ProviderView:
     live_jobs: set[str] = field(default_factory=set)  # of this shard
     first_token_us: int = 0
     first_token_samples: int = 0
+    reputation: Reputation = field(default_factory=Reputation)
 
     def observe_first_token(self, sample_us: int) -> None:
         """Exponentially weighted average: alpha 1/2 for eight samples, then 1/10."""
-        early = self.first_token_samples < EARLY_SAMPLES
-        divisor = FIRST_TOKEN_ALPHA_EARLY if early else FIRST_TOKEN_ALPHA_LATE
-        if self.first_token_samples == 0:
-            self.first_token_us = sample_us
-        else:
-            self.first_token_us += (sample_us - self.first_token_us) // divisor
+        samples = self.first_token_samples
+        self.first_token_us = moved(self.first_token_us, sample_us, samples)
         self.first_token_samples += 1
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What a client asks of its provider beyond the sealed request's header.
+
+    The log's events do not hold it. After a restart of the matcher a job is matched again without;
+    what must hold, the client holds itself: it seals to nobody else.
+    """
+
+    preferences: Preferences | None = None
+    affinity: str = ""
+
+
+NO_WISHES = Wishes()
 
 
 @dataclass(slots=True)
@@ -73,14 +85,18 @@ class Memory:
     `sharers`: how many account shards' matchers send jobs to the same providers.
     """
 
-    def __init__(self, fee_bps: int, silence_s: float, sharers: int = 1) -> None:
+    def __init__(
+        self, fee_bps: int, silence_s: float, sharers: int = 1, policy: MatchingPolicy = BALANCED
+    ) -> None:
         self.fee_bps = fee_bps
+        self.policy = policy
         self.silence_s = silence_s
         self.sharers = sharers
         self.providers: dict[str, ProviderView] = {}
         self.keys: dict[str, str] = {}  # key_id -> provider_id
         self.accounts: dict[str, AccountView] = {}
         self.jobs: dict[str, JobState] = {}  # live jobs only
+        self._wishes: dict[str, Wishes] = {}  # of live jobs
         self.position = 0  # of this shard's log, as far as the tail has read
         self.pending_holds: dict[str, tuple[str, int]] = {}  # job -> (account, nanoTON)
         self._pending_by_account: dict[str, int] = {}
@@ -125,6 +141,9 @@ class Memory:
             if isinstance(event, FundsHeld):
                 self.release_pending(ident)
             self.apply_job(ident, stored.version, event)
+            if isinstance(event, ResultSealed | LeaseExpired):
+                view = self._provider(event.provider_id)
+                view.reputation = observe(view.reputation, event)
         return event
 
     def apply_job(self, job_id: str, version: int, event: EventData) -> None:
@@ -144,6 +163,7 @@ class Memory:
             self._provider(state.match.provider_id).live_jobs.add(job_id)
         if state.status.is_terminal:
             self.jobs.pop(job_id, None)
+            self.forget_wish(job_id)
         else:
             self.jobs[job_id] = state
 
@@ -157,6 +177,18 @@ class Memory:
             aggregate, _, ident = stored.stream.partition("/")
             if aggregate == "job" and stored.position > self.position:
                 self.apply_job(ident, stored.version, stored.decode())
+
+    # ---- what clients wish ----
+
+    def wish(self, job_id: str, wishes: Wishes) -> None:
+        if wishes != NO_WISHES:
+            self._wishes[job_id] = wishes
+
+    def wishes_of(self, job_id: str) -> Wishes:
+        return self._wishes.get(job_id, NO_WISHES)
+
+    def forget_wish(self, job_id: str) -> None:
+        self._wishes.pop(job_id, None)
 
     def _account(self, account_id: str) -> AccountView:
         return self.accounts.setdefault(account_id, AccountView())
@@ -275,6 +307,10 @@ class Memory:
             concurrency=concurrency,
             first_token_us=view.first_token_us,
             alive=self.is_alive(provider_id, now_s) and not view.draining,
+            tier=attested.assurance,
+            tokens_per_s=view.reputation.tokens_per_s,
+            ended_jobs=view.reputation.ended_jobs,
+            success_ppm=view.reputation.success_ppm,
         )
 
     def quote(self, model: OfferedModel) -> Quote:

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from cocoon.contracts.base import Contract, Count, Hex16, Hex32, Name, Nanoton, TimeMs
 from cocoon.contracts.events import Epoch, OfferedModel, Position, Quote
+from cocoon.contracts.matching import Affinity, MatchingPolicy, PartsPerMillion, Preferences
 from cocoon.kernel import canonical
 
 
@@ -43,6 +44,13 @@ class Candidate(Contract):
     concurrency: Count
     first_token_us: Count  # moving average of the time to first token; 0 = no history
     alive: bool
+    # not in commands from before matching policies
+    tier: Name | None = None
+    quantisation: Name | None = None
+    region: Name | None = None
+    tokens_per_s: Count = 0  # moving average of one answer's output; 0 = no history
+    ended_jobs: Count = 0  # that ended well or badly at this provider
+    success_ppm: PartsPerMillion = 1_000_000  # moving average of those that ended well
 
 
 class RequestJob(Command):
@@ -66,6 +74,10 @@ class RequestJob(Command):
     lease_ttl_ms: TimeMs
     seed: Hex32
     now_ms: TimeMs
+    # not in commands from before matching policies
+    policy: MatchingPolicy | None = None
+    preferences: Preferences | None = None
+    affinity: Affinity = ""
 
 
 class ExpireLease(Command):
@@ -83,6 +95,9 @@ class ExpireLease(Command):
     seed: Hex32
     now_ms: TimeMs
     again: bool = False  # whoever was only busy may be chosen again; while all are, nothing ends
+    policy: MatchingPolicy | None = None
+    preferences: Preferences | None = None
+    affinity: Affinity = ""
 
 
 class SettleResult(Command):

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from cocoon.contracts.base import Contract, Count, Hex16, Hex32, Name, Nanoton, TimeMs
 from cocoon.contracts.events import Epoch, OfferedModel, Quote
+from cocoon.contracts.matching import Affinity, Preferences
 
 MAX_INLINE_ENVELOPE_BYTES = 512 * 1024  # larger envelopes reach the provider through SEALED
 
@@ -51,6 +52,8 @@ class JobRequest(Contract):
     policy_hash: Hex32
     recipient_key_ids: tuple[Hex16, ...]
     stream: bool
+    preferences: Preferences | None = None
+    affinity: Affinity = ""
 
 
 class MatchUpdate(Contract):

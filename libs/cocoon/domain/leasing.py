@@ -16,6 +16,7 @@ from cocoon.contracts.events import (
     LeaseExpired,
     ProviderMatched,
 )
+from cocoon.contracts.matching import Preferences
 from cocoon.domain import matching, pricing
 from cocoon.domain.job import JobState, JobStatus
 from cocoon.kernel.errors import Conflict, DeadlineExceeded, RateLimited, Unavailable
@@ -76,7 +77,8 @@ def decide_request_job(state: JobState, command: RequestJob) -> tuple[EventData,
                 available_nanoton=command.available_nanoton,
             ),
         )
-    chosen = matching.choose(command.candidates, need_of(requested, command.now_ms), command.seed)
+    need = need_of(requested, command.now_ms, asked=command.preferences, affinity=command.affinity)
+    chosen = matching.choose(command.candidates, need, command.seed, command.policy)
     if isinstance(chosen, matching.NoCandidate):
         if chosen.is_capacity:
             raise RateLimited(chosen.message, code="providers_busy", retry_after_s=1)
@@ -93,8 +95,9 @@ def decide_request_job(state: JobState, command: RequestJob) -> tuple[EventData,
 
 
 def need_of(
-    request: JobRequested, now_ms: int, excluded: frozenset[str] = frozenset()
-) -> matching.Need:
+    request: JobRequested, now_ms: int, excluded: frozenset[str] = frozenset(), *,
+    asked: Preferences | None = None, affinity: str = "",
+) -> matching.Need:  # fmt: skip
     return matching.Need(
         model_id=request.model_id,
         recipient_key_ids=request.recipient_key_ids,
@@ -103,6 +106,8 @@ def need_of(
         max_output_tokens=request.max_output_tokens,
         now_ms=now_ms,
         excluded_providers=excluded,
+        preferences=asked or matching.NOTHING_ASKED,
+        affinity=affinity,
     )
 
 
@@ -136,9 +141,11 @@ def decide_expire_lease(state: JobState, command: ExpireLease) -> tuple[EventDat
     failure = _failure(state, command, counts)
     if failure is None:
         excluded = frozenset(state.failed_at if command.again else (*state.tried, live.provider_id))
-        chosen = matching.choose(
-            command.candidates, need_of(request, command.now_ms, excluded), command.seed
-        )
+        need = need_of(
+            request, command.now_ms, excluded, asked=command.preferences,
+            affinity=command.affinity,
+        )  # fmt: skip
+        chosen = matching.choose(command.candidates, need, command.seed, command.policy)
         if isinstance(chosen, Candidate):
             return (
                 expired,

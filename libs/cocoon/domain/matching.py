@@ -1,23 +1,27 @@
-"""Who gets the job: hard filters, then the better of two drawn by the decision's seed.
+"""Who gets the job: hard filters, then preferences, exploration, a warm set, the better of two.
 
-Integers only, so that the same snapshot and seed give the same provider on every machine.
-The whole policy (affinity, utility, exploration) grows here; see docs/adr.
+Integers only, so that the same snapshot, policy and seed give the same provider on every machine;
+`explain` tells each candidate why. Commands from before policies are decided as they were then.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 
 from cocoon.contracts.commands import Candidate
+from cocoon.contracts.matching import MatchingPolicy, Preferences
 from cocoon.domain.pricing import greatest_price
 
 DEFAULT_FIRST_TOKEN_US = 50_000  # a provider without a history is taken to need 50 ms
+NOTHING_ASKED = Preferences()
+_FULL = 1000  # a term of the utility lies between 0 and this
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What the job demands of a provider."""
+    """What the job demands of a provider. `affinity`: a blind key that only its client can make."""
 
     model_id: str
     recipient_key_ids: tuple[str, ...]
@@ -26,6 +30,8 @@ class Need:
     max_output_tokens: int
     now_ms: int
     excluded_providers: frozenset[str] = frozenset()
+    preferences: Preferences = field(default=NOTHING_ASKED)
+    affinity: str = ""  # hex
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,19 @@ class NoCandidate:
         return self.emptied_by == "capacity"
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How one candidate fared. `by`: the filter, the preference or the term that decided it."""
+
+    provider_id: str
+    outcome: str  # won, filtered, passed_by, not_drawn, lost
+    by: str
+    margin_permille: int = 0  # lost: how much better the winner's term was
+
+
+Tell = Callable[[Candidate, str, str, int], None]
+Keep = Callable[[Candidate], bool]
+
 _SENTENCES = {
     "recipient": "no provider that this request is sealed to is known to the network; "
     "fetch the directory again and seal to its current keys",
@@ -47,21 +66,92 @@ _SENTENCES = {
     "attestation": "the evidence of the providers that this request is sealed to has run out; "
     "fetch the directory again and seal to its current keys",
     "alive": "the providers that this request is sealed to are not answering; try again shortly",
+    "only": "none of the providers in `only` is among those that this request is sealed to",
+    "ignore": "every provider that this request is sealed to is on its `ignore` list",
+    "tier": "no provider that this request is sealed to is of a tier that it asks for",
+    "quantisation": "no provider that this request is sealed to serves a quantisation that it "
+    "asks for",
+    "region": "no provider that this request is sealed to is in a region that it asks for",
+    "token_price": "every provider that this request is sealed to asks more per token than it "
+    "allows",
     "context": "the request's token bounds exceed the context of every provider it is sealed to",
     "price": "max_price is below what this job can cost at any provider it is sealed to",
     "tried": "every provider that this request is sealed to has already failed this job",
     "capacity": "all providers that this request is sealed to are busy; try again shortly",
+    "order": "none of the providers in `order` can take this job, and it allows no others",
 }
 
 
-def _filters(need: Need) -> list[tuple[str, object]]:
-    keys = frozenset(need.recipient_key_ids)
+def choose(
+    candidates: tuple[Candidate, ...], need: Need, seed: str, policy: MatchingPolicy | None = None
+) -> Candidate | NoCandidate:
+    """Return the provider for `need`, or which filter left nobody.
+
+    `seed` is 64 hex digits; the draw is a function of it and of the candidates' order by id.
+    Without a policy it is decided as before there were any: filters and the better of two.
+    """
+    return _decide(candidates, need, seed, policy, _told_nobody)
+
+
+def explain(
+    candidates: tuple[Candidate, ...], need: Need, seed: str, policy: MatchingPolicy | None = None
+) -> tuple[Standing, ...]:
+    """How each candidate fared in the very decision that `choose` makes, by provider."""
+    found: list[Standing] = []
+
+    def tell(candidate: Candidate, outcome: str, by: str, margin: int) -> None:
+        found.append(Standing(candidate.provider_id, outcome, by, margin))
+
+    chosen = _decide(candidates, need, seed, policy, tell)
+    if isinstance(chosen, Candidate):
+        told = [standing for standing in found if standing.outcome == "won"]
+        if not told:
+            tell(chosen, "won", "only one left", 0)
+    return tuple(sorted(found, key=lambda one: (one.provider_id, one.outcome)))
+
+
+def _told_nobody(candidate: Candidate, outcome: str, by: str, margin: int) -> None:
+    """`choose` needs the winner alone."""
+
+
+def _decide(
+    candidates: tuple[Candidate, ...], need: Need, seed: str, policy: MatchingPolicy | None,
+    tell: Tell,
+) -> Candidate | NoCandidate:  # fmt: skip
+    left = _filtered(candidates, need, tell)
+    if isinstance(left, NoCandidate):
+        return left
+    if policy is None:
+        return _first_policy(left, seed, tell)
+    asked = need.preferences
+    if asked.order:
+        named = [c for name in asked.order for c in left if c.provider_id == name]
+        if named:
+            return _first_of(named, left, "order", tell)
+        if not asked.fallbacks:
+            _tell_all(tell, left, "filtered", "order")
+            return NoCandidate(emptied_by="order", message=_SENTENCES["order"])
+    if asked.sort is not None:
+        return _first_of(_sorted_by(asked.sort, left, need), left, f"sort:{asked.sort}", tell)
+    return _by_policy(left, need, _Draw(seed), policy, tell)
+
+
+# ---- hard filters ----
+
+
+def _filters(need: Need) -> list[tuple[str, Keep]]:
+    keys, asked = frozenset(need.recipient_key_ids), need.preferences
     tokens = need.max_input_tokens + need.max_output_tokens
-    return [
+    found: list[tuple[str, Keep]] = [
         ("recipient", lambda c: c.key_id in keys),
         ("model", lambda c: c.quote.model_id == need.model_id),
         ("attestation", lambda c: c.valid_until_ms > need.now_ms),
         ("alive", lambda c: c.alive),
+    ]
+    if asked is not NOTHING_ASKED:
+        found += _asked_filters(asked)
+    return [
+        *found,
         ("context", lambda c: tokens <= c.context_tokens),
         (
             "price",
@@ -75,33 +165,205 @@ def _filters(need: Need) -> list[tuple[str, object]]:
     ]
 
 
-def _expected_wait(candidate: Candidate) -> tuple[int, int]:
-    """(queue + 1) / capacity x time to first token, as a fraction of integers."""
-    first_token_us = candidate.first_token_us or DEFAULT_FIRST_TOKEN_US
-    return (candidate.running + 1) * first_token_us, candidate.concurrency
+def _asked_filters(asked: Preferences) -> list[tuple[str, Keep]]:
+    """Only what the client set; a candidate that says nothing of it does not pass."""
+    found: list[tuple[str, Keep]] = []
+    if asked.only:
+        found.append(("only", lambda c: c.provider_id in asked.only))
+    if asked.ignore:
+        found.append(("ignore", lambda c: c.provider_id not in asked.ignore))
+    if asked.tiers:
+        found.append(("tier", lambda c: c.tier in asked.tiers))
+    if asked.quantisations:
+        found.append(("quantisation", lambda c: c.quantisation in asked.quantisations))
+    if asked.regions:
+        found.append(("region", lambda c: c.region in asked.regions))
+    most_in, most_out = asked.max_input_nanoton_per_mtok, asked.max_output_nanoton_per_mtok
+    if most_in is not None:
+        found.append(("token_price", lambda c: c.quote.input_nanoton_per_mtok <= most_in))
+    if most_out is not None:
+        found.append(("token_price", lambda c: c.quote.output_nanoton_per_mtok <= most_out))
+    return found
 
 
-def _better(a: Candidate, b: Candidate) -> Candidate:
-    (a_num, a_den), (b_num, b_den) = _expected_wait(a), _expected_wait(b)
-    left, right = a_num * b_den, b_num * a_den
-    if left != right:
-        return a if left < right else b
-    return a if a.provider_id <= b.provider_id else b
-
-
-def choose(candidates: tuple[Candidate, ...], need: Need, seed: str) -> Candidate | NoCandidate:
-    """Return the provider for `need`, or which filter left nobody.
-
-    `seed` is 64 hex digits; the draw is a function of it and of the candidates' order by id.
-    """
+def _filtered(
+    candidates: Iterable[Candidate], need: Need, tell: Tell
+) -> list[Candidate] | NoCandidate:
     left = sorted(candidates, key=lambda c: (c.provider_id, c.key_id))
     for name, keep in _filters(need):
-        left = [c for c in left if keep(c)]  # type: ignore[operator]
-        if not left:
+        kept = [c for c in left if keep(c)]
+        if len(kept) < len(left):
+            _tell_all(tell, [c for c in left if c not in kept], "filtered", name)
+        if not kept:
             return NoCandidate(emptied_by=name, message=_SENTENCES[name])
+        left = kept
+    return left
+
+
+def _tell_all(tell: Tell, candidates: Iterable[Candidate], outcome: str, by: str) -> None:
+    if tell is not _told_nobody:
+        for candidate in candidates:
+            tell(candidate, outcome, by, 0)
+
+
+# ---- what the client ranks itself ----
+
+
+def _sorted_by(sort: str, left: Sequence[Candidate], need: Need) -> list[Candidate]:
+    """The best first; equal ones by their load, so that they share the jobs."""
+
+    def key(candidate: Candidate) -> tuple[int, int, str]:
+        if sort == "price":
+            best = greatest_price(
+                candidate.quote, need.max_input_tokens, need.max_output_tokens
+            )  # fmt: skip
+        elif sort == "latency":
+            best = _wait_ns(candidate)
+        else:
+            best = -candidate.tokens_per_s
+        return best, _load_permille(candidate), candidate.provider_id
+
+    return sorted(left, key=key)
+
+
+def _first_of(
+    ranked: Sequence[Candidate], left: Sequence[Candidate], by: str, tell: Tell
+) -> Candidate:
+    _tell_all(tell, [c for c in left if c is not ranked[0]], "lost", by)
+    tell(ranked[0], "won", by, 0)
+    return ranked[0]
+
+
+# ---- the policy ----
+
+
+class _Draw:
+    """Numbers of one decision: SHA-256 over its seed and a counter."""
+
+    def __init__(self, seed: str) -> None:
+        self._seed, self._count = b"cocoon matching\0" + bytes.fromhex(seed), 0
+
+    def below(self, limit: int) -> int:
+        """Even to within limit / 2**64."""
+        self._count += 1
+        digest = hashlib.sha256(self._seed + self._count.to_bytes(4, "big")).digest()
+        return int.from_bytes(digest[:8], "big") % limit
+
+    def two(self, of: Sequence[Candidate]) -> tuple[Candidate, Candidate]:
+        first, second = self.below(len(of)), self.below(len(of) - 1)
+        return of[first], of[second if second < first else second + 1]
+
+
+def _by_policy(
+    left: list[Candidate], need: Need, draw: _Draw, policy: MatchingPolicy, tell: Tell
+) -> Candidate:
+    pool = _kept(left, _swift(left, policy), "slow", tell)
+    fresh = [c for c in pool if c.ended_jobs < policy.explore_jobs]
+    if 0 < len(fresh) < len(pool) and draw.below(1_000_000) < policy.explore_ppm:
+        return _first_of([fresh[draw.below(len(fresh))]], pool, "exploration", tell)
+    if need.affinity:
+        pool = _kept(pool, _warm(pool, need.affinity, policy), "warm_set", tell)
+    if len(pool) == 1:
+        tell(pool[0], "won", "only one left", 0)
+        return pool[0]
+    a, b = draw.two(pool)
+    _tell_all(tell, [c for c in pool if c is not a and c is not b], "not_drawn", "two_choices")
+    return _better(a, b, need, policy, tell)
+
+
+def _kept(left: list[Candidate], kept: list[Candidate], by: str, tell: Tell) -> list[Candidate]:
+    """Those kept; if that would be nobody, all."""
+    if not kept:
+        return left
+    _tell_all(tell, [c for c in left if c not in kept], "passed_by", by)
+    return kept
+
+
+def _swift(left: list[Candidate], policy: MatchingPolicy) -> list[Candidate]:
+    """Without those whose first token takes far longer than the fastest's."""
+    measured = [c.first_token_us for c in left if c.first_token_us]
+    if len(measured) < 2:
+        return left
+    limit_us = max(policy.slow_us, min(measured) * policy.slow_factor_permille // 1000)
+    return [c for c in left if c.first_token_us <= limit_us]
+
+
+def _warm(pool: list[Candidate], affinity: str, policy: MatchingPolicy) -> list[Candidate]:
+    """Who keeps this conversation's prefix, by rendezvous hashing, unless they are too full."""
+    key = bytes.fromhex(affinity)
+    ranked = sorted(pool, key=lambda c: hashlib.sha256(key + c.provider_id.encode()).digest())
+    limit = min(_load_permille(c) for c in pool) + policy.spill_permille
+    return [c for c in ranked[: policy.warm] if _load_permille(c) <= limit]
+
+
+def _load_permille(candidate: Candidate) -> int:
+    return candidate.running * 1000 // candidate.concurrency
+
+
+def _wait_ns(candidate: Candidate) -> int:
+    """(queue + 1) / capacity x time to first token."""
+    first_token_us = candidate.first_token_us or DEFAULT_FIRST_TOKEN_US
+    return (candidate.running + 1) * first_token_us * 1000 // candidate.concurrency + 1
+
+
+def _terms(
+    candidate: Candidate, fastest_ns: int, need: Need, policy: MatchingPolicy
+) -> list[tuple[str, int]]:
+    """Each between 0 and 1000 of its weight: nobody wins everything by one of them.
+
+    The price counts as a part of what the client allows, never as a divisor: a tenth of the price
+    is not worth ten times the speed.
+    """
+    cost = greatest_price(candidate.quote, need.max_input_tokens, need.max_output_tokens)
+    cap = max(need.max_price_nanoton, 1)
+    return [
+        ("speed", policy.speed_weight * (_FULL * fastest_ns // _wait_ns(candidate))),
+        ("price", policy.price_weight * (_FULL * max(0, cap - cost) // cap)),
+        ("success", policy.success_weight * (candidate.success_ppm * _FULL // 1_000_000)),
+    ]
+
+
+def _better(
+    a: Candidate, b: Candidate, need: Need, policy: MatchingPolicy, tell: Tell
+) -> Candidate:
+    """The one of the greater utility; of two equal ones the first drawn."""
+    fastest_ns = min(_wait_ns(a), _wait_ns(b))
+    of_a, of_b = (_terms(c, fastest_ns, need, policy) for c in (a, b))
+    a_wins = sum(value for _, value in of_a) >= sum(value for _, value in of_b)
+    winner, loser = (a, b) if a_wins else (b, a)
+    if tell is not _told_nobody:
+        better, worse = (of_a, of_b) if a_wins else (of_b, of_a)
+        gaps = [
+            (mine - theirs, name) for (name, mine), (_, theirs) in zip(better, worse, strict=True)
+        ]
+        gap, name = max(gaps)
+        weight = max(1, getattr(policy, f"{name}_weight"))
+        tell(winner, "won", name if gap else "draw", 0)
+        tell(loser, "lost", name if gap else "draw", gap // weight)
+    return winner
+
+
+# ---- before there were policies ----
+
+
+def _first_policy(left: Sequence[Candidate], seed: str, tell: Tell) -> Candidate:
+    """The better of two by expected wait alone. It decides old commands again: never change it."""
     if len(left) == 1:
         return left[0]
     draw = hashlib.sha256(b"cocoon two choices\0" + bytes.fromhex(seed)).digest()
     first = int.from_bytes(draw[:8], "big") % len(left)
     second = int.from_bytes(draw[8:16], "big") % (len(left) - 1)
-    return _better(left[first], left[second if second < first else second + 1])
+    a, b = left[first], left[second if second < first else second + 1]
+    _tell_all(tell, [c for c in left if c is not a and c is not b], "not_drawn", "two_choices")
+    (a_num, a_den), (b_num, b_den) = _expected_wait(a), _expected_wait(b)
+    ours, theirs = a_num * b_den, b_num * a_den
+    a_wins = ours < theirs or (ours == theirs and a.provider_id <= b.provider_id)
+    tell(a if a_wins else b, "won", "speed", 0)
+    tell(b if a_wins else a, "lost", "speed", 0)
+    return a if a_wins else b
+
+
+def _expected_wait(candidate: Candidate) -> tuple[int, int]:
+    """(queue + 1) / capacity x time to first token, as a fraction of integers."""
+    first_token_us = candidate.first_token_us or DEFAULT_FIRST_TOKEN_US
+    return (candidate.running + 1) * first_token_us, candidate.concurrency
