@@ -192,7 +192,7 @@ class Matcher:
         events = [stored.decode() for stored in outcome.events]
         job_id = outcome.events[0].correlation_id
         self._accepted_before.add(request.command_id, job_id)
-        if outcome.repeated and events[-1] != granted:
+        if outcome.repeated and (events[-1] != granted or self._is_over(job_id, outcome)):
             self._withdraw(request.job_id)
             await self._existing(request, job_id, traceparent, fold(events))
             return
@@ -204,6 +204,10 @@ class Matcher:
         lease = self._leases.live.get(request.job_id)
         if lease is not None:
             lease.committed.set()
+
+    def _is_over(self, job_id: str, outcome: Appended) -> bool:
+        """Whether the tail has brought this job and its end: its match was another's, long ago."""
+        return outcome.positions[-1] <= self._memory.position and job_id not in self._memory.jobs
 
     def _refuse_unfunded(self, last: EventData) -> None:
         if isinstance(last, FundsRefused):

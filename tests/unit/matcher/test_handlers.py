@@ -114,11 +114,12 @@ def settle(world: MatcherWorld, job: str) -> None:
 
 
 @pytest.mark.parametrize("passed_s", [0, 10, 3600], ids=["at once", "nobody there", "too late"])
+@pytest.mark.parametrize("providers", [(), (ALICE,)], ids=["three", "one, matched as before"])
 async def test_a_command_that_was_forgotten_is_still_the_same_job(
-    passed_s: int, monkeypatch: pytest.MonkeyPatch
+    providers: tuple[Provider, ...], passed_s: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(handlers, "REMEMBERED_COMMANDS", 1)
-    world = await ready_world()
+    world = await ready_world(1_000_000, *providers)
     for job in ("job", "later1", "later2", "later3"):
         await world.ask(job_request(job))
         settle(world, job)
