@@ -257,12 +257,12 @@ class _Draw:
 def _by_policy(
     left: list[Candidate], need: Need, draw: _Draw, policy: MatchingPolicy, tell: Tell
 ) -> Candidate:
-    pool = _kept(left, _swift(left, policy), "slow", tell)
+    pool = _narrowed(left, _swift(left, policy), "slow", tell)
     fresh = [c for c in pool if c.ended_jobs < policy.explore_jobs]
     if 0 < len(fresh) < len(pool) and draw.below(1_000_000) < policy.explore_ppm:
         return _first_of([fresh[draw.below(len(fresh))]], pool, "exploration", tell)
     if need.affinity:
-        pool = _kept(pool, _warm(pool, need.affinity, policy), "warm_set", tell)
+        pool = _narrowed(pool, _warm(pool, need.affinity, policy), "warm_set", tell)
     if len(pool) == 1:
         tell(pool[0], "won", "only one left", 0)
         return pool[0]
@@ -271,10 +271,7 @@ def _by_policy(
     return _better(a, b, need, policy, tell)
 
 
-def _kept(left: list[Candidate], kept: list[Candidate], by: str, tell: Tell) -> list[Candidate]:
-    """Those kept; if that would be nobody, all."""
-    if not kept:
-        return left
+def _narrowed(left: list[Candidate], kept: list[Candidate], by: str, tell: Tell) -> list[Candidate]:
     _tell_all(tell, [c for c in left if c not in kept], "passed_by", by)
     return kept
 
@@ -289,11 +286,14 @@ def _swift(left: list[Candidate], policy: MatchingPolicy) -> list[Candidate]:
 
 
 def _warm(pool: list[Candidate], affinity: str, policy: MatchingPolicy) -> list[Candidate]:
-    """Who keeps this conversation's prefix, by rendezvous hashing, unless they are too full."""
+    """Who keeps this conversation's prefix, by rendezvous hashing; if they are too full, those
+    who are not.
+    """
     key = bytes.fromhex(affinity)
     ranked = sorted(pool, key=lambda c: hashlib.sha256(key + c.provider_id.encode()).digest())
     limit = min(_load_permille(c) for c in pool) + policy.spill_permille
-    return [c for c in ranked[: policy.warm] if _load_permille(c) <= limit]
+    warm = [c for c in ranked[: policy.warm] if _load_permille(c) <= limit]
+    return warm or [c for c in pool if _load_permille(c) <= limit]
 
 
 def _load_permille(candidate: Candidate) -> int:
