@@ -13,6 +13,7 @@ import nats.errors
 
 from cocoon.bus.sealed import CHUNK_BYTES, read_sealed
 from cocoon.contracts import messages, subjects
+from cocoon.contracts.matching import Preferences
 from cocoon.contracts.messages import CancelJob
 from cocoon.kernel.clock import Clock
 from cocoon.kernel.errors import Conflict, DeadlineExceeded, NotFound, Unavailable
@@ -43,6 +44,8 @@ class RunJob(NamedTuple):
     req_hash: str
     idempotency_key: str
     traceparent: str
+    preferences: Preferences | None = None
+    affinity: str = ""
 
 
 class JobResponse(Protocol):

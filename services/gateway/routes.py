@@ -37,6 +37,7 @@ from services.gateway.http import (
 from services.gateway.keys import KeyRing
 from services.gateway.run import response_headers
 from services.gateway.store import ApiKey
+from services.gateway.wishes import read_affinity, read_preferences
 
 log = get_logger("cocoon.gateway.http")
 _IDEMPOTENCY_KEY: Final = re.compile(rb"[\x21-\x7e]{1,255}\Z")
@@ -44,7 +45,7 @@ _TRACEPARENT: Final = re.compile(rb"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")
 _RANGE: Final = re.compile(rb"bytes=([0-9]{1,12})-\Z")
 _MODEL: Final = re.compile(r"[\x21-\x7e]{1,128}\Z")
 _READS: Final = frozenset({"/v1/network", "/v1/directory", "/v1/models", "/v1/balance"})
-_JOB_PATH: Final = re.compile(r"/v1/jobs/[0-9a-f]{32}(/response)?\Z")
+_JOB_PATH: Final = re.compile(r"/v1/jobs/[0-9a-f]{32}(/response|/explanation)?\Z")
 _HOST: Final = re.compile(rb"[A-Za-z0-9.\-\[\]:]{1,255}\Z")
 
 
@@ -130,6 +131,7 @@ class Routes:
             raise BadRequest(
                 "an Idempotency-Key is 1 to 255 visible ASCII characters", param="Idempotency-Key"
             )
+        preferences, affinity = read_preferences(headers), read_affinity(headers)
         traceparent = headers.get(b"traceparent", b"")
         if _TRACEPARENT.match(traceparent) is None:
             traceparent = b""
@@ -138,8 +140,9 @@ class Routes:
             envelope, req_hash = await request.sealed_body(slot.body, timeout_s)
             header, _ = parse_header(envelope)
             job = RunJob(
-                key, header, envelope, req_hash, idempotency_key.decode(), traceparent.decode()
-            )
+                key, header, envelope, req_hash, idempotency_key.decode(), traceparent.decode(),
+                preferences, affinity,
+            )  # fmt: skip
             await self._gateway.do_run_job(job, response, slot)
 
     # ---- the others ----
@@ -148,10 +151,14 @@ class Routes:
         self, request: Request, response: StreamedResponse, send: Send, key: ApiKey, share: Share
     ) -> tuple[str, int]:
         job_id, _, rest = request.path.removeprefix("/v1/jobs/").partition("/")
-        if not is_job_id(job_id) or rest not in ("", "response"):
+        if not is_job_id(job_id) or rest not in ("", "response", "explanation"):
             raise NotFound("there is no such job of this account", code="job_not_found")
         shard = self._gateway.settings.shard_of(key.account_id)
         record = await jobs.read_owned_job(self._gateway.pool, shard, job_id, key.account_id)
+        if request.method == "GET" and rest == "explanation":
+            decisions = await jobs.read_explanations(self._gateway.pool, shard, job_id)
+            await send_json(send, {"id": job_id, "decisions": decisions})
+            return "job_explanation", 200
         if request.method == "GET" and rest:
             return "job_response", await self._stored_response(request, response, record, share)
         if request.method == "GET":

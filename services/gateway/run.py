@@ -348,6 +348,8 @@ class JobRun:
             policy_hash=header.policy_hash.hex(),
             recipient_key_ids=tuple(key_id.hex() for key_id in header.key_ids),
             stream=header.stream,
+            preferences=request.preferences,
+            affinity=request.affinity,
         )
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:

@@ -51,22 +51,7 @@ def decide_request_job(state: JobState, command: RequestJob) -> tuple[EventData,
         raise Conflict("this job id was used before; draw a new one", code="job_id_used")
     if command.not_after_ms <= command.now_ms:
         raise DeadlineExceeded("the request's not_after has passed; seal it again", code="expired")
-    requested = JobRequested(
-        job_id=command.job_id,
-        account_id=command.account_id,
-        api_key_id=command.api_key_id,
-        gateway_id=command.gateway_id,
-        model_id=command.model_id,
-        req_hash=command.req_hash,
-        envelope_bytes=command.envelope_bytes,
-        max_price_nanoton=command.max_price_nanoton,
-        max_input_tokens=command.max_input_tokens,
-        max_output_tokens=command.max_output_tokens,
-        not_after_ms=command.not_after_ms,
-        policy_hash=command.policy_hash,
-        recipient_key_ids=command.recipient_key_ids,
-        stream=command.stream,
-    )
+    requested = requested_of(command)
     if command.available_nanoton < command.max_price_nanoton:
         return (
             requested,
@@ -91,6 +76,26 @@ def decide_request_job(state: JobState, command: RequestJob) -> tuple[EventData,
             amount_nanoton=command.max_price_nanoton,
         ),
         _matched(command.job_id, 1, command.lease_ttl_ms, chosen),
+    )
+
+
+def requested_of(command: RequestJob) -> JobRequested:
+    """The event that says what was asked."""
+    return JobRequested(
+        job_id=command.job_id,
+        account_id=command.account_id,
+        api_key_id=command.api_key_id,
+        gateway_id=command.gateway_id,
+        model_id=command.model_id,
+        req_hash=command.req_hash,
+        envelope_bytes=command.envelope_bytes,
+        max_price_nanoton=command.max_price_nanoton,
+        max_input_tokens=command.max_input_tokens,
+        max_output_tokens=command.max_output_tokens,
+        not_after_ms=command.not_after_ms,
+        policy_hash=command.policy_hash,
+        recipient_key_ids=command.recipient_key_ids,
+        stream=command.stream,
     )
 
 

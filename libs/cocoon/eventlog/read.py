@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -141,6 +141,25 @@ async def read_commands(conn: Connection, shard: int, first: int, last: int) -> 
             shard,
             first,
             last,
+        )
+    return [
+        StoredCommand(
+            row["command_id"], row["first_position"], row["last_position"], row["data"].encode()
+        )
+        for row in rows
+    ]
+
+
+async def commands_of(
+    conn: Connection, shard: int, events: Sequence[StoredEvent]
+) -> list[StoredCommand]:
+    """The commands that wrote these events, in the log's order."""
+    with tree_errors():
+        rows = await conn.fetch(
+            "SELECT command_id, first_position, last_position, data FROM log.commands"
+            " WHERE shard = $1 AND command_id = ANY($2) ORDER BY first_position",
+            shard,
+            sorted({event.causation_id for event in events}),
         )
     return [
         StoredCommand(

@@ -1,0 +1,103 @@
+"""Why a job went where it went: its decisions made again from their stored commands, in words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cocoon.contracts.commands import ExpireLease, RequestJob
+from cocoon.contracts.events import JobRequested
+from cocoon.domain import matching
+from cocoon.domain.job import JobState
+from cocoon.domain.leasing import need_of, requested_of
+from cocoon.domain.matching import Need, Standing
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """One decision that looked for a provider. `policy`: its name, and its hash in hex."""
+
+    epoch: int  # of the match that it made, or would have made
+    decided_ms: int
+    policy: str
+    policy_hash: str
+    seed: str
+    standings: tuple[Standing, ...]
+
+
+def explain_decision(state: JobState, command: RequestJob | ExpireLease) -> Explanation | None:
+    """How each candidate fared. `state` is the job's before the command; None: nobody was sought.
+
+    It is a function of what the log holds, so client, provider and auditor get the same.
+    """
+    if isinstance(command, RequestJob):
+        request, excluded, epoch = requested_of(command), frozenset[str](), 1
+    else:
+        if state.request is None or state.match is None or command.cancelled:
+            return None
+        live = state.match.provider_id
+        tried = state.failed_at if command.again else (*state.tried, live)
+        request, excluded, epoch = state.request, frozenset(tried), state.epoch + 1
+    need = _need(request, command, excluded)
+    policy = command.policy
+    return Explanation(
+        epoch=epoch,
+        decided_ms=command.now_ms,
+        policy=policy.name if policy else "two-choices",
+        policy_hash=policy.hash if policy else "",
+        seed=command.seed,
+        standings=matching.explain(command.candidates, need, command.seed, policy),
+    )
+
+
+def _need(
+    request: JobRequested, command: RequestJob | ExpireLease, excluded: frozenset[str]
+) -> Need:
+    return need_of(
+        request, command.now_ms, excluded, asked=command.preferences, affinity=command.affinity
+    )
+
+
+_LOST_BY = {
+    "speed": "its wait for a first token",
+    "price": "price",
+    "success": "the part of its jobs that end well",
+    "draw": "the draw: both were equally good",
+    "order": "the client's order",
+    "exploration": "a turn for a provider without a history",
+    "sort:price": "price, by which the client sorts",
+    "sort:latency": "its wait for a first token, by which the client sorts",
+    "sort:throughput": "tokens a second, by which the client sorts",
+}
+_FILTERED_BY = {
+    "recipient": "the request was not sealed to its current key",
+    "model": "it does not offer this model",
+    "attestation": "its evidence, or its key, had run out",
+    "alive": "its heartbeats were missing, or it drains",
+    "only": "the client names others only",
+    "ignore": "the client ignores it",
+    "tier": "its tier is not one that the client asks for",
+    "quantisation": "its quantisation is not one that the client asks for",
+    "region": "its region is not one that the client asks for",
+    "token_price": "its price per token is over what the client allows",
+    "context": "the request does not fit its context",
+    "price": "the job could cost more with it than the client allows",
+    "tried": "it had this job before",
+    "capacity": "all its places were taken",
+    "order": "the client names others, and allows nobody else",
+}
+
+
+def sentence(standing: Standing) -> str:
+    """What a provider, or its client, is told: one sentence without a full stop."""
+    by = standing.by
+    if standing.outcome == "won":
+        return "it got the job" + ("" if by == "only one left" else f", by {_LOST_BY.get(by, by)}")
+    if standing.outcome == "filtered":
+        return f"it could not get the job: {_FILTERED_BY.get(by, by)}"
+    if standing.outcome == "passed_by":
+        slow = "its first token takes far longer than the fastest's"
+        return f"it was passed by: {slow if by == 'slow' else 'others keep this conversation warm'}"
+    if standing.outcome == "not_drawn":
+        return "it was not one of the two that were drawn"
+    margin = f" by {standing.margin_permille / 10:g} %" if standing.margin_permille else ""
+    return f"it lost{margin} on {_LOST_BY.get(by, by)}"
