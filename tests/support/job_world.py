@@ -95,15 +95,16 @@ class Provider:
         }  # fmt: skip
         return Candidate.model_validate(fields)
 
-    def network_events(self) -> list[EventData]:
+    def network_events(self, model_id: str = MODEL) -> list[EventData]:
         """What shard 0 holds of a provider that can be matched."""
+        offered = OFFERED.model_copy(update={"model_id": model_id})
         return [
             ProviderEnrolled(
                 provider_id=self.id,
                 identity_key=bytes(self.identity.verify_key).hex(),
                 tier="simulated",
             ),
-            OfferPublished(provider_id=self.id, models=(OFFERED,), concurrency=self.concurrency),
+            OfferPublished(provider_id=self.id, models=(offered,), concurrency=self.concurrency),
             ProviderAttested(
                 provider_id=self.id, evidence_id=self.evidence_id, verdict="ok",
                 assurance="simulated", signing_key=self.signing_key, models_root=hex32("models"),

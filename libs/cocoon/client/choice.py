@@ -10,6 +10,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from cocoon.contracts.events import Quote
+from cocoon.contracts.matching import Preferences
+from cocoon.domain.matching import warmest
 from cocoon.domain.pricing import greatest_price
 from cocoon.evidence.verdict import Assurance
 from cocoon.kernel.clock import Randomness
@@ -18,6 +20,7 @@ from cocoon.sealing import KeyBundle
 
 MAX_RECIPIENTS = 3
 _BUSY_FACTOR = 16.0  # how much dearer a full provider looks
+_WARM = 2  # of the recipients: the third is drawn, so that the warm ones' load can go elsewhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +87,11 @@ def choose(
     max_price_nanoton: int | None,
     randomness: Randomness,
     count: int = MAX_RECIPIENTS,
+    wishes: Preferences | None = None,
+    affinity: str = "",
 ) -> list[Candidate]:
-    """Up to `count` candidates, drawn without repetition; cheap and idle ones are likelier.
+    """Up to `count` candidates: those that the caller ranks, or keep its conversation warm, then
+    drawn without repetition; cheap and idle ones are likelier.
 
     Raises BadRequest: context_length_exceeded, price_limit (the caller's own limit).
     """
@@ -109,19 +115,43 @@ def choose(
                 f"client's limit of {max_price_nanoton}; raise the limit or ask for fewer tokens.",
                 code="price_limit",
             )
+    first = _ranked([item for item, _ in priced], wishes, affinity)[:count]
+    dearest = max(price for _, price in priced)
     # An exponential race: who has the smallest time wins, and a low score runs faster.
     drawn = sorted(
-        (_score(item, price) * _exponential(randomness), index)
+        (_score(item, price, dearest) * _exponential(randomness), index)
         for index, (item, price) in enumerate(priced)
+        if item not in first
     )
-    return [priced[index][0] for _, index in drawn[:count]]
+    return [*first, *(priced[index][0] for _, index in drawn)][:count]
 
 
-def _score(candidate: Candidate, price: int) -> float:
-    """What a candidate looks like it costs: its price, dearer with its load."""
+def _ranked(
+    candidates: list[Candidate], wishes: Preferences | None, affinity: str
+) -> list[Candidate]:
+    """Whom the request is sealed to before anybody is drawn."""
+    if wishes is not None and wishes.order:
+        return [c for name in wishes.order for c in candidates if c.provider_id == name]
+    if wishes is not None and wishes.sort == "price":
+        return sorted(candidates, key=lambda c: (_list_price(c.quote), c.provider_id))
+    if not affinity:
+        return []
+    idle = [c for c in candidates if c.running < c.concurrency] or candidates
+    return warmest(idle, affinity, lambda c: c.provider_id)[:_WARM]
+
+
+def _list_price(quote: Quote) -> int:
+    return quote.input_nanoton_per_mtok + quote.output_nanoton_per_mtok
+
+
+def _score(candidate: Candidate, price: int, dearest: int) -> float:
+    """How long a candidate runs in the race: with its load, and up to three times with its price.
+
+    Bounded: an offer near zero draws three times as often as the dearest, not always.
+    """
     load = candidate.running / max(candidate.concurrency, 1)
     waiting = _BUSY_FACTOR if load >= 1 else (1 + load) ** 2
-    return float((price + 1) ** 2) * waiting
+    return (1 + 2 * price / max(dearest, 1)) * waiting
 
 
 def _exponential(randomness: Randomness) -> float:

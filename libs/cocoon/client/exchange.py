@@ -43,6 +43,7 @@ class Exchange:
     def __init__(
         self, gateway: Gateway, sealed: SealedRequest, by_key_id: Mapping[bytes, Addressee], *,
         api_key: str, idempotency_key: str, traceparent: str,
+        headers: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
         self._gateway = gateway
         self._sealed = sealed
@@ -50,6 +51,7 @@ class Exchange:
         self._api_key = api_key
         self._idempotency_key = idempotency_key
         self._traceparent = traceparent
+        self._headers = headers
         header = sealed.secrets.header
         self.job_id = header.job_id.hex()
         self._model_id = header.model_id.hex()
@@ -124,6 +126,7 @@ class Exchange:
         return await self._gateway.post_job(
             self._sealed.envelope, api_key=self._api_key, traceparent=self._traceparent,
             idempotency_key=self._idempotency_key, read_timeout_s=self._timeout_s,
+            headers=self._headers,
         )  # fmt: skip
 
     def _received(self) -> int:

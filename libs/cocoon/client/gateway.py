@@ -86,20 +86,21 @@ class Gateway:
 
     async def post_job(
         self, envelope: bytes, *, api_key: str, idempotency_key: str, traceparent: str,
-        read_timeout_s: float,
+        read_timeout_s: float, headers: Mapping[str, str] | None = None,
     ) -> Line:  # fmt: skip
         """POST a sealed request; returns the 200 answer with its body unread.
 
         Raises the tree's error for any other status, LineError when there is none.
         """
-        headers = {
+        told = {
+            **(headers or {}),
             **_auth(api_key),
             "content-type": SEALED_TYPE,
             "accept": SEALED_TYPE,
             "idempotency-key": idempotency_key,
             "traceparent": traceparent,
         }
-        line = await self._open("POST", JOBS_PATH, headers, envelope, read_timeout_s)
+        line = await self._open("POST", JOBS_PATH, told, envelope, read_timeout_s)
         return await _successful(line, (200,))
 
     async def stored_response(

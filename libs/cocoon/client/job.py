@@ -6,7 +6,7 @@ It becomes another job only where the log says that the one before ended unpaid,
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Final
@@ -68,6 +68,7 @@ class Sealing:
     idempotency_key: str  # the gateway's
     deadline_ms: int  # for the request, however often it is sealed
     again: tuple[str, ...] = ()  # why it was sealed again
+    headers: Mapping[str, str] = field(default_factory=dict)  # what the gateway hears beside it
 
     @property
     def max_price_nanoton(self) -> int:
@@ -184,6 +185,7 @@ class Job:
         exchange = Exchange(
             self._gateway, sealing.sealed, sealing.by_key_id, api_key=self._api_key,
             idempotency_key=sealing.idempotency_key, traceparent=self._traceparent,
+            headers=sealing.headers,
         )  # fmt: skip
         shaper = StreamShaper(include_usage=self._request.include_usage)
         content = bytearray()

@@ -36,6 +36,8 @@ class NetworkOptions:
     not go back, and what was sealed under Idempotency-Keys; one client at a time uses it.
     assurances: None means every attested tier, and simulated only under a dev trust file.
     max_price_nanoton bounds one request. model_pins: names to the model ids they must have.
+    affinity: whether conversations go where their beginning is warm; the network can then tell that
+    two requests of an account have the same beginning, and not which.
     """
 
     gateway_url: str
@@ -47,6 +49,7 @@ class NetworkOptions:
     stream_profile: Profile = Profile.P2
     max_price_nanoton: int | None = None
     model_pins: Mapping[str, str] | None = None
+    affinity: bool = True
     local_key: str | None = field(default=None, repr=False)
     clock: Clock = field(default_factory=SystemClock)
     randomness: Randomness = field(default_factory=SystemRandomness)
@@ -83,6 +86,7 @@ class Network:
             body_profile=options.body_profile,
             stream_profile=options.stream_profile,
             max_price_nanoton=options.max_price_nanoton,
+            affinity=options.affinity,
         )
         self.session = SealedSession(
             self.gateway, self._directory, preferences, self._kept, clock=options.clock,

@@ -22,6 +22,8 @@ from cocoon.client.gateway import Gateway
 from cocoon.client.job import EXPIRED, LINE_BROKE, Chunk, Ended, Job, Sealing
 from cocoon.client.kept import KeptRequest, KeptRequests
 from cocoon.client.trace import child_traceparent
+from cocoon.client.wishes import Affinity, fitting, split_wishes
+from cocoon.contracts.matching import Preferences as Wishes
 from cocoon.domain.pricing import greatest_price
 from cocoon.evidence.verdict import Assurance
 from cocoon.kernel.clock import Clock, Randomness
@@ -49,6 +51,7 @@ class Preferences:
     body_profile: Profile = Profile.P0
     stream_profile: Profile = Profile.P2
     max_price_nanoton: int | None = None
+    affinity: bool = True  # tell the network a blind key of each conversation's beginning
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,8 @@ class _Ask:
     body: bytes = field(repr=False)
     api_key: str = field(repr=False)
     name: str | None
+    wishes: Wishes | None = None
+    affinity: str = ""
 
     @property
     def asked(self) -> bytes:
@@ -79,6 +84,7 @@ class SealedSession:
         self._kept = kept
         self._clock = clock
         self._randomness = randomness
+        self._affinity = Affinity(randomness.token(32)) if preferences.affinity else None
 
     async def prepare(
         self, body: bytes, *, api_key: str, endpoint: str = ENDPOINT,
@@ -91,12 +97,16 @@ class SealedSession:
         """
         if endpoint != ENDPOINT:
             raise BadRequest(f"Only {ENDPOINT} is sealed here.", code="unknown_endpoint")
-        request = parse_chat_request(body)
+        content, wishes = split_wishes(body)
+        request = parse_chat_request(content)
         name = None
         if idempotency_key is not None:
             _check_key(idempotency_key)
             name = self._kept.name(api_key, idempotency_key)
-        ask = _Ask(request, body, api_key, name)
+        affinity = ""
+        if self._affinity is not None:
+            affinity = self._affinity.of(request, api_key, self._clock.now_ms())
+        ask = _Ask(request, content, api_key, name, wishes, affinity)
         sealing = self._earlier(ask)
         earlier = sealing is not None
         if sealing is None:
@@ -185,12 +195,13 @@ class SealedSession:
             usable = [item for item in usable if item.bundle.key_id not in avoid.key_ids]
             if not usable:
                 raise Unavailable("No provider has a newer key; try again.", code="no_provider")
-        able = one_model(with_assurance(usable, wanted.assurances))
+        able = fitting(one_model(with_assurance(usable, wanted.assurances)), ask.wishes)
         bounds = token_bounds(request, max(item.context_tokens for item in able))
         chosen = choose(
             able, max_input_tokens=bounds.max_input_tokens,
             max_output_tokens=bounds.max_output_tokens,
             max_price_nanoton=wanted.max_price_nanoton, randomness=self._randomness,
+            wishes=ask.wishes, affinity=ask.affinity,
         )  # fmt: skip
         max_price = max(
             greatest_price(item.quote, bounds.max_input_tokens, bounds.max_output_tokens)
@@ -231,7 +242,18 @@ class SealedSession:
             idempotency_key=_outer_key(ask.name or header.job_id.hex(), again),
             deadline_ms=deadline_ms,
             again=again,
+            headers=_headers(ask),
         )
+
+
+def _headers(ask: _Ask) -> dict[str, str]:
+    """What the matcher ranks by. It is no content: ids, bounds, and a key that only we can make."""
+    found = {}
+    if ask.wishes is not None:
+        found["x-cocoon-preferences"] = ask.wishes.to_canonical().decode("ascii")
+    if ask.affinity:
+        found["x-cocoon-affinity"] = ask.affinity
+    return found
 
 
 def _check_key(key: str) -> None:

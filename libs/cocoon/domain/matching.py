@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from cocoon.contracts.commands import Candidate
 from cocoon.contracts.matching import MatchingPolicy, Preferences
@@ -16,6 +17,7 @@ from cocoon.domain.pricing import greatest_price
 
 DEFAULT_FIRST_TOKEN_US = 50_000  # a provider without a history is taken to need 50 ms
 NOTHING_ASKED = Preferences()
+T = TypeVar("T")
 _FULL = 1000  # a term of the utility lies between 0 and this
 
 
@@ -289,11 +291,16 @@ def _warm(pool: list[Candidate], affinity: str, policy: MatchingPolicy) -> list[
     """Who keeps this conversation's prefix, by rendezvous hashing; if they are too full, those
     who are not.
     """
-    key = bytes.fromhex(affinity)
-    ranked = sorted(pool, key=lambda c: hashlib.sha256(key + c.provider_id.encode()).digest())
+    ranked = warmest(pool, affinity, lambda c: c.provider_id)
     limit = min(_load_permille(c) for c in pool) + policy.spill_permille
     warm = [c for c in ranked[: policy.warm] if _load_permille(c) <= limit]
     return warm or [c for c in pool if _load_permille(c) <= limit]
+
+
+def warmest(of: Iterable[T], affinity: str, name: Callable[[T], str]) -> list[T]:
+    """Rendezvous hashing: who leaves or comes moves nobody else's conversations."""
+    key = bytes.fromhex(affinity)
+    return sorted(of, key=lambda one: hashlib.sha256(key + name(one).encode()).digest())
 
 
 def _load_permille(candidate: Candidate) -> int:

@@ -1,0 +1,108 @@
+"""What a caller asks of its provider: OpenAI's body with a `provider` object, split before sealing.
+
+The client holds the wishes itself, by sealing to nobody else; the network hears them only to rank
+who is left. The affinity key names a conversation's beginning by a secret of this client's own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from collections.abc import Sequence
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from cocoon.chat import ChatRequest
+from cocoon.client.choice import Candidate
+from cocoon.contracts.matching import Preferences
+from cocoon.kernel.errors import BadRequest
+
+FIELD: Final = "provider"
+AFFINITY_BYTES: Final = 4096  # of a conversation's beginning: more says nothing about its prefix
+DAY_MS: Final = 24 * 3600 * 1000
+
+
+def split_wishes(body: bytes) -> tuple[bytes, Preferences | None]:
+    """The body without its `provider` object, and the object. Raises BadRequest for a bad one.
+
+    A body that is no JSON object comes back as it is: its parser says what is wrong.
+    """
+    if b'"provider"' not in body:
+        return body, None
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        return body, None
+    if not isinstance(value, dict) or FIELD not in value:
+        return body, None
+    asked = value.pop(FIELD)
+    try:
+        wishes = Preferences.model_validate_json(json.dumps(asked))
+    except ValidationError as error:
+        names = sorted({".".join(map(str, (FIELD, *one["loc"]))) for one in error.errors()})
+        known = ", ".join(Preferences.model_fields)
+        raise BadRequest(
+            f"Not of their form: {', '.join(names)[:300]}. `{FIELD}` takes {known}.",
+            param=names[0], code="invalid_value",
+        ) from None  # fmt: skip
+    return json.dumps(value, ensure_ascii=False).encode(), wishes
+
+
+def fitting(candidates: Sequence[Candidate], wishes: Preferences | None) -> list[Candidate]:
+    """Those who are what the caller asks for. Raises BadRequest naming the wish that none meets."""
+    left = list(candidates)
+    if wishes is None:
+        return left
+    only = wishes.order if wishes.order and not wishes.fallbacks else ()
+    most_in, most_out = wishes.max_input_nanoton_per_mtok, wishes.max_output_nanoton_per_mtok
+    filters: tuple[tuple[str, bool, Any], ...] = (
+        ("only", bool(wishes.only), lambda c: c.provider_id in wishes.only),
+        ("order", bool(only), lambda c: c.provider_id in only),
+        ("ignore", bool(wishes.ignore), lambda c: c.provider_id not in wishes.ignore),
+        ("tiers", bool(wishes.tiers), lambda c: c.assurance.value in wishes.tiers),
+        # An offer says nothing of these yet, and who says nothing does not pass.
+        ("quantisations", bool(wishes.quantisations), lambda _: False),
+        ("regions", bool(wishes.regions), lambda _: False),
+        ("max_input_nanoton_per_mtok", most_in is not None,
+         lambda c: c.quote.input_nanoton_per_mtok <= (most_in or 0)),
+        ("max_output_nanoton_per_mtok", most_out is not None,
+         lambda c: c.quote.output_nanoton_per_mtok <= (most_out or 0)),
+    )  # fmt: skip
+    for name, wished, keep in filters:
+        if wished:
+            left = [item for item in left if keep(item)]
+            if candidates and not left:
+                raise BadRequest(
+                    f"No provider of this model meets `{FIELD}.{name}`; widen it or leave it out.",
+                    param=f"{FIELD}.{name}", code="no_provider",
+                )  # fmt: skip
+    return left
+
+
+class Affinity:
+    """Makes the blind keys of one client. Another client, or another day, makes others."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+
+    def of(self, request: ChatRequest, api_key: str, now_ms: int) -> str:
+        """32 hex digits for what comes before the first answer: it stays as a conversation grows.
+
+        `api_key` is in it, so that two tenants of one client never share a warm cache: whether
+        something was cached would tell one of them what the other asks.
+        """
+        beginning = hashlib.sha256()
+        left = AFFINITY_BYTES
+        for message in request.messages:
+            if message.role == "assistant" or left <= 0:
+                break
+            text = message.content.encode("utf-8", "surrogatepass")[:left]
+            left -= len(text)
+            beginning.update(b"%b\0%d\0" % (message.role.encode(), len(text)))
+            beginning.update(text)
+        named = b"cocoon affinity\0%d\0" % (now_ms // DAY_MS)
+        for part in (api_key.encode("utf-8", "replace"), request.model.encode("utf-8", "replace")):
+            named += hashlib.sha256(part).digest()
+        return hmac.digest(self._secret, named + beginning.digest(), "sha256")[:16].hex()
