@@ -42,6 +42,10 @@ def _object(properties: dict[str, Any], *optional: str) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": required}
 
 
+def _list(properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": _object(properties)}
+
+
 def _json(name: str) -> dict[str, Any]:
     return {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
 
@@ -131,6 +135,30 @@ SCHEMAS: dict[str, Any] = {
         },
         "provider_id", "quote_id", "quote", "evidence_id", "result",
     ),
+    "Explanation": _object(
+        {
+            "id": _HEX16,
+            "decisions": _list(
+                {
+                    "epoch": {"type": "integer", "description": "Of the match, or one not made"},
+                    "decided_ms": _MS,
+                    "policy": _TEXT,
+                    "policy_hash": {"type": ["string", "null"], "description": "SHA-256"},
+                    "seed": _HEX32,
+                    "providers": _list(
+                        {
+                            "provider_id": _TEXT,
+                            "outcome": {"enum": ["won", "lost", "not_drawn", "passed_by",
+                                                 "filtered"]},
+                            "by": _TEXT,
+                            "margin_permille": {"type": "integer"},
+                            "told": _TEXT,
+                        }
+                    ),
+                }
+            ),
+        }
+    ),
 }  # fmt: skip
 
 PATHS: dict[str, Any] = {
@@ -178,6 +206,10 @@ PATHS: dict[str, Any] = {
                 {"name": "Idempotency-Key", "in": "header",
                  "schema": {"type": "string", "pattern": "^[\\x21-\\x7e]{1,255}$"}},
                 {"name": "traceparent", "in": "header", "schema": _TEXT},
+                {"name": "X-Cocoon-Preferences", "in": "header", "schema": _TEXT,
+                 "description": "What the client asks of its provider: JSON (docs/matching.md)"},
+                {"name": "X-Cocoon-Affinity", "in": "header", "schema": _HEX16,
+                 "description": "A blind key of the conversation's beginning"},
             ],
             "requestBody": {"required": True, "content": _BYTES,
                             "description": "A CAI/1 request envelope (docs/protocol.md)"},
@@ -216,6 +248,15 @@ PATHS: dict[str, Any] = {
                 "206": _answer("The bytes from an offset on", _BYTES, headers=_MATCH_HEADERS),
                 **_refusals(errors.BadRequest, *_JOB_REFUSALS),
             },
+        },
+    },
+    "/v1/jobs/{job_id}/explanation": {
+        "parameters": [_JOB_ID],
+        "get": {
+            "operationId": "jobExplanation",
+            "summary": "Why the job went where it went: each decision, and how each candidate fared",
+            "responses": {"200": _answer("The decisions", _json("Explanation")),
+                          **_refusals(*_JOB_REFUSALS)},
         },
     },
     "/v1/chat/completions": {
