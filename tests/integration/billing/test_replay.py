@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 
 from cocoon.contracts.envelope import AppendItem, NewEvent
-from cocoon.contracts.events import DepositCredited, EventData, FundsHeld
+from cocoon.contracts.events import DepositCredited, EventData, FundsHeld, ProviderEnrolled
 from cocoon.domain.job import JobState, fold
 from cocoon.domain.leasing import decide_request_job
 from cocoon.domain.settling import decide_settle_result
@@ -73,6 +73,15 @@ class Books:
         """An event whose command says nothing."""
         item = AppendItem(name, b"{}", "test", stream, (), (NewEvent(stream, event),))
         assert isinstance(await writer.append(item), Appended)
+
+    async def put_on_the_network_shard(self) -> None:
+        writer = LogAppender(self.database.dsn("cocoon_attestation"), 0, "attestation")
+        await writer.acquire_term()
+        enrolled = ProviderEnrolled(
+            provider_id="prov_1", identity_key=world.hex32("key"), tier="simulated"
+        )
+        await self.put("enrolled", writer, "provider/prov_1", enrolled)
+        await writer.close()
 
     async def head(self) -> int:
         async with self.pool.acquire() as conn:
@@ -418,10 +427,61 @@ async def test_the_exit_codes_are_0_1_2_and_64(
     assert await command("--verify") == 0
 
 
+async def test_a_shard_that_ends_before_the_range_has_nothing_to_check(
+    books: Books, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await books.jobs_end(1)
+    at = await books.head()
+    both = "--shards=0,1"
+    assert await command("--verify", both, f"--from={at}") == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"shard 0: ends at 0, nothing from {at} on\nshard 1: 1 events")
+    assert said.endswith("\nchain holds\n")  # no snapshot: no table was compared
+    assert await command("--verify", "--decisions", both, f"--from={at - 1}") == 0
+    assert capsys.readouterr().out.endswith("\nchain and decisions hold\n")
+    assert await command("--verify", both) == 0
+    assert capsys.readouterr().out.endswith("\nequal\n")
+    assert await command("--verify", both, f"--to={at - 1}") == 0  # entries are compared
+    said = capsys.readouterr().out
+    assert "balances are those of the log's end" in said
+    assert said.endswith("\nequal\n")
+    assert await command("--verify", "--shards=0") == 0
+    assert capsys.readouterr().out == (
+        "shard 0: ends at 0\nnothing to check: there are no events\n"
+    )
+
+
+async def test_a_range_without_events_is_wrong_usage(
+    books: Books, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at = await books.head()
+    for wrong, says in (
+        ((f"--from={at + 1}",), f"nothing from position {at + 1} on; the log ends on shard 1 at"),
+        (("--from=2", "--to=1"), "--from 2 is above --to 1"),
+        (("--to=0",), "positions begin at 1"),
+    ):
+        assert await command("--verify", *wrong) == 64
+        told = capsys.readouterr()
+        assert says in told.err
+        assert told.out == ""
+
+
+async def test_a_good_shard_without_books_does_not_read_as_a_failure(
+    books: Books, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await books.put_on_the_network_shard()
+    assert await command("--verify", "--shards=0") == 0
+    assert capsys.readouterr().out == (
+        "shard 0: 1 events, positions 1 to 1, chain and density hold\n"
+        "  no money moves in this range: this shard has no books\nchain holds\n"
+    )
+
+
 @pytest.mark.parametrize("batch", [1, 4, 2048])
 async def test_an_exported_log_is_verified_without_the_database(
-    books: Books, command: Command, tmp_path: Path, batch: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    books: Books, command: Command, tmp_path: Path, batch: int, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     for module in (verify, replay, logfile):
         monkeypatch.setattr(module, "BATCH", batch)
     await books.jobs_end(3)
@@ -437,6 +497,11 @@ async def test_an_exported_log_is_verified_without_the_database(
     assert (shard.events, shard.decisions) == (live.events, live.decisions)
     monkeypatch.setenv(replay.DSN_FILE, "nowhere")
     assert await command("--file", str(file), "--decisions") == 0
+    said = capsys.readouterr().out
+    assert said.endswith("\nchain and decisions hold\n")  # a file has no tables to equal
+    assert "tables" not in said
+    assert await command("--file", str(file)) == 0
+    assert capsys.readouterr().out.endswith("\nchain holds\n")
 
 
 async def test_a_file_keeps_what_stands_aside(books: Books, tmp_path: Path) -> None:
