@@ -102,6 +102,11 @@ class BackendContract:
             await collect(backend, request("word " * 40), max_input=10)
         assert caught.value.code == "context_length_exceeded"
         assert "word" not in caught.value.message
+        for told in (
+            f"at most 10 of the model's context of {backend.context_tokens}", "kept for the answer",
+            "max_tokens or max_completion_tokens",
+        ):  # fmt: skip
+            assert told in caught.value.message
 
     async def test_a_prompt_over_the_context_is_refused(self, backend: Backend) -> None:
         text = "canary " * backend.context_tokens

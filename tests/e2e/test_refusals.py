@@ -155,7 +155,7 @@ def test_an_account_without_funds_is_402_until_it_is_funded(
                     client.raw(**ask("Hello"), stream=stream)
                 error = told(openai.APIStatusError, caught.value)
                 assert (error["status"], error["type"]) == (402, "insufficient_quota")
-                assert "fund" in str(error["message"])
+                assert f"./cocoon fund {made['account_id']} 1" in str(error["message"])
                 assert caught.value.response.headers["x-should-retry"] == "false"
         assert network.cli("fund", made["account_id"], "0.001").returncode == 0
         done = through.chat.completions.create(**ask("Reverse: cocoon"))
