@@ -103,7 +103,8 @@ class BackendContract:
         assert caught.value.code == "context_length_exceeded"
         assert "word" not in caught.value.message
         for told in (
-            f"at most 10 of the model's context of {backend.context_tokens}", "kept for the answer",
+            f"at most 10 fit: the model's context is {backend.context_tokens} and",
+            "of it are kept for the answer",
             "max_tokens or max_completion_tokens",
         ):  # fmt: skip
             assert told in caught.value.message

@@ -55,7 +55,8 @@ def test_an_unknown_model_is_404_and_names_what_there_is(client: Way) -> None:
         ({"temperature": 3}, "temperature", "invalid_value"),
         ({"extra_body": {"wombat": 1}}, "wombat", "unknown_parameter"),
         ({"messages": []}, "messages", None),
-        ({"max_tokens": 100_000}, "max_completion_tokens", "context_length_exceeded"),
+        ({"max_tokens": 100_000}, "max_tokens", "context_length_exceeded"),
+        ({"max_completion_tokens": 100_000}, "max_completion_tokens", "context_length_exceeded"),
     ],
 )  # fmt: skip
 def test_a_wrong_parameter_is_400_by_name_and_costs_nothing(

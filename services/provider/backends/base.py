@@ -83,11 +83,10 @@ def prompt_too_long(
     bound: int, *, tokens: int | None = None, context_tokens: int, max_output_tokens: int
 ) -> BadRequest:
     """A prompt of more than `bound` tokens; `tokens` None: the engine does not say how many."""
-    over = "more" if tokens is None else str(tokens)
+    has = "too many" if tokens is None else str(tokens)
     return BadRequest(
-        f"This request has {over} input tokens{' than fit' if tokens is None else ''}: at most "
-        f"{bound} of the model's context of {context_tokens}, of which {max_output_tokens} are "
-        "kept for the answer. Shorten the messages, or keep fewer for the answer with max_tokens "
-        "or max_completion_tokens.",
+        f"This request has {has} input tokens; at most {bound} fit: the model's context is "
+        f"{context_tokens} and {max_output_tokens} of it are kept for the answer. Shorten the "
+        "messages, or keep fewer for the answer with max_tokens or max_completion_tokens.",
         param="messages", code=PROMPT_TOO_LONG,
     )  # fmt: skip
