@@ -82,7 +82,7 @@ class KeyRing:
         if authorization is None:
             raise Unauthenticated(
                 "send your API key as `Authorization: Bearer ck_...`; make one with "
-                "`cocoon keys create`",
+                "`./cocoon keys create`",
                 code="missing_api_key",
             )
         found = _BEARER.match(authorization)
@@ -104,7 +104,7 @@ class KeyRing:
         if key is None:
             raise Unauthenticated(
                 "this API key is unknown or revoked; ask the operator for a new one "
-                "(`cocoon keys create`)"
+                "(`./cocoon keys create`)"
             )
         return key
 
@@ -167,8 +167,16 @@ class KeyRing:
 
     async def do_revoke_key(self, body: bytes) -> str:
         request = RevokeKeyRequest.model_validate_json(body)
-        self.on_change(await store.revoke_key(self._pool, request.api_key_id))
-        return json.dumps({"api_key_id": request.api_key_id, "revoked": True})
+        secret_hash, revoked_ms, before = await store.revoke_key(self._pool, request.api_key_id)
+        self.on_change(secret_hash)
+        return json.dumps(
+            {
+                "api_key_id": request.api_key_id,
+                "revoked": True,
+                "revoked_ms": revoked_ms,
+                "revoked_before": before,
+            }
+        )
 
 
 def _remember(known: OrderedDict[bytes, _T], secret_hash: bytes, value: _T, limit: int) -> None:

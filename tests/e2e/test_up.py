@@ -242,7 +242,7 @@ def test_a_port_outside_the_range_is_a_wrong_call() -> None:
         LiveNetwork(Path("/nonexistent")).command("up", "--gateway-port", "70000"), cwd=ROOT,
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
-    assert (done.returncode, done.stdout) == (2, "")
+    assert (done.returncode, done.stdout) == (64, "")
     assert not Path("/nonexistent").exists()
 
 

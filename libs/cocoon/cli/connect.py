@@ -114,7 +114,7 @@ def _look_at(gateway: str, api_key: str | None) -> None:
         return
     if answer.status_code == 401:
         raise ConfigurationError(
-            f"the gateway {base} does not know this key; `cocoon keys create` makes one"
+            f"the gateway {base} does not know this key; `./cocoon keys create` makes one"
         )
 
 

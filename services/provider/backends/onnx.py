@@ -168,7 +168,10 @@ class OnnxBackend:
         prompt = self._prompt(request.messages)
         bound = min(max_input_tokens, self.context_tokens - 1)
         if len(prompt) > bound:
-            raise prompt_too_long(len(prompt), bound)
+            raise prompt_too_long(
+                bound, tokens=len(prompt), context_tokens=self.context_tokens,
+                max_output_tokens=max_output_tokens,
+            )  # fmt: skip
         if len(self._answers) >= self._queue_limit:
             raise RateLimited("The engine is answering as many requests as it can.", code="busy")
         sampler = Sampler(

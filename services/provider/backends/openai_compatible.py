@@ -178,7 +178,7 @@ class OpenAICompatibleBackend:
                     raise await _refusal(answer)
                 if not stream:
                     piece, end = read_whole(await _whole_body(answer))
-                    _check_bounds(end, max_input_tokens, max_output_tokens)
+                    self._check_bounds(end, max_input_tokens, max_output_tokens)
                     for output in (Started(end.usage.prompt), piece, end):
                         if output is not None:
                             yield output
@@ -188,7 +188,7 @@ class OpenAICompatibleBackend:
                 async for data in answer.content.iter_any():  # to its end: then it is used again
                     for output in reader.feed(data):
                         if isinstance(output, Ended):
-                            _check_bounds(output, max_input_tokens, max_output_tokens)
+                            self._check_bounds(output, max_input_tokens, max_output_tokens)
                         yield output
                 if not reader.done:
                     raise failed("The engine's server broke off.")
@@ -196,6 +196,16 @@ class OpenAICompatibleBackend:
             raise _broke(error) from None
         finally:
             self._running -= 1
+
+    def _check_bounds(self, end: Ended, max_input_tokens: int, max_output_tokens: int) -> None:
+        """Counts come last, so an answer over the bounds is refused at its end."""
+        if end.usage.prompt > max_input_tokens:
+            raise prompt_too_long(
+                max_input_tokens, tokens=end.usage.prompt, context_tokens=self.context_tokens,
+                max_output_tokens=max_output_tokens,
+            )  # fmt: skip
+        if end.usage.completion > max_output_tokens:
+            raise failed("The engine's server gave more than was asked.")
 
     def _body(self, request: ChatRequest, max_output_tokens: int) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -233,14 +243,6 @@ async def _counts(answer: aiohttp.ClientResponse) -> bool:
     if not reader.done:
         raise failed("The engine's server broke off.")
     return reader.counted
-
-
-def _check_bounds(end: Ended, max_input_tokens: int, max_output_tokens: int) -> None:
-    """Counts come last, so an answer over the bounds is refused at its end."""
-    if end.usage.prompt > max_input_tokens:
-        raise prompt_too_long(end.usage.prompt, max_input_tokens)
-    if end.usage.completion > max_output_tokens:
-        raise failed("The engine's server gave more than was asked.")
 
 
 async def _refusal(answer: aiohttp.ClientResponse) -> CocoonError:
