@@ -380,6 +380,7 @@ def _base_environment() -> dict[str, str]:
     )
     return {name: os.environ[name] for name in kept if name in os.environ} | {
         "PYTHONUNBUFFERED": "1",
+        "ORT_DISABLE_TELEMETRY": "1",  # onnxruntime's own, set again where it is imported
         "COCOON_ROOT": os.environ.get("COCOON_ROOT", "."),
     }
 

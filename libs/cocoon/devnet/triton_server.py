@@ -187,4 +187,5 @@ def _environment() -> dict[str, str]:
     """Where programs and libraries are, and nothing else of ours."""
     kept = {name: os.environ[name] for name in ("HOME", "LANG", "TMPDIR") if name in os.environ}
     path = f"{_environment_folder() / 'bin'}:{os.environ.get('PATH', os.defpath)}"
-    return {**kept, "PATH": path, "LD_LIBRARY_PATH": _installed()[1]}
+    own = {"LD_LIBRARY_PATH": _installed()[1], "ORT_DISABLE_TELEMETRY": "1"}
+    return {**kept, "PATH": path, **own}
