@@ -55,6 +55,11 @@ class Child:
         process = self._process
         return process.pid if process is not None and process.returncode is None else None
 
+    @property
+    def exit_code(self) -> int | None:
+        """Of the process that ended last; negative: the signal."""
+        return self._process.returncode if self._process is not None else None
+
     async def start(self, timeout_s: float = READY_TIMEOUT_S) -> dict[str, Any]:
         """Start and wait for the ready line. Raises Unavailable with the log's last words."""
         with self.log_file.open("ab") as log:

@@ -127,6 +127,11 @@ class NatsServer:
     def pid(self) -> int | None:
         return self._process.pid if self._process and self._process.poll() is None else None
 
+    @property
+    def exit_code(self) -> int | None:
+        """Of the process that ended by itself; negative: the signal."""
+        return self._process.poll() if self._process else None
+
     def start(self, timeout_s: float = 20.0) -> None:
         """Write the configuration, start the server and wait until JetStream is ready.
 

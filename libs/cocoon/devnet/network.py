@@ -83,6 +83,9 @@ def _port(asked: int | None, usual: int, what: str, option: str, say: Callable[[
     return asked or free_port()
 
 
+_Process = Child | PostgresServer | NatsServer | TritonServer
+
+
 class Network:
     """One development network in one folder. `say` gets progress, a line at a time."""
 
@@ -317,17 +320,20 @@ class Network:
         folder, postgres, nats = self._folder, self._postgres, self._nats
         start = partial(in_thread, postgres.start)
         parts = [
-            Part("Postgres", folder.postgres, partial(_pid, postgres), start, is_server=True),
+            Part("Postgres", folder.postgres, partial(_pid, postgres), start, is_server=True,
+                 exit_code=partial(_exit_code, postgres)),
             Part("NATS", folder.nats, partial(_pid, nats), self._restart_nats, is_server=True,
-                 is_ill=nats.is_ill, end=nats.stop),
+                 is_ill=nats.is_ill, end=nats.stop, exit_code=partial(_exit_code, nats)),
         ]  # fmt: skip
         if self._triton is not None:
             pid, start = partial(_pid, self._triton), partial(in_thread, self._triton.start)
-            parts.append(Part("Triton", folder.logs, pid, start, is_server=True))
+            code = partial(_exit_code, self._triton)
+            parts.append(Part("Triton", folder.logs, pid, start, is_server=True, exit_code=code))
         parts += [
-            Part(f"the {name}", child.log_file, partial(_pid, child), child.start)
+            Part(_called(name), child.log_file, partial(_pid, child), child.start,
+                 exit_code=partial(_exit_code, child))
             for name, child in self._children.items()
-        ]
+        ]  # fmt: skip
         await Supervisor(parts, self._say, self._restarted).run(stop)
 
     async def _restart_nats(self) -> None:
@@ -362,8 +368,17 @@ class Network:
         await asyncio.gather(*(child.stop() for child in children))
 
 
-def _pid(process: Child | PostgresServer | NatsServer | TritonServer) -> int | None:
+def _pid(process: _Process) -> int | None:
     return process.pid
+
+
+def _exit_code(process: _Process) -> int | None:
+    return process.exit_code
+
+
+def _called(name: str) -> str:
+    """A service in a sentence: "the gateway", but "billing" and "provider-2"."""
+    return name if name in ("attestation", "billing") or "-" in name else f"the {name}"
 
 
 def _base_environment() -> dict[str, str]:

@@ -92,6 +92,11 @@ class PostgresServer:
     def pid(self) -> int | None:
         return self._process.pid if self._process and self._process.poll() is None else None
 
+    @property
+    def exit_code(self) -> int | None:
+        """Of the process that ended by itself; negative: the signal."""
+        return self._process.poll() if self._process else None
+
     def dsn(
         self, database: str = "postgres", user: str = SUPERUSER, password: str | None = None
     ) -> str:
