@@ -34,7 +34,7 @@ from cocoon.devnet.identity import (
     provider_names,
 )
 from cocoon.devnet.nats_server import NatsServer
-from cocoon.devnet.ports import free_port, is_free
+from cocoon.devnet.ports import free_port, free_port_after, is_free
 from cocoon.devnet.postgres import PostgresServer
 from cocoon.devnet.private_file import write_private
 from cocoon.devnet.supervising import Part, Supervisor, in_thread
@@ -50,7 +50,7 @@ DEFAULT_GATEWAY_PORT, DEFAULT_SIDECAR_PORT = 8641, 8642
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What `cocoon up` was asked for. A port None: the usual one if it is free, else any.
+    """What `cocoon up` was asked for. A port None: the usual one or the next free one after it.
 
     key_epoch_s: how often providers change their keys; each lives for three times that, less a
     second: clients do not seal to one that has less than twenty seconds left.
@@ -68,13 +68,19 @@ class Options:
     concurrency: int | None = None  # jobs that a provider runs at once; None: its own default
 
 
-def _port(asked: int | None, usual: int, what: str, option: str, say: Callable[[str], None]) -> int:
-    if asked is None and is_free(usual):
+def _port(
+    asked: int | None, usual: int, what: str, option: str, other: int | None,
+    say: Callable[[str], None],
+) -> int:  # fmt: skip
+    """The port for one of the two doors; `other` is the other door's."""
+    if asked is None and usual != other and is_free(usual):
         return usual
     if asked is None:
-        port = free_port()
+        port = free_port_after(usual, (other,) if other else ())
         say(f"port {usual} is taken; the {what} listens on {port}")
         return port
+    if asked and asked == other:
+        raise ConfigurationError(f"port {asked} is the other door's; name another with {option}")
     if asked and not is_free(asked):
         raise ConfigurationError(
             f"port {asked} for the {what} is taken by another program; stop that one, or name "
@@ -96,11 +102,13 @@ class Network:
         self._nats: NatsServer | None = None
         self._triton = TritonServer(folder.logs / "triton.log") if options.triton else None
         self._gateway_port = _port(
-            options.gateway_port, DEFAULT_GATEWAY_PORT, "gateway", "--gateway-port", say
-        )
+            options.gateway_port, DEFAULT_GATEWAY_PORT, "gateway", "--gateway-port",
+            options.sidecar_port or (None if options.gateway_port else DEFAULT_SIDECAR_PORT), say,
+        )  # fmt: skip
         self._sidecar_port = _port(
-            options.sidecar_port, DEFAULT_SIDECAR_PORT, "sidecar", "--sidecar-port", say
-        )
+            options.sidecar_port, DEFAULT_SIDECAR_PORT, "sidecar", "--sidecar-port",
+            self._gateway_port, say,
+        )  # fmt: skip
         self._providers = provider_names(options.providers)
         accounts = range(1, folder.account_shards(options.shards) + 1)
         self._shards = (subjects.NETWORK_SHARD, *accounts)
