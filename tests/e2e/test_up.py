@@ -197,7 +197,8 @@ def test_fresh_never_clears_a_folder_that_no_network_made(home: Path) -> None:
     (mine / "letters").mkdir(parents=True)
     (mine / "letters" / "one.txt").write_text("dear")
     sentence = refused("--data", str(mine), "--fresh")
-    assert "is not a network's folder, so nothing in it was removed" in sentence
+    assert "is not a network's folder, so nothing in it was changed" in sentence
+    assert [path.name for path in mine.iterdir()] == ["letters"]
     assert (mine / "letters" / "one.txt").read_text() == "dear"
 
 

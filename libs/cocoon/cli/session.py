@@ -13,14 +13,26 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from cocoon.kernel.errors import ConfigurationError
+
 if TYPE_CHECKING:
     from nats.aio.client import Client
 
     from cocoon.devnet.folder import DataFolder, RunningNetwork
 
+
+def _named(text: str) -> Path:
+    """Raises ConfigurationError for an empty name: to a path it is the current folder."""
+    if not text.strip():
+        raise ConfigurationError("--data is empty; name a folder, or leave it out for .cocoon")
+    return Path(text)
+
+
 Data = Annotated[
     Path | None,
-    typer.Option("--data", metavar="DIR", help="The network's folder (default: .cocoon)."),
+    typer.Option(
+        "--data", metavar="DIR", parser=_named, help="The network's folder (default: .cocoon)."
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 T = TypeVar("T")

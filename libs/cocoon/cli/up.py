@@ -34,7 +34,7 @@ class Engine(StrEnum):
 def up(
     data: Data = None,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Forget everything in the folder and start anew.")
+        bool, typer.Option("--fresh", help="Forget the network in the folder and start anew.")
     ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON line when ready, and nothing else.")
@@ -111,6 +111,7 @@ def up(
     if triton:
         _install_triton(say)
     folder = folder_of(data)
+    folder.check_ours()
     configure_logs("cocoon", "error")
     with folder.lock():
         left = end_leftovers(folder)
@@ -121,7 +122,7 @@ def up(
                 file=sys.stderr,
             )
         if fresh:
-            folder.clear()
+            _start_afresh(folder, say)
         folder.prepare()
         options = Options(
             gateway_port, sidecar_port, backend, model, otlp, providers, key_epoch, triton,
@@ -129,6 +130,14 @@ def up(
         )  # fmt: skip
         code = asyncio.run(_run(folder, options, as_json, say))
     raise typer.Exit(code)
+
+
+def _start_afresh(folder: DataFolder, say: Callable[[str], None]) -> None:
+    removed, left = folder.clear()
+    if removed:
+        say(f"starting afresh in {folder.root}: removed {', '.join(removed)}")
+    if left:
+        say(f"left alone, for no network made it: {', '.join(left)}")
 
 
 def _install_triton(say: Callable[[str], None]) -> None:
