@@ -95,7 +95,8 @@ def run_sidecar(
     server = _Server(config, sidecar, grace_s, lambda: on_ready(base_url))
     # uvicorn hands a signal on to these when it has stopped: that must not end us before we return
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(name, server.handle_exit)
+        if name is not signal.SIGHUP or signal.getsignal(name) is not signal.SIG_IGN:  # nohup
+            signal.signal(name, server.handle_exit)
     # why the network was not opened is raised below; uvicorn's own lines of it say less
     logging.getLogger("uvicorn.error").addFilter(lambda _: sidecar.failure is None)
     stop_tracing = configure_tracing("sidecar", settings.otlp_endpoint)

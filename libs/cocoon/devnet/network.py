@@ -98,7 +98,7 @@ class Network:
     def __init__(self, folder: DataFolder, options: Options, say: Callable[[str], None]) -> None:
         self._folder, self._options, self._say = folder, options, say
         self._children: dict[str, Child] = {}
-        self._postgres = PostgresServer(folder.postgres)
+        self._postgres = PostgresServer(folder.postgres, follows=True)
         self._nats: NatsServer | None = None
         self._triton = TritonServer(folder.logs / "triton.log") if options.triton else None
         self._gateway_port = _port(
@@ -123,7 +123,7 @@ class Network:
             make_identity, self._folder, self._shards, SystemClock(), self._providers
         )
         self._folder.keep_account_shards(len(self._matchers))
-        self._nats = NatsServer(self._folder.nats, users=identity.nats_users)
+        self._nats = NatsServer(self._folder.nats, users=identity.nats_users, follows=True)
         starts = [self._postgres.start, self._nats.start]
         if self._triton is not None:
             starts.append(self._triton.start)
