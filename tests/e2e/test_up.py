@@ -83,8 +83,8 @@ def refused(*arguments: str) -> str:
     )  # fmt: skip
     assert (ran.returncode, ran.stdout) == (1, "")
     assert "Traceback" not in ran.stderr
-    *progress, sentence = ran.stderr.splitlines()
-    assert all(line.startswith("[") for line in progress), ran.stderr
+    sentence, *more = [line for line in ran.stderr.splitlines() if not line.startswith("[")]
+    assert more == [], ran.stderr
     assert sentence.startswith("cocoon: ")
     return sentence.removeprefix("cocoon: ")
 
@@ -293,6 +293,21 @@ def test_under_nohup_a_closed_terminal_changes_nothing(home: Path) -> None:
 
 def test_an_unusable_backend_address_gets_a_sentence() -> None:
     assert "is not a backend's address" in refused("--backend", "vllm:8000")
+
+
+def test_a_backend_that_is_not_there_gets_one_plain_sentence_of_this_start(home: Path) -> None:
+    data = home / "backend"
+    with socket.socket() as bound:  # nobody accepts there
+        bound.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{bound.getsockname()[1]}/v1"
+        log = data / "logs" / "provider.log"
+        for _ in range(2):
+            sentence = refused("--data", str(data), "--backend", url, "--model", "foo",
+                               "--gateway-port", "0", "--sidecar-port", "0")  # fmt: skip
+            assert sentence == (
+                f"provider did not start: the engine's server {url} does not answer "
+                f"(connection refused); start it first (log: {log})"
+            )
 
 
 def test_a_port_outside_the_range_is_a_wrong_call() -> None:

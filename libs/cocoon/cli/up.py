@@ -58,7 +58,7 @@ def up(
         ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="The backend's model to offer (default: its first).")
+        str | None, typer.Option(help="The backend's model to offer (default: skills-1).")
     ] = None,
     engine: Annotated[
         Engine,
