@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from cocoon.contracts.messages import CreateKeyRequest, ErrorBody, Reply, RevokeKeyRequest
 from cocoon.kernel.clock import Clock
 from cocoon.kernel.errors import BadRequest, CocoonError, Unauthenticated, Unavailable
+from cocoon.kernel.ids import API_KEY_FORM
 from cocoon.telemetry.logs import get_logger
 from services.gateway import store
 from services.gateway.store import ApiKey
@@ -34,7 +35,7 @@ MAX_LOOKUPS: Final = 64  # of keys never seen live; as many of those that were, 
 RENEW_AFTER: Final = 0.5  # of a live key's time in the cache: from then on a use renews it
 UNKNOWN_TTL_S: Final = 2.0
 _T = TypeVar("_T")
-_BEARER: Final = re.compile(rb"[Bb]earer (ck_[A-Za-z0-9_-]{43})\Z")
+_BEARER: Final = re.compile(rf"[Bb]earer ({API_KEY_FORM})\Z".encode())
 
 
 class _Live(NamedTuple):
