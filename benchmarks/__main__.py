@@ -181,7 +181,7 @@ def _asked(question: Question, ask: Callable[[], Finding]) -> dict[str, Finding]
 def _answers(
     questions: Sequence[Question], ask: Callable[[], Sequence[Finding]]
 ) -> dict[str, Finding]:
-    _say(questions[0].title)
+    _say(f"measuring: {questions[0].title}")
     try:
         return {one.name: found for one, found in zip(questions, ask(), strict=True)}
     except Exception as error:  # noqa: BLE001 - the other questions are measured all the same

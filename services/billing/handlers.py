@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from cocoon.contracts.commands import CreditDeposit, OpenAccount
 from cocoon.contracts.envelope import StoredEvent
 from cocoon.contracts.events import DepositCredited, EventData
 from cocoon.contracts.messages import (
+    BalanceRequest,
     CreditRequest,
     ErrorBody,
     OpenAccountRequest,
@@ -25,7 +27,7 @@ from cocoon.domain import account as accounts
 from cocoon.domain.account import AccountState
 from cocoon.eventlog.append import Appended, LogAppender
 from cocoon.eventlog.connection import acquired
-from cocoon.eventlog.read import stream_events
+from cocoon.eventlog.read import checkpoint, stream_events
 from cocoon.kernel import canonical
 from cocoon.kernel.errors import (
     BadRequest,
@@ -40,7 +42,7 @@ from cocoon.telemetry import metrics
 from cocoon.telemetry.tracing import inject, span
 from services.billing import decide, store
 from services.billing.early import EarlyResults
-from services.billing.ledger import Ledger
+from services.billing.ledger import LEDGER_CONSUMER, Ledger
 from services.billing.results import JOB_NOT_COMMITTED, Results
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from cocoon.eventlog.connection import Pool
 
 MAX_CONFLICTS = 8
+POSTED_TRIES, POSTED_PAUSE_S = 100, 0.03  # how long a balance waits for the ledger
 
 
 class Ingress:
@@ -145,7 +148,7 @@ class Operator:
         if verb == "credit_deposit":
             return await self._credit(CreditRequest.model_validate_json(body))
         if verb == "balance":
-            return await self._balance(OpenAccountRequest.model_validate_json(body).account_id)
+            return await self._balance(BalanceRequest.model_validate_json(body))
         if verb == "account":
             asked = OpenAccountRequest.model_validate_json(body)
             return _json({"opened": (await self._account(asked.account_id)).opened})
@@ -186,19 +189,36 @@ class Operator:
             done = await self._appender.append(item)
             if isinstance(done, Appended):
                 _check_credit(request, done)
-                return _json({"account_id": request.account_id, "repeated": done.repeated})
+                return _json(
+                    {
+                        "account_id": request.account_id,
+                        "repeated": done.repeated,
+                        "position": done.positions[-1],
+                    }
+                )
         raise Unavailable("the account keeps changing; try again")
 
-    async def _balance(self, account_id: str) -> str:
+    async def _balance(self, request: BalanceRequest) -> str:
+        await self._wait_until_posted(request.posted)
         async with acquired(self._pool) as conn:
-            balance = await store.client_balance(conn, self._shard, account_id)
+            balance = await store.client_balance(conn, self._shard, request.account_id)
         return _json(
             {
-                "account_id": account_id,
+                "account_id": request.account_id,
                 "available_nanoton": str(balance.available),
                 "held_nanoton": str(balance.held),
             }
         )
+
+    async def _wait_until_posted(self, position: int) -> None:
+        """Raises Unavailable if the ledger takes too long; the log holds the event all the same."""
+        for _ in range(POSTED_TRIES if position else 0):
+            async with acquired(self._pool) as conn:
+                if await checkpoint(conn, self._shard, LEDGER_CONSUMER) >= position:
+                    return
+            await asyncio.sleep(POSTED_PAUSE_S)
+        if position:
+            raise Unavailable("the ledger is behind the log; ask for the balance again")
 
     async def _account(self, account_id: str) -> AccountState:
         async with acquired(self._pool) as conn:

@@ -26,6 +26,7 @@ from services.billing.redecide import Report
 from services.billing.verify import BATCH, Batch, Fold
 
 FORMAT: Final = "cocoon-log/1"
+_GZIP: Final = b"\x1f\x8b"  # how each such file begins
 MAX_LINE_BYTES: Final = 256 * 1024 * 1024  # 256 events of 512 KiB, a command of 1 MiB, escapes
 
 
@@ -225,6 +226,9 @@ def _lines(path: Path) -> Iterator[Mapping[str, Any]]:
     """Each line as an object: a header, or a command with the types that the rest relies on."""
     begun = False
     try:
+        with path.open("rb") as raw:
+            if raw.read(len(_GZIP)) not in (_GZIP, b""):
+                raise _no_log(path)
         with gzip.open(path, "rb") as file:
             while line := _line(file):
                 value = json.loads(line)
@@ -233,7 +237,13 @@ def _lines(path: Path) -> Iterator[Mapping[str, Any]]:
                     raise LogCorrupt("the file holds a line that is no command")
                 yield value
     except _DAMAGE as error:
+        if not begun and isinstance(error, ValueError):
+            raise _no_log(path) from None
         raise LogCorrupt(f"the file is damaged ({type(error).__name__})") from error
+
+
+def _no_log(path: Path) -> BadRequest:
+    return BadRequest(f"{path} is not an exported log; `./cocoon replay --export FILE` writes one")
 
 
 def _line(file: gzip.GzipFile) -> bytes:

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from cocoon.contracts.subjects import NETWORK_SHARD
 from cocoon.eventlog.connection import connect, tree_errors
 from cocoon.eventlog.read import head
 from cocoon.eventlog.scan import scan_all
@@ -42,12 +43,13 @@ async def replay(
     dsn: str, shards: Sequence[int], first: int, last: int | None, *, decisions: bool
 ) -> list[Report]:
     """Replay each shard in one snapshot. Raises LogCorrupt, BadRequest for a shard that
-    is not there, Unavailable without Postgres.
+    is not there or when all of them end before `first`, Unavailable without Postgres.
     """
     conn = await connect(dsn, "cocoon-replay", patient=True)
     try:
         async with conn.transaction(isolation="repeatable_read", readonly=True):
             await _check_shards(conn, shards)
+            await _check_first(conn, shards, first)
             return [
                 (await replay_shard(conn, shard, first, last, decisions=decisions))[0]
                 for shard in shards
@@ -92,29 +94,68 @@ async def _check_shards(conn: Connection, shards: Sequence[int]) -> None:
         raise BadRequest(f"there is no shard {unknown}; this network has {there}")
 
 
-def _print(reports: Sequence[Report], as_json: bool) -> int:
+async def _check_first(conn: Connection, shards: Sequence[int], first: int) -> None:
+    ends = {shard: (await head(conn, shard)).position for shard in shards}
+    if first > max(1, *ends.values()):
+        told = ", ".join(f"shard {shard} at {end}" for shard, end in ends.items())
+        raise BadRequest(f"there is nothing from position {first} on; the log ends on {told}")
+
+
+def _print(reports: Sequence[Report], chosen: argparse.Namespace) -> int:
     different = any(report.differences for report in reports)
-    if as_json:
+    if chosen.json:
         print(json.dumps([_as_dict(report) for report in reports]))  # noqa: T201
         return DIFFERENT if different else EQUAL
     for report in reports:
-        began = f" (the books from the snapshot of {report.snapshot})" if report.snapshot else ""
-        print(  # noqa: T201
-            f"shard {report.shard}: {report.events} events, positions {report.first} to "
-            f"{report.last}, chain and density hold{began}\n"
-            f"  log    sha256 {report.derived_sha256 or '(no books of this range)'}\n"
-            f"  tables sha256 {report.live_sha256 or '(no ledger tables of this range)'}"
-        )
+        print(_range(report))  # noqa: T201
+        for line in _books(report, of_file=chosen.file is not None):
+            print(f"  {line}")  # noqa: T201
         if report.decisions:
             print(f"  {report.decisions} decisions made again")  # noqa: T201
         if report.parked:
-            print(f"  {report.parked} events stand aside, unposted: see `cocoon status`")  # noqa: T201
+            print(f"  {report.parked} events stand aside, unposted: see `./cocoon status`")  # noqa: T201
         for note in report.notes:
             print(f"  note       {note}")  # noqa: T201
         for difference in report.differences:
             print(f"  DIFFERENT  {difference}")  # noqa: T201
-    print("different" if different else "equal")  # noqa: T201
+    print("different" if different else _verdict(reports, chosen))  # noqa: T201
     return DIFFERENT if different else EQUAL
+
+
+def _range(report: Report) -> str:
+    if not report.events:
+        since = f", nothing from {report.first} on" if report.first > 1 else ""
+        return f"shard {report.shard}: ends at {report.last}{since}"
+    began = f" (the books from the snapshot of {report.snapshot})" if report.snapshot else ""
+    return (
+        f"shard {report.shard}: {report.events} events, positions {report.first} to "
+        f"{report.last}, chain and density hold{began}"
+    )
+
+
+def _books(report: Report, *, of_file: bool) -> list[str]:
+    """What of the books was compared with what, or why there was nothing to compare."""
+    if report.derived_sha256:
+        lines = [f"log    sha256 {report.derived_sha256}"]
+        if report.live_sha256:
+            lines.append(f"tables sha256 {report.live_sha256}")
+        elif not of_file:
+            lines.append("entries compared up to there; balances are those of the log's end")
+        return lines
+    if not report.events:
+        return []
+    if report.shard == NETWORK_SHARD:
+        return ["no money moves in this range: this shard has no books"]
+    return [f"no books: a fold from {report.first} on needs an earlier snapshot"]
+
+
+def _verdict(reports: Sequence[Report], chosen: argparse.Namespace) -> str:
+    """The last line where nothing differs: it claims no more than was compared."""
+    if not any(report.events for report in reports):
+        return "nothing to check: there are no events"
+    if not chosen.file and any(report.derived_sha256 for report in reports):
+        return "equal"
+    return "chain and decisions hold" if chosen.decisions else "chain holds"
 
 
 def _as_dict(report: Report) -> dict[str, object]:
@@ -126,6 +167,15 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(WRONG_USAGE, f"cannot replay: {message}\n")
+
+
+def _position(text: str) -> int:
+    if (position := int(text)) < 1:
+        raise argparse.ArgumentTypeError("positions begin at 1")
+    return position
+
+
+_position.__name__ = "position"  # argparse names it in its sentence
 
 
 def _shards(text: str) -> list[int]:
@@ -140,8 +190,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _Parser(prog="cocoon replay", description=__doc__)
     parser.add_argument("--verify", action="store_true", help="compare with the live tables")
     parser.add_argument("--decisions", action="store_true", help="make every decision again")
-    parser.add_argument("--from", dest="first", type=int, default=1, metavar="N")
-    parser.add_argument("--to", dest="last", type=int, default=None, metavar="M")
+    parser.add_argument("--from", dest="first", type=_position, default=1, metavar="N")
+    parser.add_argument("--to", dest="last", type=_position, default=None, metavar="M")
     parser.add_argument("--shards", type=_shards, default=[0, 1], metavar="0,1")
     parser.add_argument("--json", action="store_true")
     files = parser.add_mutually_exclusive_group()
@@ -150,6 +200,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     if (chosen.export or chosen.file) and (chosen.first, chosen.last) != (1, None):
         parser.error("a file holds the whole log: leave out --from and --to")
+    if chosen.last is not None and chosen.first > chosen.last:
+        parser.error(f"--from {chosen.first} is above --to {chosen.last}")
     if chosen.file and not chosen.file.is_file():
         parser.error(f"there is no file {chosen.file}")
     dsn = "" if chosen.file else Path(os.environ[DSN_FILE]).read_text(encoding="utf-8").strip()
@@ -169,7 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 async def _run(chosen: argparse.Namespace, dsn: str) -> int:
     if chosen.file:
         reports = await logfile.replay_file(chosen.file, decisions=chosen.decisions)
-        return _print(reports, chosen.json)
+        return _print(reports, chosen)
     if chosen.export:
         for sentence in await export(dsn, chosen.shards, chosen.export):
             print(sentence)  # noqa: T201
@@ -177,7 +229,7 @@ async def _run(chosen: argparse.Namespace, dsn: str) -> int:
     reports = await replay(
         dsn, chosen.shards, chosen.first, chosen.last, decisions=chosen.decisions
     )
-    return _print(reports, chosen.json)
+    return _print(reports, chosen)
 
 
 if __name__ == "__main__":

@@ -223,12 +223,15 @@ async def replay_shard(
     """Fold one shard inside the caller's snapshot and compare.
 
     The fold starts at 1, or at the newest snapshot below `first` that the log vouches for; without
-    one only chain and decisions are checked from there. Raises LogCorrupt.
+    one only chain and decisions are checked from there. Of a shard that ends before `first`
+    nothing is checked. Raises LogCorrupt.
     """
     end = await head(conn, shard)
     applied = await checkpoint(conn, shard, LEDGER_CONSUMER)
     stop = min(end.position, last or end.position)
     report = Report(shard=shard, first=first, last=stop)
+    if first > max(end.position, 1):
+        return report, Fold(report, None, end.hash, parked={}, marks={}, learn=None)
     books: Books | None = Books() if first == 1 and shard > 0 else None
     marks = await snapshots.named(conn, shard)
     if first > 1 and shard > 0:

@@ -71,16 +71,20 @@ class Directory:
         }
 
     async def models(self) -> dict[str, Any]:
-        """OpenAI's list object of the offered models, with tier and lowest prices in nanoTON."""
+        """OpenAI's list object of the offered models, with their tier, context and prices."""
         found: dict[str, dict[str, Any]] = {}
         for entry in (await self.listing(None)).value["providers"]:
             offer = entry["offer"]
             model = found.setdefault(
                 offer["name"],
-                {"model_id": offer["model_id"], "tiers": set(), "providers": 0, "prices": {}},
-            )
+                {
+                    "model_id": offer["model_id"], "tiers": set(), "providers": 0,
+                    "context_tokens": 0, "prices": {},
+                },
+            )  # fmt: skip
             model["tiers"].add(str(entry["tier"]))
             model["providers"] += 1
+            model["context_tokens"] = max(model["context_tokens"], int(offer["context_tokens"]))
             for price in _PRICES:
                 known = model["prices"].get(price)
                 if known is None or int(offer[price]) < int(known):
@@ -133,6 +137,7 @@ def _model_object(name: str, model: dict[str, Any]) -> dict[str, Any]:
             "model_id": model["model_id"],
             "tier": tiers[0] if len(tiers) == 1 else ",".join(tiers),
             "providers": model["providers"],
+            "context_tokens": model["context_tokens"],
             "prices": model["prices"],
         },
     }

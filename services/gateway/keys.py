@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from cocoon.contracts.messages import CreateKeyRequest, ErrorBody, Reply, RevokeKeyRequest
 from cocoon.kernel.clock import Clock
 from cocoon.kernel.errors import BadRequest, CocoonError, Unauthenticated, Unavailable
+from cocoon.kernel.ids import API_KEY_FORM
 from cocoon.telemetry.logs import get_logger
 from services.gateway import store
 from services.gateway.store import ApiKey
@@ -34,7 +35,7 @@ MAX_LOOKUPS: Final = 64  # of keys never seen live; as many of those that were, 
 RENEW_AFTER: Final = 0.5  # of a live key's time in the cache: from then on a use renews it
 UNKNOWN_TTL_S: Final = 2.0
 _T = TypeVar("_T")
-_BEARER: Final = re.compile(rb"[Bb]earer (ck_[A-Za-z0-9_-]{43})\Z")
+_BEARER: Final = re.compile(rf"[Bb]earer ({API_KEY_FORM})\Z".encode())
 
 
 class _Live(NamedTuple):
@@ -82,7 +83,7 @@ class KeyRing:
         if authorization is None:
             raise Unauthenticated(
                 "send your API key as `Authorization: Bearer ck_...`; make one with "
-                "`cocoon keys create`",
+                "`./cocoon keys create`",
                 code="missing_api_key",
             )
         found = _BEARER.match(authorization)
@@ -104,7 +105,7 @@ class KeyRing:
         if key is None:
             raise Unauthenticated(
                 "this API key is unknown or revoked; ask the operator for a new one "
-                "(`cocoon keys create`)"
+                "(`./cocoon keys create`)"
             )
         return key
 
@@ -167,8 +168,16 @@ class KeyRing:
 
     async def do_revoke_key(self, body: bytes) -> str:
         request = RevokeKeyRequest.model_validate_json(body)
-        self.on_change(await store.revoke_key(self._pool, request.api_key_id))
-        return json.dumps({"api_key_id": request.api_key_id, "revoked": True})
+        secret_hash, revoked_ms, before = await store.revoke_key(self._pool, request.api_key_id)
+        self.on_change(secret_hash)
+        return json.dumps(
+            {
+                "api_key_id": request.api_key_id,
+                "revoked": True,
+                "revoked_ms": revoked_ms,
+                "revoked_before": before,
+            }
+        )
 
 
 def _remember(known: OrderedDict[bytes, _T], secret_hash: bytes, value: _T, limit: int) -> None:

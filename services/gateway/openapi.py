@@ -108,7 +108,30 @@ SCHEMAS: dict[str, Any] = {
         }
     ),
     "Models": _object(
-        {"object": {"const": "list"}, "data": {"type": "array", "items": {"type": "object"}}}
+        {
+            "object": {"const": "list"},
+            "data": {"type": "array", "items": {"$ref": "#/components/schemas/Model"}},
+        }
+    ),
+    "Model": _object(
+        {
+            "id": _TEXT,
+            "object": {"const": "model"},
+            "created": {"type": "integer"},
+            "owned_by": _TEXT,
+            "cocoon": _object(
+                {
+                    "model_id": _HEX32,
+                    "tier": _TEXT,
+                    "providers": {"type": "integer"},
+                    "context_tokens": {
+                        "type": "integer",
+                        "description": "Input and answer together, the largest that is offered",
+                    },
+                    "prices": {"type": "object", "additionalProperties": _NANOTON},
+                }
+            ),
+        }
     ),
     "Balance": _object(
         {"account_id": _TEXT, "available_nanoton": _NANOTON, "held_nanoton": _NANOTON}

@@ -12,7 +12,7 @@ from urllib.parse import parse_qs
 
 from cocoon.bus.requests import ask
 from cocoon.contracts import subjects
-from cocoon.contracts.messages import OpenAccountRequest
+from cocoon.contracts.messages import BalanceRequest
 from cocoon.kernel.clock import Clock
 from cocoon.kernel.errors import BadRequest, CocoonError, MethodNotAllowed, NotFound
 from cocoon.kernel.ids import is_job_id
@@ -96,6 +96,12 @@ class Routes:
                 raise self._plaintext_refused(request)
             await self._run_job(request, response)
             return "run_job", 200
+        if not path.strip("/"):  # somebody opens the address in a browser
+            raise NotFound(
+                "this is a gateway of the Cocoon network: it takes sealed requests under /v1 and "
+                "reads none of them. Send OpenAI requests to a sidecar on your own machine "
+                "(`./cocoon connect`); the API is in docs/openapi.json of Cocoon's repository"
+            )
         admission = self._gateway.admission
         if method == "GET" and path == "/v1/network":
             with admission.enter_public_read(request.peer):
@@ -212,7 +218,7 @@ class Routes:
         shard = self._gateway.settings.shard_of(key.account_id)
         return await ask(
             self._gateway.nc, subjects.billing(shard, "balance"),
-            OpenAccountRequest(account_id=key.account_id), self._gateway.settings.rpc_timeout_s,
+            BalanceRequest(account_id=key.account_id), self._gateway.settings.rpc_timeout_s,
         )  # fmt: skip
 
     def _plaintext_refused(self, request: Request) -> BadRequest:
@@ -223,7 +229,7 @@ class Routes:
             address = f"{request.scope.get('scheme', 'http')}://{shown}"
         return BadRequest(
             "This gateway takes sealed requests only and has not read this one. Run "
-            f"`cocoon connect --gateway {address}` and use the base_url that it prints: it seals "
+            f"`./cocoon connect --gateway {address}` and use the base_url that it prints: it seals "
             "every request on your own machine.",
             code="plaintext_refused",
         )

@@ -85,17 +85,29 @@ async def list_keys(pool: Pool) -> list[dict[str, Any]]:
     return [dict(row) for row in rows]
 
 
-async def revoke_key(pool: Pool, api_key_id: str) -> bytes:
-    """Revoke a key, again if need be, and return its hash. Raises NotFound."""
+class Revoked(NamedTuple):
+    """A revoked key's hash, since when (Unix milliseconds), and whether it was so before."""
+
+    secret_hash: bytes
+    revoked_ms: int
+    before: bool
+
+
+async def revoke_key(pool: Pool, api_key_id: str) -> Revoked:
+    """Revoke a key; one that is revoked keeps its time. Raises NotFound."""
     with tree_errors():
-        found = await pool.fetchval(
-            "UPDATE gateway.api_keys SET revoked_at = coalesce(revoked_at, now())"
-            " WHERE api_key_id = $1 RETURNING secret_hash",
+        found = await pool.fetchrow(
+            "WITH old AS (SELECT api_key_id, revoked_at FROM gateway.api_keys"
+            " WHERE api_key_id = $1 FOR UPDATE)"
+            " UPDATE gateway.api_keys k SET revoked_at = coalesce(old.revoked_at, now())"
+            " FROM old WHERE k.api_key_id = old.api_key_id RETURNING k.secret_hash,"
+            " (extract(epoch FROM k.revoked_at) * 1000)::bigint AS revoked_ms,"
+            " old.revoked_at IS NOT NULL AS before",
             api_key_id,
         )
     if found is None:
-        raise NotFound(f"there is no API key {api_key_id}; see `cocoon keys list`")
-    return bytes(found)
+        raise NotFound(f"there is no API key {api_key_id}; see `./cocoon keys list`")
+    return Revoked(bytes(found["secret_hash"]), found["revoked_ms"], found["before"])
 
 
 async def follow_changes(

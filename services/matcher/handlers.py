@@ -28,7 +28,7 @@ from cocoon.kernel.errors import (
     RateLimited,
     Unavailable,
 )
-from cocoon.kernel.money import format_ton
+from cocoon.kernel.money import NANOTON_PER_TON, ceil_div, format_ton
 from cocoon.telemetry import metrics
 from services.matcher import decide
 from services.matcher.accepted import AcceptedCommands
@@ -160,7 +160,10 @@ class Matcher:
         keys = (announced.key_id,) if announced else request.recipient_key_ids
         account = self._memory.accounts.get(request.account_id)
         if account is None or not account.opened:
-            raise InsufficientFunds("this account has no funds; add some with `cocoon fund`")
+            raise InsufficientFunds(
+                f"the account {request.account_id} has no funds; add some with "
+                f"`./cocoon fund {request.account_id} 1`"
+            )
         return decide.request_command(
             request,
             self._memory.available_nanoton(request.account_id),
@@ -211,10 +214,11 @@ class Matcher:
 
     def _refuse_unfunded(self, last: EventData) -> None:
         if isinstance(last, FundsRefused):
+            missing = ceil_div(last.needed_nanoton - last.available_nanoton, NANOTON_PER_TON)
             raise InsufficientFunds(
                 f"this job may cost up to {format_ton(last.needed_nanoton)} TON and the account "
-                f"has {format_ton(last.available_nanoton)} TON free; add funds with "
-                "`cocoon fund`, or lower max_tokens"
+                f"{last.account_id} has {format_ton(last.available_nanoton)} TON free; add funds "
+                f"with `./cocoon fund {last.account_id} {missing}`, or lower max_tokens"
             )
 
     async def _existing(

@@ -102,6 +102,12 @@ class BackendContract:
             await collect(backend, request("word " * 40), max_input=10)
         assert caught.value.code == "context_length_exceeded"
         assert "word" not in caught.value.message
+        for told in (
+            f"at most 10 fit: the model's context is {backend.context_tokens} and",
+            "of it are kept for the answer",
+            "max_tokens or max_completion_tokens",
+        ):  # fmt: skip
+            assert told in caught.value.message
 
     async def test_a_prompt_over_the_context_is_refused(self, backend: Backend) -> None:
         text = "canary " * backend.context_tokens

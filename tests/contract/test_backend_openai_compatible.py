@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from cocoon.chat import Capabilities
+from cocoon.devnet.ports import free_port
 from cocoon.kernel.clock import SystemRandomness
 from cocoon.kernel.errors import BadRequest, CocoonError, RateLimited, Unavailable
 from services.provider.backends.base import Backend, Ended, Piece, Started
@@ -22,6 +23,17 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
         while not condition():  # noqa: ASYNC110 - a server's state has no event
             await asyncio.sleep(0.02)
+
+
+async def refused(url: str, said: str) -> None:
+    """That the adapter for the model foo does not start here, and what it says."""
+    made = OpenAICompatibleBackend(
+        url, "foo", context_tokens=640, queue_limit=1, capabilities=Capabilities()
+    )
+    with pytest.raises(Unavailable) as caught:
+        await made.start()
+    await made.close()
+    assert said in caught.value.message
 
 
 class TestOpenAICompatibleBackend(BackendContract):
@@ -122,6 +134,36 @@ class TestOpenAICompatibleBackend(BackendContract):
         assert set(body) == {
             "model", "messages", "temperature", "max_tokens", "stream", "stream_options",
         }  # fmt: skip
+
+    @pytest.mark.parametrize(
+        ("told", "said"),
+        [
+            (
+                b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n",
+                "answers 404 when it is asked",
+            ),
+            (b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}", "does not list models as an"),
+            (b"", "does not answer (the connection broke)"),
+        ],
+    )
+    async def test_something_else_at_the_address_is_told(self, told: bytes, said: str) -> None:
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(told)
+            writer.close()
+
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as listening:
+            url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+            await refused(url, f"{url}/v1 {said}" if "list" not in said else said)
+
+    async def test_nothing_at_the_address_is_told_apart_from_another_model(
+        self, server: tuple[EngineServer, str]
+    ) -> None:
+        nowhere = f"http://127.0.0.1:{free_port()}"
+        said = "does not answer (connection refused); start it first"
+        await refused(nowhere, f"the engine's server {nowhere}/v1 {said}")
+        said = f"answers, but does not serve the model foo; it serves {MODEL}"
+        await refused(server[1], f"{server[1].removesuffix('/v1')}/v1 {said}")
 
     async def test_a_server_without_the_model_is_not_started_on(
         self, server: tuple[EngineServer, str]

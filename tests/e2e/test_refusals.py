@@ -55,7 +55,8 @@ def test_an_unknown_model_is_404_and_names_what_there_is(client: Way) -> None:
         ({"temperature": 3}, "temperature", "invalid_value"),
         ({"extra_body": {"wombat": 1}}, "wombat", "unknown_parameter"),
         ({"messages": []}, "messages", None),
-        ({"max_tokens": 100_000}, "max_completion_tokens", "context_length_exceeded"),
+        ({"max_tokens": 100_000}, "max_tokens", "context_length_exceeded"),
+        ({"max_completion_tokens": 100_000}, "max_completion_tokens", "context_length_exceeded"),
     ],
 )  # fmt: skip
 def test_a_wrong_parameter_is_400_by_name_and_costs_nothing(
@@ -155,7 +156,7 @@ def test_an_account_without_funds_is_402_until_it_is_funded(
                     client.raw(**ask("Hello"), stream=stream)
                 error = told(openai.APIStatusError, caught.value)
                 assert (error["status"], error["type"]) == (402, "insufficient_quota")
-                assert "fund" in str(error["message"])
+                assert f"./cocoon fund {made['account_id']} 1" in str(error["message"])
                 assert caught.value.response.headers["x-should-retry"] == "false"
         assert network.cli("fund", made["account_id"], "0.001").returncode == 0
         done = through.chat.completions.create(**ask("Reverse: cocoon"))

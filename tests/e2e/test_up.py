@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -82,8 +83,8 @@ def refused(*arguments: str) -> str:
     )  # fmt: skip
     assert (ran.returncode, ran.stdout) == (1, "")
     assert "Traceback" not in ran.stderr
-    *progress, sentence = ran.stderr.splitlines()
-    assert all(line.startswith("[") for line in progress), ran.stderr
+    sentence, *more = [line for line in ran.stderr.splitlines() if not line.startswith("[")]
+    assert more == [], ran.stderr
     assert sentence.startswith("cocoon: ")
     return sentence.removeprefix("cocoon: ")
 
@@ -136,31 +137,44 @@ def _second_life(network: LiveNetwork) -> None:
 
 
 def _killed(network: LiveNetwork) -> None:
-    """kill -9 of `up`: services follow it; the servers are found and ended by the next start."""
+    """kill -9 of `up`: everything follows it; a server that does not is found by the next start."""
     pids = processes(network)
     assert network.process is not None
     network.process.kill()
     network.process.wait(10)
     deadline = time.monotonic() + 40
-    services = [pid for name, pid in pids.items() if name not in ("postgres", "nats")]
-    while any(map(_alive, services)):
-        assert time.monotonic() < deadline, "a service outlives its supervisor"
+    while any(map(_alive, pids.values())):
+        assert time.monotonic() < deadline, "a process outlives its supervisor"
         time.sleep(0.1)
+    assert network.cli("status").stderr.startswith(f"cocoon: no network runs from {network.data}")
+    left = _leftover(network)
+    network.folder.write_processes({**pids, "nats": left.pid})
+    done = network.cli("status")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"cocoon: the last network here was killed; nats (pid {left.pid}) still runs: "
+        f"./cocoon up --data {network.data} ends it\n"
+    )
     if network.process.stdout:
         network.process.stdout.close()
     network.process = None
     said = network.output.stat().st_size
     network.start()
     told = network.output.read_text()[said:]
-    assert told == (
-        "cocoon: the last network here was killed; ended what it left running: nats, postgres\n"
-    )
+    assert told == ("cocoon: the last network here was killed; ended what it left running: nats\n")
+    assert left.wait(10) == -signal.SIGTERM
     again = processes(network)
     assert not set(again.values()) & set(pids.values())
     say(network)
     assert network.cli("replay", "--verify").returncode == 0
     assert network.stop() == 0
     assert of_folder(network.data) == []
+
+
+def _leftover(network: LiveNetwork) -> subprocess.Popen[bytes]:
+    """A process that looks like a server of this folder which its supervisor left behind."""
+    return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)",
+                             f"{network.data}/nats/nats.conf"])  # fmt: skip
 
 
 def _third_life(network: LiveNetwork) -> None:
@@ -197,7 +211,8 @@ def test_fresh_never_clears_a_folder_that_no_network_made(home: Path) -> None:
     (mine / "letters").mkdir(parents=True)
     (mine / "letters" / "one.txt").write_text("dear")
     sentence = refused("--data", str(mine), "--fresh")
-    assert "is not a network's folder, so nothing in it was removed" in sentence
+    assert "is not a network's folder, so nothing in it was changed" in sentence
+    assert [path.name for path in mine.iterdir()] == ["letters"]
     assert (mine / "letters" / "one.txt").read_text() == "dear"
 
 
@@ -233,8 +248,66 @@ def test_a_start_that_is_interrupted_leaves_nothing(home: Path) -> None:
     assert of_folder(data) == []
 
 
+def test_a_closed_terminal_and_a_reader_that_left_stop_everything_in_order(home: Path) -> None:
+    data = home / "hangup"
+    network = LiveNetwork(data)
+    network.start()
+    process = network.process
+    assert process is not None
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(60) == 0
+    network.stop()
+    assert of_folder(data) == []
+    reading, writing = os.pipe()
+    os.close(reading)  # as of `up 2>&1 | head`
+    try:
+        command = network.command("up", "--gateway-port", "0", "--sidecar-port", "0")
+        for stdout_only in (True, False):
+            stderr = subprocess.PIPE if stdout_only else writing
+            done = subprocess.run(
+                command, cwd=ROOT, stdout=writing, stderr=stderr, timeout=90, check=False
+            )
+            assert done.returncode == 130
+            if stdout_only:
+                assert b"Error" not in done.stderr
+            assert of_folder(data) == []
+    finally:
+        os.close(writing)
+
+
+def test_under_nohup_a_closed_terminal_changes_nothing(home: Path) -> None:
+    data = home / "nohup"
+    network = LiveNetwork(data)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        network.start()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    try:
+        assert network.process is not None
+        network.process.send_signal(signal.SIGHUP)
+        say(network)
+    finally:
+        assert network.stop() == 0
+
+
 def test_an_unusable_backend_address_gets_a_sentence() -> None:
     assert "is not a backend's address" in refused("--backend", "vllm:8000")
+
+
+def test_a_backend_that_is_not_there_gets_one_plain_sentence_of_this_start(home: Path) -> None:
+    data = home / "backend"
+    with socket.socket() as bound:  # nobody accepts there
+        bound.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{bound.getsockname()[1]}/v1"
+        log = data / "logs" / "provider.log"
+        for _ in range(2):
+            sentence = refused("--data", str(data), "--backend", url, "--model", "foo",
+                               "--gateway-port", "0", "--sidecar-port", "0")  # fmt: skip
+            assert sentence == (
+                f"provider did not start: the engine's server {url} does not answer "
+                f"(connection refused); start it first (log: {log})"
+            )
 
 
 def test_a_port_outside_the_range_is_a_wrong_call() -> None:
@@ -242,7 +315,7 @@ def test_a_port_outside_the_range_is_a_wrong_call() -> None:
         LiveNetwork(Path("/nonexistent")).command("up", "--gateway-port", "70000"), cwd=ROOT,
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
-    assert (done.returncode, done.stdout) == (2, "")
+    assert (done.returncode, done.stdout) == (64, "")
     assert not Path("/nonexistent").exists()
 
 

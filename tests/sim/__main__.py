@@ -43,7 +43,7 @@ def run(
             told_s = wall_s()
             rate = (total["steps"] + total["drain_steps"]) / (told_s - began_s)
             print(
-                f"{number + 1} histories, {total['steps']:,} steps under faults, "
+                f"{_histories(number + 1)}, {total['steps']:,} steps under faults, "
                 f"{total['drain_steps']:,} in drains, {rate:,.0f}/s, seed {seed + number}, "
                 f"{len(failed)} violated",
                 flush=True,
@@ -72,7 +72,7 @@ def summary(total: Counter[str]) -> str:
     wall = max(1, total["wall_ms"]) / 1000
     steps = total["steps"] + total["drain_steps"]
     lines = [
-        f"{total['histories']:,} histories, {total['steps']:,} steps under faults and "
+        f"{_histories(total['histories'])}, {total['steps']:,} steps under faults and "
         f"{total['drain_steps']:,} in drains, {wall:,.1f} s, {steps / wall:,.0f} steps/s",
         f"{total['simulated_s']:,} s simulated, {total['events']:,} events in the logs, "
         f"{total['appends']:,} appends, {total['messages']:,} messages, "
@@ -83,6 +83,10 @@ def summary(total: Counter[str]) -> str:
         lines.append(f"{'steps by cause' if title == 'kinds' else title}: {told}")
     lines.append(f"hash of these histories: {total['hash']:064x}")
     return "\n".join(lines)
+
+
+def _histories(count: int) -> str:
+    return "1 history" if count == 1 else f"{count:,} histories"
 
 
 def failure(outcome: Outcome, steps: int) -> str:
@@ -118,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(told, sort_keys=True))
     else:
         print(summary(total))
-        print(f"{len(failed)} histories violated an invariant" if failed else "no violation")
+        print(f"{_histories(len(failed))} violated an invariant" if failed else "no violation")
     return 1 if failed else 0
 
 

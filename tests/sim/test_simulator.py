@@ -93,6 +93,13 @@ def test_every_kind_of_fault_and_of_end_happens() -> None:
     assert jobs["PaymentSettled"] > 400
 
 
+def test_one_history_is_no_histories(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--steps", "40"]) == 0
+    assert capsys.readouterr().out.startswith("1 history, 40 steps")
+    assert main(["--steps", "40", "--histories", "2"]) == 0
+    assert capsys.readouterr().out.startswith("2 histories, 80 steps")
+
+
 def test_a_violation_names_its_seed_its_step_and_what_led_to_it(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

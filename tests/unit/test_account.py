@@ -33,7 +33,7 @@ def test_a_deposit_is_credited_to_an_open_account() -> None:
 
 
 def test_money_for_an_unknown_account_is_refused_with_what_to_do() -> None:
-    with pytest.raises(NotFound, match="cocoon keys create", check=says_why) as refused:
+    with pytest.raises(NotFound, match=r"\./cocoon keys create", check=says_why) as refused:
         decide_credit_deposit(AccountState(), CREDIT)
     assert refused.value.code == "account_not_found"
 

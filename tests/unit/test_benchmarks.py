@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import benchmarks
-from benchmarks.__main__ import QUESTIONS, main
+from benchmarks.__main__ import QUESTIONS, _asked, main
 from benchmarks.caller import Answer, Lines, Load, Spec
 from benchmarks.parts import parts
 from benchmarks.path import client_shares
@@ -31,6 +31,12 @@ MODULES = [module.name for module in pkgutil.iter_modules([str(ROOT)])]
 @pytest.mark.parametrize("name", [name for name in MODULES if name != "__main__"])
 def test_every_module_imports(name: str) -> None:
     assert importlib.import_module(f"benchmarks.{name}").__doc__
+
+
+def test_progress_does_not_look_like_the_report(capsys: pytest.CaptureFixture[str]) -> None:
+    _asked(QUESTIONS[0], lambda: Finding({}, []))
+    told = capsys.readouterr()
+    assert (told.out, told.err) == ("", f"measuring: {QUESTIONS[0].title}\n")
 
 
 # ---- the report's arithmetic ----

@@ -24,7 +24,7 @@ async def ask(nc: Client, subject: str, body: Contract | None = None, timeout_s:
         message = await nc.request(subject, payload, timeout=timeout_s)
     except nats.errors.NoRespondersError:
         raise Unavailable(
-            f"nobody answers {subject}; is the network up? See `cocoon status`"
+            f"nobody answers {subject}; is the network up? See `./cocoon status`"
         ) from None
     except (nats.errors.Error, TimeoutError, OSError):
         raise Unavailable(f"{subject} was not answered within {timeout_s:.0f} s") from None

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
 import typer
 
 from cocoon import __version__
-from cocoon.cli import connect, fund, keys, replay, sim, status, test, unpark, up
-from cocoon.kernel.errors import CocoonError
+from cocoon.cli import balance, connect, fund, keys, replay, sim, status, test, unpark, up
+from cocoon.kernel.errors import BadRequest, CocoonError
 
 # typer carries a click of its own, whose base of all wrong calls it does not export
 _WRONG_CALL: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+_WRONG_USAGE = 64
 
 app = typer.Typer(
     help="Cocoon: private AI inference that nobody between you and the enclave can read.",
@@ -24,7 +26,8 @@ app = typer.Typer(
 app.command("up")(up.up)
 app.command("connect")(connect.connect)
 app.command("status")(status.status)
-app.command("fund")(fund.fund)
+app.command("balance")(balance.balance)
+app.command("fund", context_settings={"ignore_unknown_options": True})(fund.fund)  # -5 is no option
 app.command("unpark")(unpark.unpark)
 app.add_typer(keys.app, name="keys")
 app.command("replay")(replay.replay)
@@ -41,24 +44,22 @@ def version() -> None:
 
 
 def main() -> None:
-    """Run the command. A refusal is a sentence on stderr and exit code 1; a wrong call is 2.
+    """Run the command. A refusal is a sentence on stderr and exit code 1; a wrong call is 64.
 
-    A wrong call of `replay` is 64: its 2 says that the log is corrupt.
+    Not click's 2: from `replay` it says that the log is corrupt.
     """
     try:
-        code = app(prog_name="cocoon", standalone_mode=False)
+        code = app(prog_name=_program(), standalone_mode=False)
     except _WRONG_CALL as error:
         error.show()
-        context = getattr(error, "ctx", None)
-        of_replay = context is not None and context.info_name == "replay"
-        sys.exit(replay.WRONG_USAGE if of_replay else error.exit_code)
+        sys.exit(_WRONG_USAGE)
     except (typer.Abort, KeyboardInterrupt):
         sys.exit(130)
     except ValueError as error:
         sys.exit(_refused_value(error))
     except CocoonError as error:
         print(f"cocoon: {error.message}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(_WRONG_USAGE if isinstance(error, BadRequest) else 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -70,4 +71,9 @@ def _refused_value(error: ValueError) -> int:
         raise error
     names = ", ".join(".".join(str(part) for part in e["loc"]) for e in error.errors())
     print(f"cocoon: this value cannot be used: {names}", file=sys.stderr)
-    return 2
+    return _WRONG_USAGE
+
+
+def _program() -> str:
+    """How it was started: by a checkout's ./cocoon, which says where it is, or installed."""
+    return "./cocoon" if "COCOON_ROOT" in os.environ else "cocoon"

@@ -22,6 +22,7 @@ _OPTIONS = {
     "api_key": "--key",
     "api_key_file": "--key",
 }
+_GRACE_S = 0.5  # a person who presses Ctrl-C waits for no answer
 _STREAM_PADDINGS = ("P1", "P2", "P3")
 
 
@@ -90,7 +91,8 @@ def connect(
     def on_ready(base_url: str) -> None:
         print(f"OpenAI endpoint: {base_url}   (Ctrl-C stops it)", file=sys.stderr, flush=True)
 
-    run_sidecar(settings, on_ready)
+    run_sidecar(settings, on_ready, grace_s=_GRACE_S)
+    print("stopped", file=sys.stderr, flush=True)
 
 
 def _look_at(gateway: str, api_key: str | None) -> None:
@@ -114,7 +116,7 @@ def _look_at(gateway: str, api_key: str | None) -> None:
         return
     if answer.status_code == 401:
         raise ConfigurationError(
-            f"the gateway {base} does not know this key; `cocoon keys create` makes one"
+            f"the gateway {base} does not know this key; `./cocoon keys create` makes one"
         )
 
 

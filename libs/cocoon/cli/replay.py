@@ -12,8 +12,6 @@ import typer
 
 from cocoon.cli.session import Data, Json, folder_of
 
-WRONG_USAGE = 64
-
 
 def replay(
     verify: Annotated[
@@ -57,9 +55,9 @@ def replay(
 ) -> None:
     """Fold the log again and compare it with what is live.
 
-    Events that billing has put aside (`cocoon status`) are left out on both sides, and named.
-    Exit code 0: equal. 1: different, or no network runs. 2: the log is corrupt or cannot be read.
-    64: wrong usage.
+    Events that billing has put aside (`./cocoon status`) are left out on both sides, and named.
+    Exit code 0: equal, or what was checked holds. 1: different, or no network runs. 2: the log is
+    corrupt or cannot be read. 64: wrong usage.
     """
     environment = dict(os.environ)
     flags = {"--verify": verify, "--decisions": decisions, "--json": as_json}

@@ -43,7 +43,7 @@ def status(data: Data = None, as_json: Json = False) -> None:
         print(
             f"\n  PARKED {row['stream']} on shard {row['shard']}: {row['reason']} at position"
             f" {row['position']}; {row['events']} of its events wait, nobody is paid for it;"
-            f" mend its cause, then: cocoon unpark {row['shard']} {row['stream']}{hint}"
+            f" mend its cause, then: ./cocoon unpark {row['shard']} {row['stream']}{hint}"
         )
     money = found["account"]
     if money:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 import re
 import shlex
 import signal
 import sys
 import time
+from contextlib import suppress
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from cocoon.devnet.network import Options
 
 MODEL = "skills-1"
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last: its terminal was closed
 
 
 class Engine(StrEnum):
@@ -34,7 +38,7 @@ class Engine(StrEnum):
 def up(
     data: Data = None,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Forget everything in the folder and start anew.")
+        bool, typer.Option("--fresh", help="Forget the network in the folder and start anew.")
     ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON line when ready, and nothing else.")
@@ -54,7 +58,7 @@ def up(
         ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="The backend's model to offer (default: its first).")
+        str | None, typer.Option(help="The backend's model to offer (default: skills-1).")
     ] = None,
     engine: Annotated[
         Engine,
@@ -111,17 +115,19 @@ def up(
     if triton:
         _install_triton(say)
     folder = folder_of(data)
+    folder.check_ours()
     configure_logs("cocoon", "error")
     with folder.lock():
         left = end_leftovers(folder)
         if left:
-            print(
-                f"cocoon: the last network here was killed; ended what it left running: "
-                f"{', '.join(left)}",
-                file=sys.stderr,
-            )
+            with suppress(OSError):
+                print(
+                    f"cocoon: the last network here was killed; ended what it left running: "
+                    f"{', '.join(left)}",
+                    file=sys.stderr,
+                )
         if fresh:
-            folder.clear()
+            _start_afresh(folder, say)
         folder.prepare()
         options = Options(
             gateway_port, sidecar_port, backend, model, otlp, providers, key_epoch, triton,
@@ -129,6 +135,14 @@ def up(
         )  # fmt: skip
         code = asyncio.run(_run(folder, options, as_json, say))
     raise typer.Exit(code)
+
+
+def _start_afresh(folder: DataFolder, say: Callable[[str], None]) -> None:
+    removed, left = folder.clear()
+    if removed:
+        say(f"starting afresh in {folder.root}: removed {', '.join(removed)}")
+    if left:
+        say(f"left alone, for no network made it: {', '.join(left)}")
 
 
 def _install_triton(say: Callable[[str], None]) -> None:
@@ -144,24 +158,29 @@ def _install_triton(say: Callable[[str], None]) -> None:
 
 
 class _Progress:
-    """Lines with the time since the start, on stderr."""
+    """Lines with the time since the start, on stderr. `on_lost` is called if nobody reads them."""
 
     def __init__(self, quiet: bool) -> None:
         self._began_s, self._quiet = time.monotonic(), quiet
+        self.on_lost: Callable[[], None] = lambda: None
 
     def __call__(self, text: str) -> None:
-        if not self._quiet:
+        if self._quiet:
+            return
+        try:
             print(f"[{time.monotonic() - self._began_s:5.1f} s] {text}", file=sys.stderr)
+        except OSError:  # the terminal or the pipe is closed: what follows must run all the same
+            self.on_lost()
 
 
-async def _run(
-    folder: DataFolder, options: Options, as_json: bool, say: Callable[[str], None]
-) -> int:
+async def _run(folder: DataFolder, options: Options, as_json: bool, say: _Progress) -> int:
     from cocoon.devnet.network import Network
 
     stop = asyncio.Event()
-    for name in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(name, stop.set)
+    say.on_lost = stop.set
+    for name in _ENDING:
+        if name is not signal.SIGHUP or signal.getsignal(name) is not signal.SIG_IGN:  # nohup
+            asyncio.get_running_loop().add_signal_handler(name, stop.set)
     network = Network(folder, options, say)
     starting = asyncio.create_task(network.start())
     stopping = asyncio.create_task(stop.wait())
@@ -172,11 +191,18 @@ async def _run(
             await asyncio.gather(starting, return_exceptions=True)
             return 130
         running = starting.result()
-        _announce(folder, running, as_json, options)
+        try:
+            _announce(folder, running, as_json, options)
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            _let_go_of_stdout()  # whoever started it has gone: as Ctrl-C
+            return 130
         await network.watch(stop)
         return 0
     except CocoonError as error:
-        print(f"cocoon: {error.message}", file=sys.stderr)
+        with suppress(OSError):
+            print(f"cocoon: {error.message}", file=sys.stderr)
         return 1
     finally:
         stopping.cancel()
@@ -184,6 +210,13 @@ async def _run(
         await network.stop()
         again = f"./cocoon up{data_hint(folder)}"
         say(f"stopped; `{again}` goes on from here, `{again} --fresh` starts anew")
+
+
+def _let_go_of_stdout() -> None:
+    """Nobody reads it any more: Python must not try to write the rest when it ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def _announce(folder: DataFolder, running: RunningNetwork, as_json: bool, options: Options) -> None:

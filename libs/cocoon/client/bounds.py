@@ -43,7 +43,7 @@ def token_bounds(request: ChatRequest, context_tokens: int) -> TokenBounds:
         raise BadRequest(
             f"This model's context is {context_tokens} tokens and the request asks for up to "
             f"{asked} tokens of output; ask for fewer.",
-            param="max_completion_tokens",
+            param="max_completion_tokens" if request.max_tokens is None else "max_tokens",
             code="context_length_exceeded",
         )
     return TokenBounds(min(input_bound, context_tokens - asked), asked)

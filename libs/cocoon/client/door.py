@@ -29,6 +29,7 @@ from cocoon.kernel.errors import (
     Unauthenticated,
     Unavailable,
 )
+from cocoon.kernel.ids import is_api_key
 from cocoon.telemetry.tracing import annotate, span
 
 MAX_BODY_BYTES: Final = 4 * 1024 * 1024
@@ -68,7 +69,7 @@ class LocalAnswer:
 
 
 class Door:
-    """Routes local requests. `api_key` is the gateway's; without one the caller's is used.
+    """Routes local requests. `api_key` pays for a caller that presents no gateway key of its own.
 
     local_key: what a caller must present as its bearer token, where it is given.
     """
@@ -120,7 +121,9 @@ class Door:
             raise Unauthenticated(
                 "The local key is wrong; use the one that the sidecar was started with."
             )
-        return token if self._api_key is None else self._api_key
+        if self._api_key is None or (self._local_key is None and is_api_key(token)):
+            return token  # the caller's own account pays; the gateway refuses a key it never made
+        return self._api_key
 
     async def _models(self, api_key: str) -> dict[str, object]:
         found = await self._session.gateway.json("/v1/models", api_key)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
+import logging
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -17,17 +20,21 @@ from cocoon.kernel.errors import ConfigurationError
 from cocoon.telemetry.logs import configure_logs
 from cocoon.telemetry.tracing import configure_tracing
 
-SHUTDOWN_S = 5
+GRACE_S = 5.0
+_CUT_S = 1.0  # after the grace, for callers to be told
 MAX_CONNECTIONS = 512
 _GC_OBJECTS = 20_000
 
 
 class _Server(uvicorn.Server):
-    """Says once that it accepts connections."""
+    """Says once that it accepts connections. At its end it tells whoever still reads an answer."""
 
-    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, sidecar: Sidecar, grace_s: float,
+        on_ready: Callable[[], None],
+    ) -> None:  # fmt: skip
         super().__init__(config)
-        self._on_ready = on_ready
+        self._sidecar, self._grace_s, self._on_ready = sidecar, grace_s, on_ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -39,6 +46,17 @@ class _Server(uvicorn.Server):
             gc.set_threshold(_GC_OBJECTS, 20, 20)
             self._on_ready()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        ending = asyncio.create_task(self._end_answers())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            ending.cancel()
+
+    async def _end_answers(self) -> None:
+        await asyncio.sleep(self._grace_s)
+        await self._sidecar.end_answers()
+
 
 def announce(base_url: str) -> None:
     """Write the one line that tells a parent process where the sidecar is."""
@@ -46,9 +64,15 @@ def announce(base_url: str) -> None:
     sys.stdout.flush()
 
 
-def run_sidecar(settings: SidecarSettings, on_ready: Callable[[str], None] = announce) -> None:
-    """Serve until SIGINT or SIGTERM. `on_ready` gets the base URL to give an OpenAI client.
+def run_sidecar(
+    settings: SidecarSettings,
+    on_ready: Callable[[str], None] = announce,
+    *,
+    grace_s: float = GRACE_S,
+) -> None:
+    """Serve until SIGINT, SIGTERM or SIGHUP; running answers get `grace_s` to come to their end.
 
+    `on_ready` gets the base URL to give an OpenAI client.
     Raises ConfigurationError when the port is taken or the network cannot be opened.
     """
     configure_logs("sidecar", settings.log_level.lower())
@@ -65,10 +89,16 @@ def run_sidecar(settings: SidecarSettings, on_ready: Callable[[str], None] = ann
         date_header=False,
         proxy_headers=False,
         limit_concurrency=MAX_CONNECTIONS,
-        timeout_graceful_shutdown=SHUTDOWN_S,
+        timeout_graceful_shutdown=grace_s + _CUT_S,  # type: ignore[arg-type]  # no whole number needed
         h11_max_incomplete_event_size=64 * 1024,
     )
-    server = _Server(config, lambda: on_ready(base_url))
+    server = _Server(config, sidecar, grace_s, lambda: on_ready(base_url))
+    # uvicorn hands a signal on to these when it has stopped: that must not end us before we return
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if name is not signal.SIGHUP or signal.getsignal(name) is not signal.SIG_IGN:  # nohup
+            signal.signal(name, server.handle_exit)
+    # why the network was not opened is raised below; uvicorn's own lines of it say less
+    logging.getLogger("uvicorn.error").addFilter(lambda _: sidecar.failure is None)
     stop_tracing = configure_tracing("sidecar", settings.otlp_endpoint)
     try:
         with suppress(SystemExit):  # a start that failed; its reason follows

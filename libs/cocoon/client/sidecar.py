@@ -49,6 +49,11 @@ class Sidecar:
         else:
             await send({"type": "websocket.close", "code": 1008})
 
+    async def end_answers(self) -> None:
+        """Cancel what runs; whoever reads it is told that the client closes."""
+        if self._network is not None:
+            await self._network.door.aclose()
+
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
         try:

@@ -86,7 +86,7 @@ def _verbs() -> tuple[Channel, ...]:
     billing = (
         ("open_account", ("operator",), m.OpenAccountRequest, "open an account"),
         ("credit_deposit", ("operator",), m.CreditRequest, "credit a deposit"),
-        ("balance", ("gateway", "operator"), m.OpenAccountRequest, "what is free and what is held"),
+        ("balance", ("gateway", "operator"), m.BalanceRequest, "what is free and what is held"),
         ("parked", ("operator",), "an empty object", "the streams that the ledger has put aside"),
         ("unpark", ("operator",), m.UnparkRequest, "post such a stream's events in order"),
     )

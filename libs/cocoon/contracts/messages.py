@@ -195,6 +195,11 @@ class OpenAccountRequest(Contract):
     account_id: Name
 
 
+class BalanceRequest(Contract):
+    account_id: Name
+    posted: Count = 0  # answer once the ledger has posted this position of the account's shard
+
+
 class UnparkRequest(Contract):
     """Post the events of a stream that stands aside (`job/<id>`, `account/<id>`), in order."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import hashlib
 import json
 import secrets
@@ -17,6 +16,7 @@ from cocoon.contracts.messages import CreateKeyRequest, CreditRequest, OpenAccou
 from cocoon.devnet.folder import DataFolder
 from cocoon.devnet.private_file import write_private
 from cocoon.kernel.errors import Transient
+from cocoon.kernel.ids import api_key
 from cocoon.kernel.money import NANOTON_PER_TON
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ async def balance(nc: Client, account_id: str, shards: Sequence[int]) -> dict[st
 
 async def create_key(nc: Client, account_id: str, label: str) -> NewKey:
     """Make a key for an account; only its SHA-256 leaves this process."""
-    text = "ck_" + base64.urlsafe_b64encode(secrets.token_bytes(32)).rstrip(b"=").decode()
+    text = api_key(secrets.token_bytes(32))
     key_id = f"key_{secrets.token_hex(6)}"
     await ask(
         nc,

@@ -49,15 +49,22 @@ class Child:
         self._environment = dict(environment)
         self._process: asyncio.subprocess.Process | None = None
         self._drain: asyncio.Task[None] | None = None
+        self._log_begins = 0  # where this start's part of the log does
 
     @property
     def pid(self) -> int | None:
         process = self._process
         return process.pid if process is not None and process.returncode is None else None
 
+    @property
+    def exit_code(self) -> int | None:
+        """Of the process that ended last; negative: the signal."""
+        return self._process.returncode if self._process is not None else None
+
     async def start(self, timeout_s: float = READY_TIMEOUT_S) -> dict[str, Any]:
-        """Start and wait for the ready line. Raises Unavailable with the log's last words."""
+        """Start and wait for the ready line. Raises Unavailable with what it said about its end."""
         with self.log_file.open("ab") as log:
+            self._log_begins = os.fstat(log.fileno()).st_size
             self._process = await asyncio.create_subprocess_exec(
                 *self._command,
                 stdin=asyncio.subprocess.DEVNULL,
@@ -78,6 +85,10 @@ class Child:
             ) from None
         except ValueError:
             code = await self._process.wait()
+            if sentence := self._sentence():
+                raise Unavailable(
+                    f"{self.name} did not start: {sentence} (log: {self.log_file})"
+                ) from None
             raise Unavailable(
                 f"{self.name} did not start (exit code {code}); {self._hint()}"
             ) from None
@@ -115,15 +126,24 @@ class Child:
         return f"its last words are in {self.log_file}:\n{self.last_words()}"
 
     def last_words(self, lines: int = 4) -> str:
-        """The end of the log, for a person."""
+        """The end of the log since this start, for a person."""
+        said = deque(self._said(), lines)
+        return "\n".join(f"  {line[:400]}" for line in said) or "  (nothing)"
+
+    def _sentence(self) -> str:
+        """The plain sentence with which a service ends; empty without one."""
+        begins = f"{self.name.partition('-')[0]}: "
+        plain = [line for line in self._said() if line.startswith(begins)]
+        return plain[-1].removeprefix(begins)[:1000] if plain else ""
+
+    def _said(self) -> list[str]:
         try:
             with self.log_file.open("rb") as log:
                 log.seek(0, os.SEEK_END)
-                log.seek(max(0, log.tell() - 8192))
-                text = log.read().decode("utf-8", errors="replace")
+                log.seek(max(self._log_begins, log.tell() - 8192))
+                return log.read().decode("utf-8", errors="replace").splitlines()
         except OSError:
-            return "  (no log)"
-        return "\n".join(f"  {line[:400]}" for line in deque(text.splitlines(), lines))
+            return []
 
     @staticmethod
     async def _discard(stream: asyncio.StreamReader) -> None:

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,13 @@ from cocoon.contracts.base import MappingContract
 from cocoon.devnet.private_file import write_private
 from cocoon.kernel.errors import ConfigurationError
 
+# What a network makes in its folder; beside the lock, only these are ever removed.
+_MADE = re.compile(
+    r"account_shards|logs|nats|policy\.json|postgres|(processes|running)\.(json|new)"
+    r"|provider(-\d+)?|secrets|sidecar|trust\.json"
+)
+_LOCK = "lock"
+_CHECKOUT = Path(__file__).resolve().parents[3]
 MIN_FREE_BYTES = 512 * 1024 * 1024
 
 
@@ -51,7 +59,7 @@ class DataFolder:
         self.running = self.root / "running.json"
         self.processes = self.root / "processes.json"
         self._shards = self.root / "account_shards"
-        self._lock_file = self.root / "lock"
+        self._lock_file = self.root / _LOCK
 
     def seed(self, name: str) -> Path:
         """The NATS seed of a role or a provider."""
@@ -115,22 +123,43 @@ class DataFolder:
             "name another one with --data DIR"
         )
 
-    def clear(self) -> None:
-        """Remove everything but the lock: `--fresh`.
+    def check_ours(self) -> None:
+        """Raises ConfigurationError for a folder that is somebody's; touches nothing in it.
 
-        Raises ConfigurationError for a folder that no network made: it holds somebody's files.
+        A network's folder is one with a network in it, or one that is empty or not there yet.
         """
-        paths = [path for path in self.root.iterdir() if path != self._lock_file]
-        if paths and not (self.secrets / "network_id").exists():
-            raise ConfigurationError(
-                f"{self.root} is not a network's folder, so nothing in it was removed; "
-                "name another one with --data DIR"
-            )
-        for path in paths:
+        for place, name in ((Path("~").expanduser(), "your home folder"), (_CHECKOUT, "Cocoon's")):
+            if self.root == place.resolve():
+                raise ConfigurationError(
+                    f"{self.root} is {name}, so no network is kept in it; name a folder of its "
+                    f"own, for example --data {self.root / '.cocoon'}"
+                )
+        try:
+            if (self.secrets / "network_id").exists() or all(map(_is_bare, self.root.iterdir())):
+                return
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise self._not_made(error) from None
+        raise ConfigurationError(
+            f"{self.root} holds files and is not a network's folder, so nothing in it was changed; "
+            "name an empty or a new folder with --data DIR"
+        )
+
+    def clear(self) -> tuple[list[str], list[str]]:
+        """Remove what a network made, but the lock: `--fresh`. The names removed, those left."""
+        removed, left = [], []
+        for path in sorted(self.root.iterdir()):
+            if _MADE.fullmatch(path.name) is None:
+                if path.name != _LOCK:
+                    left.append(path.name)
+                continue
+            removed.append(path.name)
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
                 path.unlink()
+        return removed, left
 
     def secret(self, path: Path, make: Callable[[], bytes]) -> bytes:
         """The bytes in a secret file, made first if it is not there."""
@@ -201,6 +230,14 @@ class DataFolder:
         fresh = self.running.with_suffix(".new")
         fresh.write_text(json.dumps(network.model_dump(mode="json"), indent=1), encoding="utf-8")
         fresh.replace(self.running)
+
+
+def _is_bare(path: Path) -> bool:
+    """Whether this is what a start that was cut off at once leaves, or a disk's own."""
+    if path.name in (_LOCK, "lost+found"):
+        return True
+    made = _MADE.fullmatch(path.name) is not None
+    return made and path.is_dir() and not path.is_symlink() and not any(path.iterdir())
 
 
 def default_root() -> Path:

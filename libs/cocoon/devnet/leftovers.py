@@ -34,6 +34,11 @@ def end_leftovers(folder: DataFolder) -> list[str]:
     return [*services, *servers]
 
 
+def still_running(folder: DataFolder) -> dict[str, int]:
+    """What a killed network has left: names and process ids; empty while one runs."""
+    return {} if folder.is_running() else {name: p.pid for name, p in _found(folder).items()}
+
+
 def _found(folder: DataFolder) -> dict[str, psutil.Process]:
     try:
         recorded = json.loads(folder.processes.read_text(encoding="utf-8"))

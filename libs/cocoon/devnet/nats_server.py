@@ -28,6 +28,7 @@ from cocoon.bus.accounts import NAMED, PLATFORM, account_config, crossings
 from cocoon.bus.keys import raw_of_public
 from cocoon.bus.permissions import Permissions
 from cocoon.contracts.subjects import NETWORK_SHARD
+from cocoon.devnet.child import die_with_parent
 from cocoon.devnet.ports import free_port
 from cocoon.kernel.errors import ConfigurationError, Unavailable
 from cocoon.kernel.ids import gateway_id, provider_id
@@ -85,7 +86,10 @@ def server_binary() -> Path:
 
 
 class NatsServer:
-    """One server with its JetStream store under `store_dir`. Ports 0 are picked and kept."""
+    """One server with its JetStream store under `store_dir`. Ports 0 are picked and kept.
+
+    follows: it stops when the thread that started it ends, so also when that is killed.
+    """
 
     def __init__(
         self,
@@ -93,7 +97,10 @@ class NatsServer:
         port: int = 0,
         monitor_port: int = 0,
         users: Sequence[NatsUser] = (),
+        *,
+        follows: bool = False,
     ) -> None:
+        self._follow = die_with_parent() if follows else None
         self.store_dir = store_dir
         self.port = port or free_port()
         self.monitor_port = monitor_port or free_port()
@@ -127,6 +134,11 @@ class NatsServer:
     def pid(self) -> int | None:
         return self._process.pid if self._process and self._process.poll() is None else None
 
+    @property
+    def exit_code(self) -> int | None:
+        """Of the process that ended by itself; negative: the signal."""
+        return self._process.poll() if self._process else None
+
     def start(self, timeout_s: float = 20.0) -> None:
         """Write the configuration, start the server and wait until JetStream is ready.
 
@@ -142,6 +154,7 @@ class NatsServer:
             self._process = subprocess.Popen(
                 [str(server_binary()), "-c", str(self.config_file)],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                preexec_fn=self._follow,  # noqa: PLW1509 - one system call
             )  # fmt: skip
         finally:
             os.close(log)

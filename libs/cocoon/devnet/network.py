@@ -34,7 +34,7 @@ from cocoon.devnet.identity import (
     provider_names,
 )
 from cocoon.devnet.nats_server import NatsServer
-from cocoon.devnet.ports import free_port, is_free
+from cocoon.devnet.ports import free_port, free_port_after, is_free
 from cocoon.devnet.postgres import PostgresServer
 from cocoon.devnet.private_file import write_private
 from cocoon.devnet.supervising import Part, Supervisor, in_thread
@@ -50,7 +50,7 @@ DEFAULT_GATEWAY_PORT, DEFAULT_SIDECAR_PORT = 8641, 8642
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What `cocoon up` was asked for. A port None: the usual one if it is free, else any.
+    """What `cocoon up` was asked for. A port None: the usual one or the next free one after it.
 
     key_epoch_s: how often providers change their keys; each lives for three times that, less a
     second: clients do not seal to one that has less than twenty seconds left.
@@ -68,13 +68,19 @@ class Options:
     concurrency: int | None = None  # jobs that a provider runs at once; None: its own default
 
 
-def _port(asked: int | None, usual: int, what: str, option: str, say: Callable[[str], None]) -> int:
-    if asked is None and is_free(usual):
+def _port(
+    asked: int | None, usual: int, what: str, option: str, other: int | None,
+    say: Callable[[str], None],
+) -> int:  # fmt: skip
+    """The port for one of the two doors; `other` is the other door's."""
+    if asked is None and usual != other and is_free(usual):
         return usual
     if asked is None:
-        port = free_port()
+        port = free_port_after(usual, (other,) if other else ())
         say(f"port {usual} is taken; the {what} listens on {port}")
         return port
+    if asked and asked == other:
+        raise ConfigurationError(f"port {asked} is the other door's; name another with {option}")
     if asked and not is_free(asked):
         raise ConfigurationError(
             f"port {asked} for the {what} is taken by another program; stop that one, or name "
@@ -83,21 +89,26 @@ def _port(asked: int | None, usual: int, what: str, option: str, say: Callable[[
     return asked or free_port()
 
 
+_Process = Child | PostgresServer | NatsServer | TritonServer
+
+
 class Network:
     """One development network in one folder. `say` gets progress, a line at a time."""
 
     def __init__(self, folder: DataFolder, options: Options, say: Callable[[str], None]) -> None:
         self._folder, self._options, self._say = folder, options, say
         self._children: dict[str, Child] = {}
-        self._postgres = PostgresServer(folder.postgres)
+        self._postgres = PostgresServer(folder.postgres, follows=True)
         self._nats: NatsServer | None = None
         self._triton = TritonServer(folder.logs / "triton.log") if options.triton else None
         self._gateway_port = _port(
-            options.gateway_port, DEFAULT_GATEWAY_PORT, "gateway", "--gateway-port", say
-        )
+            options.gateway_port, DEFAULT_GATEWAY_PORT, "gateway", "--gateway-port",
+            options.sidecar_port or (None if options.gateway_port else DEFAULT_SIDECAR_PORT), say,
+        )  # fmt: skip
         self._sidecar_port = _port(
-            options.sidecar_port, DEFAULT_SIDECAR_PORT, "sidecar", "--sidecar-port", say
-        )
+            options.sidecar_port, DEFAULT_SIDECAR_PORT, "sidecar", "--sidecar-port",
+            self._gateway_port, say,
+        )  # fmt: skip
         self._providers = provider_names(options.providers)
         accounts = range(1, folder.account_shards(options.shards) + 1)
         self._shards = (subjects.NETWORK_SHARD, *accounts)
@@ -112,7 +123,7 @@ class Network:
             make_identity, self._folder, self._shards, SystemClock(), self._providers
         )
         self._folder.keep_account_shards(len(self._matchers))
-        self._nats = NatsServer(self._folder.nats, users=identity.nats_users)
+        self._nats = NatsServer(self._folder.nats, users=identity.nats_users, follows=True)
         starts = [self._postgres.start, self._nats.start]
         if self._triton is not None:
             starts.append(self._triton.start)
@@ -317,17 +328,20 @@ class Network:
         folder, postgres, nats = self._folder, self._postgres, self._nats
         start = partial(in_thread, postgres.start)
         parts = [
-            Part("Postgres", folder.postgres, partial(_pid, postgres), start, is_server=True),
+            Part("Postgres", folder.postgres, partial(_pid, postgres), start, is_server=True,
+                 exit_code=partial(_exit_code, postgres)),
             Part("NATS", folder.nats, partial(_pid, nats), self._restart_nats, is_server=True,
-                 is_ill=nats.is_ill, end=nats.stop),
+                 is_ill=nats.is_ill, end=nats.stop, exit_code=partial(_exit_code, nats)),
         ]  # fmt: skip
         if self._triton is not None:
             pid, start = partial(_pid, self._triton), partial(in_thread, self._triton.start)
-            parts.append(Part("Triton", folder.logs, pid, start, is_server=True))
+            code = partial(_exit_code, self._triton)
+            parts.append(Part("Triton", folder.logs, pid, start, is_server=True, exit_code=code))
         parts += [
-            Part(f"the {name}", child.log_file, partial(_pid, child), child.start)
+            Part(_called(name), child.log_file, partial(_pid, child), child.start,
+                 exit_code=partial(_exit_code, child))
             for name, child in self._children.items()
-        ]
+        ]  # fmt: skip
         await Supervisor(parts, self._say, self._restarted).run(stop)
 
     async def _restart_nats(self) -> None:
@@ -362,8 +376,17 @@ class Network:
         await asyncio.gather(*(child.stop() for child in children))
 
 
-def _pid(process: Child | PostgresServer | NatsServer | TritonServer) -> int | None:
+def _pid(process: _Process) -> int | None:
     return process.pid
+
+
+def _exit_code(process: _Process) -> int | None:
+    return process.exit_code
+
+
+def _called(name: str) -> str:
+    """A service in a sentence: "the gateway", but "billing" and "provider-2"."""
+    return name if name in ("attestation", "billing") or "-" in name else f"the {name}"
 
 
 def _base_environment() -> dict[str, str]:
@@ -380,6 +403,7 @@ def _base_environment() -> dict[str, str]:
     )
     return {name: os.environ[name] for name in kept if name in os.environ} | {
         "PYTHONUNBUFFERED": "1",
+        "ORT_DISABLE_TELEMETRY": "1",  # onnxruntime's own, set again where it is imported
         "COCOON_ROOT": os.environ.get("COCOON_ROOT", "."),
     }
 

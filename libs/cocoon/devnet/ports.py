@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import secrets
 import socket
+from collections.abc import Collection
 from typing import Final
 
 _BELOW_OUTGOING: Final = range(16_000, 32_000)  # systems give connections higher ones
 _TRIES: Final = 32
+_NEAR: Final = 20
 
 
 def free_port() -> int:
@@ -19,6 +21,14 @@ def free_port() -> int:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def free_port_after(port: int, but: Collection[int] = ()) -> int:
+    """The next free port after this one, or any free one if none is near; never one of `but`."""
+    for near in range(port + 1, min(port + _NEAR, 65_535) + 1):
+        if near not in but and is_free(near):
+            return near
+    return free_port()
 
 
 def is_free(port: int) -> bool:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from cocoon.devnet import unprivileged
+from cocoon.devnet.child import die_with_parent
 from cocoon.devnet.ports import free_port
 from cocoon.kernel.errors import ConfigurationError, Unavailable
 
@@ -60,14 +61,19 @@ def install_folder() -> Path:
 
 
 class PostgresServer:
-    """One cluster in `data_dir`. `port` 0 picks a free one, kept over restarts."""
+    """One cluster in `data_dir`. `port` 0 picks a free one, kept over restarts.
+
+    follows: it stops (fast) when the thread that started it ends, so also when that is killed.
+    """
 
     def __init__(
-        self, data_dir: Path, port: int = 0, *, settings: dict[str, str] | None = None
-    ) -> None:
+        self, data_dir: Path, port: int = 0, *, settings: dict[str, str] | None = None,
+        follows: bool = False,
+    ) -> None:  # fmt: skip
         self.data_dir = data_dir
         self.port = port or free_port()
         self._settings = {**_SETTINGS, **(settings or {}), "port": str(self.port)}
+        self._follow = die_with_parent(_SIGNALS["fast"]) if follows else None
         self._install = install_folder()
         self._account = unprivileged.account()
         self._process: subprocess.Popen[bytes] | None = None
@@ -91,6 +97,11 @@ class PostgresServer:
     @property
     def pid(self) -> int | None:
         return self._process.pid if self._process and self._process.poll() is None else None
+
+    @property
+    def exit_code(self) -> int | None:
+        """Of the process that ended by itself; negative: the signal."""
+        return self._process.poll() if self._process else None
 
     def dsn(
         self, database: str = "postgres", user: str = SUPERUSER, password: str | None = None
@@ -192,6 +203,8 @@ class PostgresServer:
                 env=self._environment(), user=self._user(), group=self._group(),
                 extra_groups=self._groups(), cwd="/", stdin=subprocess.DEVNULL, stdout=log,
                 stderr=log, start_new_session=True,
+                # one system call, after the change of user, which would undo it
+                preexec_fn=self._follow,  # noqa: PLW1509
             )  # fmt: skip
         finally:
             os.close(log)

@@ -34,6 +34,7 @@ class Part:
     is_server: bool = False
     is_ill: Callable[[], bool] | None = None  # blocking; asked only while it runs
     end: Callable[[], object] | None = None  # blocking: how an ill one is stopped
+    exit_code: Callable[[], int | None] = lambda: None  # of the process that ended last
     starting: bool = False
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)  # never started while it is stopped
     ended_s: deque[float] = field(default_factory=lambda: deque(maxlen=RESTARTS))
@@ -69,6 +70,13 @@ async def until_ended(pid: Callable[[], int | None]) -> None:
         await asyncio.sleep(pause_s)
 
 
+def how_ended(exit_code: int | None) -> str:
+    """Why a process ended, in brackets; nothing where it is not known."""
+    if exit_code is None:
+        return ""
+    return f" (exit code {exit_code})" if exit_code >= 0 else f" (signal {-exit_code})"
+
+
 class Supervisor:
     """Keeps parts running. `changed` is called after each restart."""
 
@@ -98,12 +106,14 @@ class Supervisor:
             await asyncio.gather(stopping, *keeping, return_exceptions=True)
 
     async def _keep(self, part: Part) -> None:
-        failed = False
+        failed, began_s = False, 0.0
         while True:
             if not failed:
                 await until_ended(part.pid)
+                began_s = asyncio.get_running_loop().time()
             self._count(part)
-            self._say(f"{part.name} has stopped; starting it again (log: {part.log})")
+            cause = how_ended(part.exit_code())
+            self._say(f"{part.name} has stopped{cause}; starting it again (log: {part.log})")
             part.starting = True
             try:
                 if not part.is_server:
@@ -117,6 +127,8 @@ class Supervisor:
             else:
                 failed = False
                 self._changed()
+                lasted_s = asyncio.get_running_loop().time() - began_s
+                self._say(f"{part.name} is up again ({lasted_s:.1f} s)")
             finally:
                 part.starting = False
 

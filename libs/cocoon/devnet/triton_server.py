@@ -101,6 +101,11 @@ class TritonServer:
     def pid(self) -> int | None:
         return self._process.pid if self._process and self._process.poll() is None else None
 
+    @property
+    def exit_code(self) -> int | None:
+        """Of the process that ended by itself; negative: the signal."""
+        return self._process.poll() if self._process else None
+
     def shared_memory(self) -> list[Path]:
         """Where the server and its models' processes pass requests and answers to each other."""
         return list(Path("/dev/shm").glob(f"{self._shared}*"))  # noqa: S108 - the kernel's own
@@ -187,4 +192,5 @@ def _environment() -> dict[str, str]:
     """Where programs and libraries are, and nothing else of ours."""
     kept = {name: os.environ[name] for name in ("HOME", "LANG", "TMPDIR") if name in os.environ}
     path = f"{_environment_folder() / 'bin'}:{os.environ.get('PATH', os.defpath)}"
-    return {**kept, "PATH": path, "LD_LIBRARY_PATH": _installed()[1]}
+    own = {"LD_LIBRARY_PATH": _installed()[1], "ORT_DISABLE_TELEMETRY": "1"}
+    return {**kept, "PATH": path, **own}

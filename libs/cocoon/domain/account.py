@@ -32,7 +32,7 @@ def decide_credit_deposit(state: AccountState, command: CreditDeposit) -> tuple[
     """
     if not state.opened:
         raise NotFound(
-            f"there is no account {command.account_id}; make one with `cocoon keys create`",
+            f"there is no account {command.account_id}; make one with `./cocoon keys create`",
             code="account_not_found",
         )
     return (

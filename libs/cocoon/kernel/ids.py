@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import re
 import uuid
@@ -14,6 +15,9 @@ ApiKeyId = NewType("ApiKeyId", str)  # "key_" + 12 hex; the public name of an AP
 ModelId = NewType("ModelId", str)  # 64 hex: SHA-256 of the model's manifest
 GatewayId = NewType("GatewayId", str)  # "gw" + 12 hex, from the gateway's identity key
 
+# An API key's text as the gateway takes it: "ck_" + 32 random bytes in base64url
+API_KEY_FORM = r"ck_[A-Za-z0-9_-]{43}"
+_API_KEY = re.compile(API_KEY_FORM + r"\Z")
 _JOB = re.compile(r"[0-9a-f]{32}\Z")
 NAMESPACE = uuid.UUID("6f1c2f0e-0c61-5d0b-9a53-434149310001")
 _NAMESPACE_BYTES = NAMESPACE.bytes
@@ -28,6 +32,18 @@ def job_id(raw: bytes) -> JobId:
 
 def is_job_id(text: str) -> bool:
     return _JOB.match(text) is not None
+
+
+def api_key(raw: bytes) -> str:
+    """Return the text of the API key for 32 random bytes. It is a secret."""
+    if len(raw) != 32:
+        raise ValueError("an API key is 32 bytes")
+    return "ck_" + base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+def is_api_key(text: str) -> bool:
+    """Whether a text has the form of an API key; only the gateway knows whether it is one."""
+    return _API_KEY.match(text) is not None
 
 
 def provider_id(identity_public_key: bytes) -> ProviderId:

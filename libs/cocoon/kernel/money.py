@@ -17,7 +17,7 @@ def check_nanoton(amount: int) -> int:
 def parse_ton(text: str) -> int:
     """Parse a decimal TON amount such as "1.5" into nanoTON, exactly.
 
-    Raises ValueError for anything but digits with at most nine decimals.
+    Raises ValueError for anything but digits with at most nine decimals, and beyond MAX_NANOTON.
     """
     whole, dot, frac = text.strip().partition(".")
     if (
@@ -28,7 +28,11 @@ def parse_ton(text: str) -> int:
         raise ValueError(f"{text!r} is not an amount of TON; write it like 1 or 0.25")
     if len(frac) > 9:
         raise ValueError("TON has nine decimals; write fewer digits after the point")
-    return check_nanoton(int(whole) * NANOTON_PER_TON + int(frac.ljust(9, "0") or "0"))
+    digits = whole.lstrip("0") or "0"
+    amount = int(digits[:20]) * NANOTON_PER_TON + int(frac.ljust(9, "0"))
+    if len(digits) > 20 or amount > MAX_NANOTON:
+        raise ValueError(f"an amount is at most {format_ton(MAX_NANOTON)} TON")
+    return amount
 
 
 def format_ton(amount_nanoton: int) -> str:

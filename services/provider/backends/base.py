@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
 from cocoon.chat import Capabilities, ChatRequest, FinishReason, TokenLogprob, TokenUsage
 from cocoon.kernel.errors import BadRequest
@@ -76,9 +76,17 @@ class Backend(Protocol):
         """
 
 
-def prompt_too_long(tokens: int, bound: int) -> BadRequest:
+PROMPT_TOO_LONG: Final = "context_length_exceeded"
+
+
+def prompt_too_long(
+    bound: int, *, tokens: int | None = None, context_tokens: int, max_output_tokens: int
+) -> BadRequest:
+    """A prompt of more than `bound` tokens; `tokens` None: the engine does not say how many."""
+    has = "too many" if tokens is None else str(tokens)
     return BadRequest(
-        f"This request has {tokens} input tokens, but at most {bound} fit; shorten the messages "
-        "or raise the request's input bound.",
-        param="messages", code="context_length_exceeded",
+        f"This request has {has} input tokens; at most {bound} fit: the model's context is "
+        f"{context_tokens} and {max_output_tokens} of it are kept for the answer. Shorten the "
+        "messages, or keep fewer for the answer with max_tokens or max_completion_tokens.",
+        param="messages", code=PROMPT_TOO_LONG,
     )  # fmt: skip

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import onnxruntime as ort
 
 from cocoon.chat import Capabilities, ChatRequest, FinishReason, Message, TokenLogprob, TokenUsage
 from cocoon.kernel.clock import Randomness
@@ -23,6 +22,7 @@ from cocoon.kernel.errors import CocoonError, ConfigurationError, RateLimited, U
 from cocoon.telemetry.metrics import ENGINE_STEP_SECONDS
 from services.provider.backends.base import Ended, Output, Piece, Started, prompt_too_long
 from services.provider.backends.batching import Batcher, Cache, Generation
+from services.provider.backends.runtime import ort
 from services.provider.backends.sampling import Pick, Sampler
 from services.provider.backends.text import AnswerText, TokenTable
 from services.provider.manifest import read_config
@@ -168,7 +168,10 @@ class OnnxBackend:
         prompt = self._prompt(request.messages)
         bound = min(max_input_tokens, self.context_tokens - 1)
         if len(prompt) > bound:
-            raise prompt_too_long(len(prompt), bound)
+            raise prompt_too_long(
+                bound, tokens=len(prompt), context_tokens=self.context_tokens,
+                max_output_tokens=max_output_tokens,
+            )  # fmt: skip
         if len(self._answers) >= self._queue_limit:
             raise RateLimited("The engine is answering as many requests as it can.", code="busy")
         sampler = Sampler(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Final
@@ -34,6 +35,7 @@ from services.provider.backends.openai_answers import (
     read_whole,
 )
 
+MAX_LISTED: Final = 10
 MAX_ERROR_BYTES: Final = 64 * 1024
 MAX_WHOLE_BYTES: Final = 64 * 1024 * 1024
 CONNECT_TIMEOUT_S: Final = 5.0
@@ -77,6 +79,7 @@ class OpenAICompatibleBackend:
         api_key: str | None = None,
     ) -> None:
         base = check_url(url)
+        self._address = f"{base}/v1"  # as people write it
         self._chat_url = f"{base}/v1/chat/completions"
         self._models_url = f"{base}/v1/models"
         # compressed answers would need a bound of their own; nobody compresses on loopback
@@ -125,9 +128,11 @@ class OpenAICompatibleBackend:
 
     async def start(self) -> None:
         """Check that the model is served, and by one token whether streams come with counts."""
-        if not await self.healthy():
+        served = await self._served()
+        if self._model not in served:
             raise Unavailable(
-                "the engine's server does not answer or does not serve the model; start it first"
+                f"the engine's server {self._address} answers, but does not serve the model "
+                f"{self._model}; it serves {_listed(served)}"
             )
         message = {"role": "user", "content": "hi"}
         probe = {"model": self._model, "messages": [message], "max_tokens": 1}
@@ -142,24 +147,34 @@ class OpenAICompatibleBackend:
     async def healthy(self) -> bool:
         """Whether the server lists the model."""
         try:
+            return self._model in await self._served()
+        except CocoonError:
+            return False
+
+    async def _served(self) -> list[str]:
+        """The models that the server lists. Raises Unavailable naming its address and the cause."""
+        try:
             async with (
                 asyncio.timeout(HEALTH_TIMEOUT_S),
                 self._http.get(self._models_url, allow_redirects=False) as answer,
             ):
                 raw = await _whole_body(answer)
-            return answer.status == 200 and any(
-                item.get("id") == self._model for item in json.loads(raw)["data"]
-            )
-        except (
-            *_BROKEN,
-            CocoonError,
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            RecursionError,
-        ):
-            return False
+            if answer.status != 200:
+                raise Unavailable(
+                    f"the engine's server {self._address} answers {answer.status} when it is asked "
+                    "for its models; an OpenAI-compatible server lists them at /v1/models"
+                )
+            return [str(item["id"]) for item in json.loads(raw)["data"]]
+        except _BROKEN as error:
+            raise Unavailable(
+                f"the engine's server {self._address} does not answer ({_cause(error)}); "
+                "start it first"
+            ) from None
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise Unavailable(
+                f"what answers at {self._address} does not list models as an OpenAI-compatible "
+                "server does; name another address"
+            ) from None
 
     async def close(self) -> None:
         if self._session is not None:
@@ -178,7 +193,7 @@ class OpenAICompatibleBackend:
                     raise await _refusal(answer)
                 if not stream:
                     piece, end = read_whole(await _whole_body(answer))
-                    _check_bounds(end, max_input_tokens, max_output_tokens)
+                    self._check_bounds(end, max_input_tokens, max_output_tokens)
                     for output in (Started(end.usage.prompt), piece, end):
                         if output is not None:
                             yield output
@@ -188,7 +203,7 @@ class OpenAICompatibleBackend:
                 async for data in answer.content.iter_any():  # to its end: then it is used again
                     for output in reader.feed(data):
                         if isinstance(output, Ended):
-                            _check_bounds(output, max_input_tokens, max_output_tokens)
+                            self._check_bounds(output, max_input_tokens, max_output_tokens)
                         yield output
                 if not reader.done:
                     raise failed("The engine's server broke off.")
@@ -196,6 +211,16 @@ class OpenAICompatibleBackend:
             raise _broke(error) from None
         finally:
             self._running -= 1
+
+    def _check_bounds(self, end: Ended, max_input_tokens: int, max_output_tokens: int) -> None:
+        """Counts come last, so an answer over the bounds is refused at its end."""
+        if end.usage.prompt > max_input_tokens:
+            raise prompt_too_long(
+                max_input_tokens, tokens=end.usage.prompt, context_tokens=self.context_tokens,
+                max_output_tokens=max_output_tokens,
+            )  # fmt: skip
+        if end.usage.completion > max_output_tokens:
+            raise failed("The engine's server gave more than was asked.")
 
     def _body(self, request: ChatRequest, max_output_tokens: int) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -210,6 +235,23 @@ class OpenAICompatibleBackend:
             body["response_format"] = request.response_format.model_dump(exclude_none=True)
         body["max_tokens"] = max_output_tokens
         return body
+
+
+def _cause(error: Exception) -> str:
+    """Why there is no answer, in the system's words."""
+    if isinstance(error, TimeoutError):
+        return f"nothing within {HEALTH_TIMEOUT_S:.0f} s"
+    if not isinstance(error, OSError):
+        return "the connection broke"
+    known = error.errno is not None and error.errno > 0  # else it is the resolver's
+    return (os.strerror(error.errno or 0) if known else str(error.strerror)).lower()
+
+
+def _listed(names: list[str]) -> str:
+    """Some of a server's models, as far as a terminal can show them."""
+    shown = ["".join(filter(str.isprintable, name))[:80] for name in names[:MAX_LISTED]]
+    more = len(names) - len(shown)
+    return ", ".join([*shown, *([f"{more} more"] if more else [])]) or "none"
 
 
 async def _whole_body(answer: aiohttp.ClientResponse) -> bytes:
@@ -233,14 +275,6 @@ async def _counts(answer: aiohttp.ClientResponse) -> bool:
     if not reader.done:
         raise failed("The engine's server broke off.")
     return reader.counted
-
-
-def _check_bounds(end: Ended, max_input_tokens: int, max_output_tokens: int) -> None:
-    """Counts come last, so an answer over the bounds is refused at its end."""
-    if end.usage.prompt > max_input_tokens:
-        raise prompt_too_long(end.usage.prompt, max_input_tokens)
-    if end.usage.completion > max_output_tokens:
-        raise failed("The engine's server gave more than was asked.")
 
 
 async def _refusal(answer: aiohttp.ClientResponse) -> CocoonError:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -29,6 +30,7 @@ from cocoon.kernel.errors import (
     Unavailable,
 )
 from services.provider.backends.base import (
+    PROMPT_TOO_LONG,
     Ended,
     EngineLoad,
     Output,
@@ -176,15 +178,19 @@ class TritonBackend:
             request_text(request), max_input_tokens, min(max_output_tokens, self.context_tokens)
         )
         whole = False
+        too_long = partial(
+            prompt_too_long, max_input_tokens, context_tokens=self.context_tokens,
+            max_output_tokens=max_output_tokens,
+        )  # fmt: skip
         try:
             async for output in _bounded(stream, max_output_tokens):
                 if isinstance(output, Started) and (output.prompt_tokens or 0) > max_input_tokens:
-                    raise prompt_too_long(output.prompt_tokens or 0, max_input_tokens)
+                    raise too_long(tokens=output.prompt_tokens)
                 whole = isinstance(output, Ended)
                 yield output
         except BadRequest as error:
             whole = True  # the server has ended it
-            raise _with_bound(error, max_input_tokens) from None
+            raise (too_long() if error.code == PROMPT_TOO_LONG else error) from None
         finally:
             # in a task of its own: whoever is cancelled a second time here must not cut the stream
             ending = asyncio.create_task(self._end(stream, whole=whole))
@@ -313,13 +319,3 @@ def _tensor(name: str, value: bytes | int) -> InferInput:
     kind: Any = np.object_ if isinstance(value, bytes) else np.int32
     tensor.set_data_from_numpy(np.array([value], dtype=kind))
     return tensor
-
-
-def _with_bound(error: BadRequest, bound: int) -> BadRequest:
-    if error.code != "context_length_exceeded":
-        return error
-    return BadRequest(
-        f"This request has more input tokens than the {bound} that fit; shorten the messages or "
-        "raise the request's input bound.",
-        param="messages", code=error.code,
-    )  # fmt: skip

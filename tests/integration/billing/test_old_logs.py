@@ -115,6 +115,20 @@ def test_a_changed_file_is_corrupt(
     assert capsys.readouterr().out.startswith("the log is corrupt: ")
 
 
+@pytest.mark.parametrize(
+    "data", [b"# A page of text\n", gzip.compress(b"text\n")], ids=["text", "gzip"]
+)
+def test_another_file_is_no_corrupt_log_but_wrong_usage(
+    data: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "README.md"
+    path.write_bytes(data)
+    assert replay.main(["--file", str(path)]) == 64
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert f"{path} is not an exported log" in told.err
+
+
 @pytest.mark.parametrize("cut", [1, 100, 5000, 20_000])
 async def test_a_file_that_is_cut_short_is_corrupt(cut: int, tmp_path: Path) -> None:
     path = tmp_path / "log.gz"

@@ -1,124 +1,17 @@
-"""Replay against a real Postgres: what it finds, how it ends, where it may begin."""
+"""Replay against a real Postgres: what it finds, where it may begin."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from pathlib import Path
 
-import asyncpg
 import pytest
 
-from cocoon.contracts.envelope import AppendItem, NewEvent
-from cocoon.contracts.events import DepositCredited, EventData, FundsHeld
-from cocoon.domain.job import JobState, fold
-from cocoon.domain.leasing import decide_request_job
-from cocoon.domain.settling import decide_settle_result
-from cocoon.eventlog.append import Appended, LogAppender
-from cocoon.eventlog.connection import create_pool
-from cocoon.eventlog.read import checkpoint, head, read_batch
-from services.billing import decide as billing
-from services.billing import logfile, replay, verify
-from services.billing.audit import keep_snapshots, take_snapshot
-from services.billing.handlers import Operator
-from services.billing.ledger import LEDGER_CONSUMER, Ledger
-from services.billing.redecide import Report
-from services.billing.results import LiveJobs
-from services.matcher import decide as matcher
+from cocoon.contracts.events import DepositCredited
+from cocoon.eventlog.read import read_batch
+from services.billing import verify
+from services.billing.audit import keep_snapshots
 from tests.support import job_world as world
-from tests.support.servers import Database
-
-FUNDS = 1_000_000
-
-
-@dataclass
-class Books:
-    """Billing and a matcher over one account shard; jobs go from request to payment at once."""
-
-    database: Database
-    pool: asyncpg.Pool
-    matcher: LogAppender
-    billing: LogAppender
-    ledger: Ledger
-    jobs: int = 0
-
-    async def jobs_end(self, count: int) -> None:
-        for _ in range(count):
-            self.jobs += 1
-            name = f"job{self.jobs}"
-            request = world.job_request(name)
-            asked = matcher.request_command(
-                request, FUNDS, tuple(p.candidate() for p in world.PROVIDERS),
-                world.LEASE_TTL_MS, world.hex32(name), world.NOW_MS,
-            )  # fmt: skip
-            events = decide_request_job(JobState(), asked)
-            done = await self.matcher.append(matcher.request_item(request, asked, events, 2, ""))
-            assert isinstance(done, Appended)
-            state = fold(events)
-            settle = world.settle_command(state)
-            paid = decide_settle_result(state, settle)
-            await self.billing.append(billing.settle_item(settle, state, paid, ""))
-        await self.post()
-
-    async def post(self) -> None:
-        async with self.pool.acquire() as conn:
-            done = await checkpoint(conn, 1, LEDGER_CONSUMER)
-            rows = await read_batch(conn, 1, done + 1, 4096)
-        if rows:
-            await self.ledger.on_events(rows)
-
-    async def put(self, name: str, writer: LogAppender, stream: str, event: EventData) -> None:
-        """An event whose command says nothing."""
-        item = AppendItem(name, b"{}", "test", stream, (), (NewEvent(stream, event),))
-        assert isinstance(await writer.append(item), Appended)
-
-    async def head(self) -> int:
-        async with self.pool.acquire() as conn:
-            return (await head(conn, 1)).position
-
-    async def snapshot(self, every: int = 1) -> bool | None:
-        return await take_snapshot(self.pool, 1, self.billing, every)
-
-    async def sql(self, *statements: str) -> None:
-        conn = await asyncpg.connect(self.database.admin_dsn)
-        for statement in statements:
-            await conn.execute(statement)
-        await conn.close()
-
-    async def replay(self, first: int = 1, last: int | None = None) -> Report:
-        dsn = self.database.dsn("cocoon_reader")
-        reports = await replay.replay(dsn, [1], first, last, decisions=False)
-        return reports[0]
-
-    async def decide_again(self, first: int = 1) -> Report:
-        dsn = self.database.dsn("cocoon_reader")
-        return (await replay.replay(dsn, [1], first, None, decisions=True))[0]
-
-
-@pytest.fixture
-async def books(database: Database) -> AsyncIterator[Books]:
-    writers = [
-        LogAppender(database.dsn("cocoon_matcher"), 1, "matcher"),
-        LogAppender(database.dsn("cocoon_billing"), 1, "billing"),
-    ]
-    for writer in writers:
-        await writer.acquire_term()
-    pool = await create_pool(database.dsn("cocoon_billing"), "test")
-    ledger = Ledger(pool, 1, writers[1].term, LiveJobs())
-    await ledger.load()
-    operator = Operator(writers[1], pool, 1, ledger)
-    for verb, body in (
-        ("open_account", {"account_id": "acct_1"}),
-        ("credit_deposit", {"account_id": "acct_1", "amount_nanoton": FUNDS, "reference": "first"}),
-    ):
-        reply = await operator.answer(verb, json.dumps(body).encode())
-        assert reply.ok, reply
-    yield Books(database, pool, *writers, ledger)
-    for writer in writers:
-        await writer.close()
-    await pool.close()
+from tests.support.books_world import Books, overdraw
 
 
 @pytest.mark.parametrize("batch", [1, 3, 7, 2048])
@@ -313,13 +206,8 @@ async def test_billing_goes_on_taking_snapshots(
 # ---- what stands aside ----
 
 
-async def _overdraw(books: Books) -> None:
-    held = FundsHeld(job_id=world.hex16("poor"), account_id="acct_1", amount_nanoton=FUNDS + 5)
-    await books.put("overdraft", books.matcher, f"job/{held.job_id}", held)
-
-
 async def test_what_stands_aside_is_named_and_no_difference(books: Books) -> None:
-    await _overdraw(books)
+    await overdraw(books)
     await books.jobs_end(1)
     report = await books.replay()
     assert (report.differences, report.parked) == ([], 5)  # with the account's next job
@@ -330,7 +218,7 @@ async def test_what_stands_aside_is_named_and_no_difference(books: Books) -> Non
 
 
 async def test_what_was_posted_late_is_no_difference(books: Books) -> None:
-    await _overdraw(books)
+    await overdraw(books)
     await books.post()
     await books.put("more", books.billing, "account/acct_1", _deposit(10))
     await books.post()
@@ -354,96 +242,3 @@ async def test_nothing_can_be_hidden_by_parking_it(books: Books, reason: str) ->
     )
     said = (await books.replay()).differences
     assert said[0] == "position 2 stands aside, but nothing kept it from posting"
-
-
-# ---- the command's exit codes, and a log as a file ----
-
-
-class Command:
-    """`cocoon replay` over this database."""
-
-    def __init__(self, books: Books, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        dsn_file = folder / "dsn"
-        dsn_file.write_text(books.database.dsn("cocoon_reader"))
-        monkeypatch.setenv(replay.DSN_FILE, str(dsn_file))
-
-    async def __call__(self, *arguments: str) -> int:
-        try:
-            return await asyncio.to_thread(replay.main, ["--shards=1", *arguments])
-        except SystemExit as ended:
-            return int(str(ended.code))
-
-
-@pytest.fixture
-def command(books: Books, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
-    return Command(books, tmp_path, monkeypatch)
-
-
-async def test_the_exit_codes_are_0_1_2_and_64(
-    books: Books, command: Command, capsys: pytest.CaptureFixture[str]
-) -> None:
-    await books.jobs_end(1)
-    at = await books.head()
-    await books.snapshot()
-    await books.post()
-    assert await command("--verify", "--decisions") == 0
-    assert await command("--verify", f"--from={at + 1}") == 0
-    assert f"(the books from the snapshot of {at})" in capsys.readouterr().out
-    await books.sql("UPDATE ledger.snapshots SET data = 'x'")
-    assert await command("--verify", f"--from={at + 1}") == 1
-    assert await command("--verify", "--shards=9") == 64
-    assert await command("--export", "x", "--from=2") == 64
-    assert await command("--file", "nowhere") == 64
-    assert "Traceback" not in capsys.readouterr().err
-    for corruption in (
-        "UPDATE log.events SET data = replace(data, '1', '2') WHERE shard = 1 AND position = 4",
-        "UPDATE log.events SET actor = 'me' WHERE shard = 1 AND position = 4",
-        "UPDATE log.events SET hash = sha256(hash) WHERE shard = 1 AND position = 4",
-        "UPDATE log.head SET hash = sha256(hash) WHERE shard = 1",
-        "DELETE FROM log.events WHERE shard = 1 AND position = 4",
-        f"DELETE FROM log.events WHERE shard = 1 AND position > {at - 1}",  # noqa: S608
-    ):
-        conn = await asyncpg.connect(books.database.admin_dsn)
-        await conn.execute("CREATE TABLE kept AS TABLE log.events")
-        await conn.execute("CREATE TABLE kept_head AS TABLE log.head")
-        await conn.execute(corruption)
-        assert await command("--verify") == 2, corruption
-        await conn.execute("DELETE FROM log.events")
-        await conn.execute("INSERT INTO log.events SELECT * FROM kept")
-        await conn.execute(
-            "UPDATE log.head h SET hash = k.hash FROM kept_head k WHERE k.shard = h.shard"
-        )
-        await conn.execute("DROP TABLE kept; DROP TABLE kept_head")
-        await conn.close()
-    assert await command("--verify") == 0
-
-
-@pytest.mark.parametrize("batch", [1, 4, 2048])
-async def test_an_exported_log_is_verified_without_the_database(
-    books: Books, command: Command, tmp_path: Path, batch: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for module in (verify, replay, logfile):
-        monkeypatch.setattr(module, "BATCH", batch)
-    await books.jobs_end(3)
-    await books.snapshot()
-    await books.jobs_end(1)
-    file = tmp_path / "log.gz"
-    assert await command("--export", str(file), "--shards=0,1") == 0
-    assert await command("--export", str(file)) == 64  # it is never written over
-    live = await books.decide_again()
-    network, shard = await logfile.replay_file(file, decisions=True)
-    assert (network.shard, network.events, network.differences) == (0, 0, [])
-    assert (shard.derived_sha256, shard.head_hash) == (live.live_sha256, live.head_hash)
-    assert (shard.events, shard.decisions) == (live.events, live.decisions)
-    monkeypatch.setenv(replay.DSN_FILE, "nowhere")
-    assert await command("--file", str(file), "--decisions") == 0
-
-
-async def test_a_file_keeps_what_stands_aside(books: Books, tmp_path: Path) -> None:
-    await _overdraw(books)
-    await books.jobs_end(1)
-    dsn, file = books.database.dsn("cocoon_reader"), tmp_path / "log.gz"
-    await replay.export(dsn, [1], file)
-    live, shard = await books.replay(), (await logfile.replay_file(file, decisions=False))[0]
-    assert (shard.parked, shard.differences) == (5, [])
-    assert shard.derived_sha256 == live.live_sha256

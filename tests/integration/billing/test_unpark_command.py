@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import shutil
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from nats.aio.client import Client
 
+from cocoon.bus.requests import ask
 from cocoon.bus.service import Stop
 from cocoon.contracts import events as e
+from cocoon.contracts import subjects
 from cocoon.contracts.envelope import AppendItem, NewEvent
+from cocoon.contracts.messages import BalanceRequest
 from cocoon.devnet.accounts import balance, open_account, shard_of
 from cocoon.devnet.folder import DataFolder, RunningNetwork
 from cocoon.eventlog.append import Appended, LogAppender
+from cocoon.kernel.errors import Unavailable
+from services.billing import handlers
 from services.billing import main as billing_main
 from services.billing.settings import BillingSettings
 from tests.support.job_world import hex16
@@ -77,20 +85,17 @@ async def test_what_stands_aside_is_posted_once_its_cause_is_mended(
     unpark = ("unpark", str(SHARD), STREAM)
 
     said = await status_says(network, f"PARKED {STREAM}")
-    assert f"cocoon {' '.join(unpark)} --data {network.data}\n" in said
+    assert f"./cocoon {' '.join(unpark)} --data {network.data}\n" in said
     early = await cli(network, *unpark)
     assert (early.returncode, early.stdout) == (1, "")
     assert "still cannot be posted (negative_balance)" in early.stderr
 
     operator = await bus.connect("operator")
     await open_account(operator, ACCOUNT, SHARDS)
-    assert (await cli(network, "fund", ACCOUNT, "2")).returncode == 0
-    funded = {
-        "account_id": ACCOUNT, "available_nanoton": "2000000000", "held_nanoton": "0",
-    }  # fmt: skip
-    async with asyncio.timeout(20):
-        while await balance(operator, ACCOUNT, SHARDS) != funded:  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
+    funded = await cli(network, "fund", ACCOUNT, "2")
+    assert (funded.returncode, funded.stdout) == (
+        0, f"{ACCOUNT} was credited 2 TON; it has 2 TON free, 0 TON held by running jobs\n",
+    )  # fmt: skip
     done = await cli(network, *unpark)
     assert (done.returncode, done.stdout) == (
         0, f"{STREAM}: 1 posted, nothing of it stands aside now\n",
@@ -103,8 +108,47 @@ async def test_what_stands_aside_is_posted_once_its_cause_is_mended(
     assert (again.returncode, again.stdout) == (
         0, f'{{"shard": {SHARD}, "stream": "{STREAM}", "events": 0}}\n',
     )  # fmt: skip
-    for wrong, says in ((("unpark", "9", STREAM), "no account shard 9"), (("unpark", "1", ""), "")):
-        refused = await cli(network, *wrong)
-        assert refused.returncode in (1, 2)
-        assert refused.stderr.startswith("cocoon: ")
-        assert says in refused.stderr
+    nowhere = await cli(network, "unpark", "9", STREAM)
+    assert nowhere.returncode == 1
+    assert nowhere.stderr.startswith("cocoon: there is no account shard 9")
+
+
+async def _opened(operator: Client, account: str) -> None:
+    """Billing may still be starting."""
+    async with asyncio.timeout(20):
+        while True:
+            with contextlib.suppress(Unavailable):
+                return await open_account(operator, account, SHARDS)
+            await asyncio.sleep(0.05)
+
+
+async def test_an_accounts_balance_is_told(network: LiveNetwork, bus: Bus) -> None:
+    operator = await bus.connect("operator")
+    for account in (ACCOUNT, "acct_other"):
+        await _opened(operator, account)
+    for amount in ("1", "0.5"):  # each answer has its own credit in it
+        found = json.loads((await cli(network, "fund", "acct_other", amount, "--json")).stdout)
+    assert found == {
+        "account_id": "acct_other", "available_nanoton": "1500000000", "held_nanoton": "0",
+    }  # fmt: skip
+    first = await cli(network, "balance")
+    assert (first.returncode, first.stdout) == (
+        0, f"{ACCOUNT} has 0 TON free, 0 TON held by running jobs\n",
+    )  # fmt: skip
+    assert json.loads((await cli(network, "balance", "acct_other", "--json")).stdout) == found
+    unknown = await cli(network, "balance", "acct_nope")
+    assert (unknown.returncode, unknown.stdout) == (1, "")
+    assert unknown.stderr == "cocoon: there is no account acct_nope\n"
+
+
+async def test_a_balance_waits_for_the_ledger_and_not_for_ever(
+    network: LiveNetwork, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handlers, "POSTED_TRIES", 2)
+    operator = await bus.connect("operator")
+    await _opened(operator, ACCOUNT)
+    with pytest.raises(Unavailable, match="behind"):
+        await ask(
+            operator, subjects.billing(SHARD, "balance"),
+            BalanceRequest(account_id=ACCOUNT, posted=1000),
+        )  # fmt: skip

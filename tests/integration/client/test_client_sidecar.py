@@ -19,6 +19,7 @@ from cocoon.client.door import MAX_BODY_BYTES
 from cocoon.evidence.trust import trust_document
 from tests.support.client_world import KEY, TEXT, TestNetwork, served, trust
 
+OTHER_KEY = "ck_" + "A" * 43
 ASK: dict[str, Any] = {"model": "skills-1", "messages": [{"role": "user", "content": "hi"}]}
 
 
@@ -56,6 +57,35 @@ def test_a_wrong_local_key_is_401(http: httpx.Client) -> None:
         answer = http.post("/v1/chat/completions", json=ASK, headers=headers)
         assert answer.status_code == 401
         assert error(answer)["code"] == "invalid_api_key"
+
+
+def test_a_caller_with_a_gateway_key_of_its_own_pays_itself(network: TestNetwork) -> None:
+    options = NetworkOptions(gateway_url=network.url, trust=trust(), api_key=KEY)
+    with served(Sidecar(options), lifespan="on") as url:
+        for token, status in (("any", 200), ("sk-abc", 200), ("ck_short", 200), (OTHER_KEY, 401)):
+            headers = {"authorization": f"Bearer {token}"}
+            for answer in (
+                httpx.post(f"{url}/v1/chat/completions", json=ASK, headers=headers),
+                httpx.get(f"{url}/v1/models", headers=headers),
+            ):
+                assert answer.status_code == status, token
+    options = NetworkOptions(gateway_url=network.url, trust=trust(), api_key=OTHER_KEY)
+    with served(Sidecar(options), lifespan="on") as url:
+        for key, status in ((KEY, 200), ("any", 401)):
+            headers = {"authorization": f"Bearer {key}"}
+            answer = httpx.post(f"{url}/v1/chat/completions", json=ASK, headers=headers)
+            assert answer.status_code == status
+
+
+def test_a_local_key_that_looks_like_a_gateway_key_is_a_local_key(network: TestNetwork) -> None:
+    options = NetworkOptions(
+        gateway_url=network.url, trust=trust(), api_key=KEY, local_key=OTHER_KEY
+    )
+    with served(Sidecar(options), lifespan="on") as url:
+        for key, status in ((OTHER_KEY, 200), (KEY, 401)):
+            headers = {"authorization": f"Bearer {key}"}
+            answer = httpx.post(f"{url}/v1/chat/completions", json=ASK, headers=headers)
+            assert answer.status_code == status
 
 
 @pytest.mark.parametrize(

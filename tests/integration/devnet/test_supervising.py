@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -50,7 +51,10 @@ class Program:
         os.kill(pid, signal.SIGKILL)
 
     def part(self, name: str, *, is_server: bool = False) -> Part:
-        return Part(name, Path("log"), self.pid, self.start, is_server)
+        return Part(
+            name, Path("log"), self.pid, self.start, is_server,
+            exit_code=lambda: self.process.returncode if self.process else None,
+        )  # fmt: skip
 
 
 async def until(enough: Callable[[], bool]) -> None:
@@ -95,7 +99,17 @@ async def test_whatever_is_killed_runs_again_and_the_others_are_left_alone() -> 
         await until(lambda: one.pid() not in (None, first))
 
         assert two.pid() == untouched
-        assert said == ["one has stopped; starting it again (log: log)"]
+        await until(lambda: len(said) == 2)
+        assert said[0] == "one has stopped (signal 9); starting it again (log: log)"
+        assert re.fullmatch(r"one is up again \(\d+\.\d s\)", said[1])
+
+
+async def test_an_exit_code_is_told_like_a_signal() -> None:
+    program = Program("raise SystemExit(3)")
+    async with running(program), kept(program.part("one")) as (said, _):
+        program.script = FOR_LONG
+        await until(lambda: len(said) == 2)
+        assert said[0] == "one has stopped (exit code 3); starting it again (log: log)"
 
 
 async def test_a_start_that_fails_is_tried_again() -> None:
@@ -105,6 +119,7 @@ async def test_a_start_that_fails_is_tried_again() -> None:
         program.kill()
         await until(lambda: program.starts == 4 and program.pid() is not None)
 
+        await until(lambda: "one is up again" in said[-1])
         assert said.count("not yet") == 2
 
 

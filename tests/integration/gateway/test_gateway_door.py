@@ -16,10 +16,10 @@ from cocoon.bus.requests import ask
 from cocoon.contracts import subjects
 from cocoon.contracts.events import JobFailed
 from cocoon.contracts.messages import (
+    BalanceRequest,
     CreateKeyRequest,
     DirectoryRequest,
     JobRequest,
-    OpenAccountRequest,
     Reply,
     RevokeKeyRequest,
 )  # fmt: skip
@@ -94,6 +94,12 @@ async def test_operators_make_list_and_revoke_keys(world: World) -> None:
     assert [k["api_key_id"] for k in listed] == ["key_b2", "key_a1"]
     assert "secret_hash" not in listed[0]
     assert listed[0]["revoked_ms"] is None
+    revoke = subjects.gateway_keys("revoke"), RevokeKeyRequest(api_key_id="key_b2")
+    first = json.loads(await ask(world.operator, *revoke))
+    again = json.loads(await ask(world.operator, *revoke))
+    assert (first.pop("revoked_before"), again.pop("revoked_before")) == (False, True)
+    assert first == again  # the time of the first one stays
+    assert first["revoked_ms"] >= listed[0]["created_ms"]
     with pytest.raises(NotFound):
         await ask(
             world.operator, subjects.gateway_keys("revoke"), RevokeKeyRequest(api_key_id="key_c3")
@@ -121,8 +127,20 @@ async def test_a_plaintext_request_is_refused_and_names_the_sidecar(world: World
         assert response.status_code == 400
         assert code(response) == "plaintext_refused"
         message = response.json()["error"]["message"]
-        assert f"cocoon connect --gateway http://127.0.0.1:{world.port}" in message
+        assert f"./cocoon connect --gateway http://127.0.0.1:{world.port}" in message
         assert canary not in response.text
+
+
+async def test_who_opens_the_address_is_told_what_it_is(world: World) -> None:
+    for headers in ({}, world.headers()):
+        for method in ("GET", "HEAD"):
+            response = await world.http.request(method, "/", headers=headers)
+            assert response.status_code == 404
+        error = (await world.http.get("/", headers=headers)).json()["error"]
+        assert (error["type"], error["code"]) == ("not_found_error", "not_found")
+        for told in ("gateway of the Cocoon network", "./cocoon connect", "docs/openapi.json"):
+            assert told in error["message"]
+    assert (await world.http.get("/x")).status_code == 401
 
 
 async def test_what_is_not_a_sealed_request_is_refused(world: World) -> None:
@@ -320,9 +338,9 @@ async def test_a_repeat_of_a_failed_job_says_so(world: World) -> None:
     assert (await world.get(f"/v1/jobs/{job_id}")).json()["failure"] == "attempts_exhausted"
 
 
-def offer(name: str, price: int) -> dict[str, Any]:
+def offer(name: str, price: int, context_tokens: int = 4096) -> dict[str, Any]:
     return {
-        "model_id": "ab" * 32, "name": name, "context_tokens": 4096,
+        "model_id": "ab" * 32, "name": name, "context_tokens": context_tokens,
         "input_nanoton_per_mtok": str(price), "cached_input_nanoton_per_mtok": "1",
         "output_nanoton_per_mtok": "9", "fee_bps": 500,
     }  # fmt: skip
@@ -335,11 +353,11 @@ async def test_the_directory_is_passed_on_in_one_piece_and_asked_for_once(world:
     async def directory(message: Msg) -> None:
         request = DirectoryRequest.model_validate_json(message.data)
         asked.append(request)
-        name, price = ("p2", 100) if request.after else ("p1", 300)
+        name, *terms = ("p2", 100, 640) if request.after else ("p1", 300, 4096)
         page = {
             "model": request.model, "policy": {"policy": {"network_id": "devnet"}},
             "log": {"shard0_position": 7, "hash": "00"},
-            "providers": [{"provider_id": name, "tier": "simulated", "offer": offer("m", price)}],
+            "providers": [{"provider_id": name, "tier": "simulated", "offer": offer("m", *terms)}],
             "next": "" if request.after else "p1",
         }  # fmt: skip
         await message.respond(Reply(ok=True, data=json.dumps(page)).to_canonical())
@@ -359,6 +377,7 @@ async def test_the_directory_is_passed_on_in_one_piece_and_asked_for_once(world:
     (model,) = models["data"]
     assert model["id"] == "m"
     assert model["cocoon"]["tier"] == "simulated"
+    assert model["cocoon"]["context_tokens"] == 4096  # the largest that is offered
     assert model["cocoon"]["prices"]["input_nanoton_per_mtok"] == "100"
     assert (await world.http.get("/v1/models")).status_code == 401
     network = (await world.http.get("/v1/network")).json()
@@ -370,7 +389,7 @@ async def test_the_balance_comes_from_billing(world: World) -> None:
     billing = await world.bus.connect("billing")
 
     async def balance(message: Msg) -> None:
-        account = OpenAccountRequest.model_validate_json(message.data).account_id
+        account = BalanceRequest.model_validate_json(message.data).account_id
         told = {"account_id": account, "available_nanoton": "12", "held_nanoton": "3"}
         await message.respond(Reply(ok=True, data=json.dumps(told)).to_canonical())
 

@@ -14,7 +14,7 @@ import pytest
 from nats.aio.msg import Msg
 
 from cocoon.contracts import subjects
-from cocoon.contracts.messages import DirectoryRequest, OpenAccountRequest, Reply
+from cocoon.contracts.messages import BalanceRequest, DirectoryRequest, Reply
 from services.gateway import keys, store
 from tests.support.gateway_world import Dispatch, World, envelope, gateway_world, until
 from tests.support.servers import Bus, Database
@@ -115,7 +115,7 @@ async def test_reads_have_a_bound_for_a_key_and_for_all(
         other = await world.get(NO_JOB)
         assert other.status_code == (404 if "max_reads_per_key" in changes else 429)
         world.key = first
-        account = OpenAccountRequest.model_validate_json(asked[0].data).account_id
+        account = BalanceRequest.model_validate_json(asked[0].data).account_id
         told = {"account_id": account, "available_nanoton": "1", "held_nanoton": "0"}
         await asked[0].respond(Reply(ok=True, data=json.dumps(told)).to_canonical())
         assert (await waiting).status_code == 200

@@ -15,6 +15,7 @@ from cocoon.cli.session import data_hint
 from cocoon.cli.up import _python
 from cocoon.devnet.folder import DataFolder
 from cocoon.devnet.network import Network, Options
+from cocoon.devnet.ports import free_port_after
 from cocoon.kernel.errors import ConfigurationError
 
 
@@ -57,6 +58,31 @@ def test_a_usual_port_that_is_taken_is_said(
         monkeypatch.setattr("cocoon.devnet.network.DEFAULT_GATEWAY_PORT", port)
         said: list[str] = []
         network = Network(DataFolder(tmp_path), Options(sidecar_port=0), said.append)
-    assert said == [
-        f"port {port} is taken; the gateway listens on {network.gateway_url.rsplit(':', 1)[1]}"
-    ]
+    instead = int(network.gateway_url.rsplit(":", 1)[1])
+    assert port < instead <= port + 20
+    assert said == [f"port {port} is taken; the gateway listens on {instead}"]
+
+
+def test_the_two_doors_never_take_each_others_port(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cocoon.devnet.ports.is_free", lambda port: port != 4641)
+    monkeypatch.setattr("cocoon.devnet.network.is_free", lambda port: port != 4641)
+    monkeypatch.setattr("cocoon.devnet.network.DEFAULT_GATEWAY_PORT", 4641)
+    monkeypatch.setattr("cocoon.devnet.network.DEFAULT_SIDECAR_PORT", 4642)
+
+    def ports(**options: int) -> list[str]:
+        network = Network(DataFolder(tmp_path), Options(**options), lambda _: None)
+        return [network.gateway_url, network.sidecar_url]
+
+    assert ports() == ["http://127.0.0.1:4643", "http://127.0.0.1:4642/v1"]
+    assert ports(gateway_port=4642) == ["http://127.0.0.1:4642", "http://127.0.0.1:4643/v1"]
+    assert ports(sidecar_port=4643) == ["http://127.0.0.1:4642", "http://127.0.0.1:4643/v1"]
+    with pytest.raises(ConfigurationError, match="port 4650 is the other door's"):
+        ports(gateway_port=4650, sidecar_port=4650)
+
+
+def test_with_no_free_port_near_any_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cocoon.devnet.ports.is_free", lambda port: port > 10_000)
+    assert free_port_after(4641) > 10_000
+    assert free_port_after(65_535) < 65_535

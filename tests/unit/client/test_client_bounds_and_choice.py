@@ -45,6 +45,14 @@ def test_bounds_fit_the_context_and_cover_bytes(text: str, context: int, asked: 
     assert bounds.max_input_tokens >= (len(text.encode()) if fits else 1)
 
 
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+def test_a_bound_over_the_context_is_named_as_it_was_sent(name: str) -> None:
+    with pytest.raises(BadRequest) as caught:
+        token_bounds(request(**{name: 100_000}), 640)
+    assert caught.value.param == name
+    assert caught.value.code == "context_length_exceeded"
+
+
 def test_an_unbounded_answer_gets_what_the_context_leaves_up_to_the_default() -> None:
     assert token_bounds(request(), 100_000).max_output_tokens == DEFAULT_OUTPUT_TOKENS
     assert token_bounds(request("x" * 300), 640).max_output_tokens == 640 - 300 - 8 - 64

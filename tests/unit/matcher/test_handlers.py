@@ -170,7 +170,8 @@ async def test_insufficient_funds_are_written_and_told_with_both_numbers() -> No
     assert refused.error is not None
     assert (refused.error.status, refused.error.code) == (402, "insufficient_funds")
     assert "0.00001 TON" in refused.error.message
-    assert "0.000009999 TON" in refused.error.message
+    assert "the account acct_1 has 0.000009999 TON" in refused.error.message
+    assert "`./cocoon fund acct_1 1`" in refused.error.message
     assert world.memory.pending_holds == {}
 
 
@@ -179,6 +180,7 @@ async def test_an_unknown_account_is_told_to_fund_and_writes_nothing() -> None:
     await world.ask(job_request(account="acct_unknown"))
     assert world.last().error is not None
     assert world.last().error.code == "insufficient_funds"  # type: ignore[union-attr]
+    assert "./cocoon fund acct_unknown 1" in world.last().error.message  # type: ignore[union-attr]
     assert world.types() == []
 
 
