@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cocoon.contracts.commands import ExpireLease, RequestJob, decode_command
 from cocoon.contracts.events import JobFailed
-from cocoon.domain.explaining import Explanation, explain_decision, sentence
 from cocoon.domain.job import JobState, JobStatus, evolve
 from cocoon.eventlog.connection import acquired
-from cocoon.eventlog.read import commands_of, stream_events
+from cocoon.eventlog.explaining import explanations
+from cocoon.eventlog.read import stream_events
 from cocoon.kernel.errors import CocoonError, Conflict, InsufficientFunds, NotFound, Unavailable
 from services.gateway.actions import LogView, Match
 from services.gateway.refusals import idempotency_mismatch
@@ -58,41 +57,9 @@ async def read_owned_job(pool: Pool, shard: int, job_id: str, account_id: str) -
 
 
 async def read_explanations(pool: Pool, shard: int, job_id: str) -> list[dict[str, Any]]:
-    """Why the job went where it went, a decision each, made again from what the log holds."""
+    """Why the job went where it went, a decision each."""
     async with acquired(pool, POOL_WAIT_S) as connection:
-        events = await stream_events(connection, shard, f"job/{job_id}")
-        commands = await commands_of(connection, shard, events)
-    state, told = JobState(), []
-    for stored in commands:
-        command = decode_command(stored.data)
-        if isinstance(command, RequestJob | ExpireLease):
-            explanation = explain_decision(state, command)
-            if explanation is not None:
-                told.append(_told(explanation))
-        for event in events:
-            if stored.first_position <= event.position <= stored.last_position:
-                state = evolve(state, event.decode())
-    return told
-
-
-def _told(explanation: Explanation) -> dict[str, Any]:
-    return {
-        "epoch": explanation.epoch,
-        "decided_ms": explanation.decided_ms,
-        "policy": explanation.policy,
-        "policy_hash": explanation.policy_hash or None,
-        "seed": explanation.seed,
-        "providers": [
-            {
-                "provider_id": standing.provider_id,
-                "outcome": standing.outcome,
-                "by": standing.by,
-                "margin_permille": standing.margin_permille,
-                "told": sentence(standing),
-            }
-            for standing in explanation.standings
-        ],
-    }
+        return [found.told() for found in await explanations(connection, shard, job_id)]
 
 
 def match_of(matched: ProviderMatched) -> Match:

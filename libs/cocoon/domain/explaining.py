@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from cocoon.contracts.commands import ExpireLease, RequestJob
 from cocoon.contracts.events import JobRequested
@@ -22,6 +23,26 @@ class Explanation:
     policy_hash: str
     seed: str
     standings: tuple[Standing, ...]
+
+    def told(self) -> dict[str, Any]:
+        """As JSON tells it."""
+        return {
+            "epoch": self.epoch,
+            "decided_ms": self.decided_ms,
+            "policy": self.policy,
+            "policy_hash": self.policy_hash or None,
+            "seed": self.seed,
+            "providers": [
+                {
+                    "provider_id": standing.provider_id,
+                    "outcome": standing.outcome,
+                    "by": standing.by,
+                    "margin_permille": standing.margin_permille,
+                    "told": sentence(standing),
+                }
+                for standing in self.standings
+            ],
+        }
 
 
 def explain_decision(state: JobState, command: RequestJob | ExpireLease) -> Explanation | None:

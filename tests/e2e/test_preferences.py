@@ -1,0 +1,96 @@
+"""What a client asks of its provider holds, and everybody can see afterwards who got the job."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from tests.support.asking import get
+from tests.support.network import LiveNetwork
+
+MESSAGES: Any = [{"role": "user", "content": "Reverse: cocoon"}]
+
+
+@pytest.fixture(scope="module")
+def two() -> Iterator[LiveNetwork]:
+    folder = Path(tempfile.mkdtemp(prefix="cocoon-e2e-"))
+    try:
+        with LiveNetwork(folder / "data", ("--providers", "2")) as found:
+            yield found
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def providers(two: LiveNetwork) -> tuple[str, str]:
+    listed = get(two, "/v1/directory?model=skills-1").json()["providers"]
+    first, second = sorted(entry["provider_id"] for entry in listed)
+    return first, second
+
+
+def asked(network: LiveNetwork, **wishes: Any) -> tuple[str, str]:
+    """The provider that answered, and the job."""
+    client = openai.OpenAI(base_url=network.sidecar, api_key="any", max_retries=0)
+    answer = client.chat.completions.with_raw_response.create(
+        model="skills-1", messages=MESSAGES, extra_body={"provider": wishes}
+    )
+    assert answer.parse().choices[0].message.content
+    return answer.headers["x-cocoon-provider"], answer.headers["x-cocoon-job-id"]
+
+
+@pytest.mark.parametrize("turn", [0, 1])
+def test_the_provider_that_is_asked_for_answers(
+    two: LiveNetwork, providers: tuple[str, str], turn: int
+) -> None:
+    wanted, other = providers[turn], providers[1 - turn]
+    for wishes in ({"only": [wanted]}, {"ignore": [other]}, {"order": [wanted, other]}):
+        assert asked(two, **wishes)[0] == wanted
+
+
+@pytest.mark.parametrize(
+    ("wishes", "param", "code"),
+    [
+        ({"only": ["prov_nobody"]}, "provider.only", "no_provider"),
+        ({"tiers": ["attested"]}, "provider.tiers", "no_provider"),
+        ({"max_output_nanoton_per_mtok": "1"}, "provider.max_output_nanoton_per_mtok",
+         "no_provider"),
+        ({"sort": "fame"}, "provider.sort", "invalid_value"),
+        ({"favourite": "x"}, "provider.favourite", "invalid_value"),
+    ],
+)  # fmt: skip
+def test_a_wish_that_nobody_meets_or_that_is_none_is_refused_by_its_name(
+    two: LiveNetwork, wishes: dict[str, Any], param: str, code: str
+) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        asked(two, **wishes)
+    assert (refused.value.param, refused.value.code) == (param, code)
+
+
+def test_everybody_is_told_the_same_of_a_decision(
+    two: LiveNetwork, providers: tuple[str, str]
+) -> None:
+    wanted, other = providers
+    _, job = asked(two, order=[wanted])
+    told = get(two, f"/v1/jobs/{job}/explanation").json()
+    assert json.loads(two.cli("explain", job, "--json").stdout) == told
+    (decision,) = told["decisions"]
+    outcomes = {one["provider_id"]: (one["outcome"], one["by"]) for one in decision["providers"]}
+    assert outcomes == {wanted: ("won", "order"), other: ("lost", "order")}
+    printed = two.cli("explain", job).stdout
+    assert f"{wanted}  it got the job, by the client's order" in printed
+    assert f"{other}  it lost on the client's order" in printed
+    assert two.cli("replay", "--verify", "--decisions").returncode == 0
+
+
+def test_a_stranger_s_job_is_explained_to_nobody(two: LiveNetwork) -> None:
+    assert get(two, "/v1/jobs/" + "0" * 32 + "/explanation").status_code == 404
+    unknown = two.cli("explain", "0" * 32)
+    assert (unknown.returncode, "has a job" in unknown.stderr) == (1, True)
+    assert two.cli("explain", "no job").returncode == 64
