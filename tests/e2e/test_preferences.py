@@ -94,3 +94,19 @@ def test_a_stranger_s_job_is_explained_to_nobody(two: LiveNetwork) -> None:
     unknown = two.cli("explain", "0" * 32)
     assert (unknown.returncode, "has a job" in unknown.stderr) == (1, True)
     assert two.cli("explain", "no job").returncode == 64
+
+
+def test_another_policy_is_tried_on_the_same_log(two: LiveNetwork, tmp_path: Path) -> None:
+    asked(two)
+    shown = json.loads(two.cli("matching", "show").stdout)
+    policy = tmp_path / "policy.json"
+    policy.write_text(json.dumps({**shown, "name": "mine", "price_weight": 900}))
+    found = json.loads(two.cli("matching", "backtest", "--policy", str(policy), "--json").stdout)
+    assert found["decisions"] >= 1
+    assert sum(found["then"]["jobs"].values()) == found["decisions"]
+    assert "would have gone elsewhere" in two.cli(
+        "matching", "backtest", "--policy", str(policy)
+    ).stdout  # fmt: skip
+    policy.write_text(json.dumps({**shown, "warm": 0}))
+    refused = two.cli("matching", "backtest", "--policy", str(policy))
+    assert (refused.returncode, "warm" in refused.stderr) == (64, True)

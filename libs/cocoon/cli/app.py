@@ -9,7 +9,20 @@ from typing import Any
 import typer
 
 from cocoon import __version__
-from cocoon.cli import balance, connect, explain, fund, keys, replay, sim, status, test, unpark, up
+from cocoon.cli import (
+    balance,
+    connect,
+    explain,
+    fund,
+    keys,
+    matching,
+    replay,
+    sim,
+    status,
+    test,
+    unpark,
+    up,
+)
 from cocoon.kernel.errors import BadRequest, CocoonError
 
 # typer carries a click of its own, whose base of all wrong calls it does not export
@@ -29,6 +42,7 @@ app.command("status")(status.status)
 app.command("balance")(balance.balance)
 app.command("fund", context_settings={"ignore_unknown_options": True})(fund.fund)  # -5 is no option
 app.command("explain")(explain.explain)
+app.add_typer(matching.app, name="matching")
 app.command("unpark")(unpark.unpark)
 app.add_typer(keys.app, name="keys")
 app.command("replay")(replay.replay)

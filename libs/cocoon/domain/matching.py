@@ -307,6 +307,11 @@ def _load_permille(candidate: Candidate) -> int:
     return candidate.running * 1000 // candidate.concurrency
 
 
+def expected_wait_us(candidate: Candidate) -> int:
+    """How long a job is taken to wait for its first token there, in microseconds."""
+    return _wait_ns(candidate) // 1000
+
+
 def _wait_ns(candidate: Candidate) -> int:
     """(queue + 1) / capacity x time to first token."""
     first_token_us = candidate.first_token_us or DEFAULT_FIRST_TOKEN_US
