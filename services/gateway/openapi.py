@@ -277,7 +277,7 @@ PATHS: dict[str, Any] = {
         "parameters": [_JOB_ID],
         "get": {
             "operationId": "jobExplanation",
-            "summary": "Why the job went where it went: each decision, and how each candidate fared",
+            "summary": "Why the job went where it went: how each candidate fared",
             "responses": {"200": _answer("The decisions", _json("Explanation")),
                           **_refusals(*_JOB_REFUSALS)},
         },

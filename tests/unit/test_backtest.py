@@ -16,9 +16,9 @@ BY_PRICE = BALANCED.model_copy(
 )
 
 
-def tested(policy: object, jobs: int = 50) -> Backtest:
+def fifty(policy: object) -> Backtest:
     found = Backtest(policy)  # type: ignore[arg-type]
-    for number in range(jobs):
+    for number in range(50):
         found.take(
             request_command(
                 f"job{number}", candidates=POOL, seed=hex32(f"seed {number}"), policy=BALANCED
@@ -28,14 +28,14 @@ def tested(policy: object, jobs: int = 50) -> Backtest:
 
 
 def test_under_the_same_policy_nothing_moves() -> None:
-    found = tested(BALANCED)
+    found = fifty(BALANCED)
     assert (found.decisions, found.moved) == (50, 0)
     assert found.then == found.other
     assert found.then.jobs == {BOB.id: 50}
 
 
 def test_another_policy_s_choices_are_counted_and_priced() -> None:
-    found = tested(BY_PRICE)
+    found = fifty(BY_PRICE)
     assert found.moved == 50
     assert found.other.jobs == {ALICE.id: 50}
     assert (found.then.nanoton, found.other.nanoton) == (50 * 5000, 50 * 2000)
