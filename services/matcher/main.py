@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import nats.errors
@@ -16,6 +17,7 @@ from cocoon.bus.permissions import inbox_prefix, matcher_name
 from cocoon.bus.service import Stop, announce_ready, run
 from cocoon.contracts import messages, subjects
 from cocoon.contracts.envelope import StoredEvent
+from cocoon.contracts.matching import BALANCED, MatchingPolicy
 from cocoon.contracts.messages import CancelJob, DispatchReport, Heartbeat, JobRequest, MatchUpdate
 from cocoon.eventlog.append import LogAppender
 from cocoon.eventlog.connection import acquired, create_pool
@@ -23,6 +25,7 @@ from cocoon.eventlog.connection import connect as connect_log
 from cocoon.eventlog.read import head, job_of_command
 from cocoon.eventlog.tail import Tail
 from cocoon.kernel.clock import SystemClock, SystemRandomness
+from cocoon.kernel.errors import ConfigurationError
 from cocoon.telemetry import metrics
 from cocoon.telemetry.logs import get_logger
 from cocoon.telemetry.observe import serve_observe
@@ -63,7 +66,10 @@ async def serve(settings: MatcherSettings, stop: Stop) -> None:
         )
         await appender.acquire_term()
         stack.push_async_callback(appender.close)
-        memory = Memory(settings.fee_bps, settings.provider_silence_s, len(settings.account_shards))
+        memory = Memory(
+            settings.fee_bps, settings.provider_silence_s, len(settings.account_shards),
+            _policy(settings.matching_policy_file),
+        )  # fmt: skip
         clock, randomness = SystemClock(), SystemRandomness()
         news = _news(nc)
         leases = Leases(settings, memory, appender, news, clock, randomness, stop)
@@ -94,6 +100,18 @@ async def serve(settings: MatcherSettings, stop: Stop) -> None:
         stack.push_async_callback(closer)
         announce_ready("matcher", observe_port=port, shard=settings.shard)
         await stop.wait()
+
+
+def _policy(path: Path | None) -> MatchingPolicy:
+    """Raises ConfigurationError for a file that holds none."""
+    if path is None:
+        return BALANCED
+    try:
+        return MatchingPolicy.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        raise ConfigurationError(
+            f"{path} is not a matching policy; `./cocoon matching show` prints one"
+        ) from None
 
 
 def _news(nc: BusClient) -> News:
