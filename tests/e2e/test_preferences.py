@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,7 +100,8 @@ def test_a_stranger_s_job_is_explained_to_nobody(two: LiveNetwork) -> None:
 
 def test_another_policy_is_tried_on_the_same_log(two: LiveNetwork, tmp_path: Path) -> None:
     asked(two)
-    shown = json.loads(two.cli("matching", "show").stdout)
+    command = [sys.executable, "-m", "cocoon.cli", "matching", "show"]
+    shown = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
     policy = tmp_path / "policy.json"
     policy.write_text(json.dumps({**shown, "name": "mine", "price_weight": 900}))
     found = json.loads(two.cli("matching", "backtest", "--policy", str(policy), "--json").stdout)
