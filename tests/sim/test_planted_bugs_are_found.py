@@ -189,7 +189,7 @@ def decisions_depend_on_the_hour() -> AbstractContextManager[Any]:
     """The matcher's choice looks at something that its command does not hold."""
     choose, numbers = matching.choose, itertools.count()
 
-    def moody(candidates: Sequence[Any], need: Any, _: str, policy: Any) -> Any:
+    def moody(candidates: Sequence[Any], need: Any, _: str, policy: Any = None) -> Any:
         return choose(candidates, need, f"{next(numbers):064x}", policy)
 
     return mock.patch.object(matching, "choose", moody)
