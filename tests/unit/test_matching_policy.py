@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cocoon.contracts.commands import Candidate
-from cocoon.contracts.matching import BALANCED, Preferences
+from cocoon.contracts.matching import BALANCED, MatchingPolicy, Preferences
 from cocoon.domain.matching import Need, NoCandidate, choose, explain
 from tests.support.job_world import (
     ALICE,
@@ -162,15 +162,42 @@ def test_who_fails_its_jobs_loses_to_who_ends_them() -> None:
     assert winners(pool) == {BOB.id: len(SEEDS)}
 
 
-def test_who_is_far_slower_than_the_fastest_is_passed_by_while_others_can() -> None:
+def test_who_is_far_slower_than_the_middle_is_passed_by_and_tried_again_now_and_then() -> None:
     slow = priced(ALICE, 0.01, first_token_us=501_000)
-    fast = priced(BOB, 1.0, first_token_us=200_000, running=1)
-    assert winners((slow, fast)) == {BOB.id: len(SEEDS)}
+    others = tuple(priced(p, 1.0, first_token_us=200_000, running=1) for p in (BOB, CAROL))
+    shares = winners((slow, *others))
+    assert 0 < shares[ALICE.id] < len(SEEDS) // 20  # else it could never show that it mended
     assert winners((slow,)) == {ALICE.id: len(SEEDS)}
 
 
+def test_one_that_claims_an_instant_first_token_has_nobody_passed_by() -> None:
+    liar = priced(ALICE, 2.0, first_token_us=1000, success_ppm=0)
+    honest = tuple(priced(p, 1.0, first_token_us=600_000) for p in (BOB, CAROL))
+    shares = winners((liar, *honest))
+    assert shares[BOB.id] + shares[CAROL.id] > len(SEEDS) // 4
+
+
+def test_a_promise_of_thousands_of_places_is_no_idle_machine() -> None:
+    boaster = ALICE.candidate(**KNOWN, concurrency=65_536, running=200, first_token_us=450_000)
+    honest = BOB.candidate(**KNOWN, concurrency=8, running=2, first_token_us=50_000)
+    assert winners((boaster, honest)) == {BOB.id: len(SEEDS)}
+
+
+def test_a_new_name_is_no_better_than_a_good_history() -> None:
+    new = ALICE.candidate()
+    known = tuple(
+        p.candidate(**KNOWN, first_token_us=300_000, success_ppm=999_981) for p in (BOB, CAROL)
+    )
+    assert winners((new, *known))[ALICE.id] < len(SEEDS) // 20
+
+
+def test_one_failure_long_ago_loses_no_tie() -> None:
+    pool = (ALICE.candidate(**KNOWN, success_ppm=999_981), BOB.candidate(**KNOWN))
+    assert min(winners(pool).values()) > len(SEEDS) // 3
+
+
 def test_a_provider_without_a_history_gets_its_part_to_earn_one() -> None:
-    new = CROWD[0].candidate(success_ppm=0, first_token_us=480_000)
+    new = CROWD[0].candidate(success_ppm=0, first_token_us=480_000, running=7)
     pool = (new, *(p.candidate(**KNOWN, first_token_us=250_000) for p in CROWD[1:]))
     seeds = [hex32(f"explore {index}") for index in range(4000)]
     got = sum(choose(pool, NEED, seed, BALANCED) == new for seed in seeds)
@@ -284,3 +311,9 @@ def test_a_loser_is_told_what_it_lost_by_and_how_far() -> None:
 def test_a_policy_is_named_by_its_hash() -> None:
     assert BALANCED.hash == BALANCED.model_copy().hash
     assert BALANCED.model_copy(update={"warm": 3}).hash != BALANCED.hash
+
+
+def test_a_policy_says_which_code_reads_it() -> None:
+    assert BALANCED.algorithm == 1
+    with pytest.raises(ValueError, match="algorithm"):
+        MatchingPolicy.model_validate({**BALANCED.model_dump(), "algorithm": 2})

@@ -54,6 +54,15 @@ class _Strict(BaseModel):
         return iter(())
 
 
+def _whole_characters(text: str) -> str:
+    """JSON can name half of a character; no engine and no count can take it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("a text is whole characters") from None
+    return text
+
+
 class TextPart(_Strict):
     type: Literal["text"]
     text: str
@@ -63,7 +72,7 @@ class Message(_Strict):
     """One turn. `content` is the joined text of its parts."""
 
     role: Literal["developer", "system", "user", "assistant"]
-    content: str
+    content: Annotated[str, AfterValidator(_whole_characters)]
 
     @model_validator(mode="before")
     @classmethod

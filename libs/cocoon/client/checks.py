@@ -95,6 +95,14 @@ def check_provider(addressee: Addressee, match: Match) -> None:
         refuse_answer("wrong_provider", "the gateway names another provider than its sealer")
 
 
+def check_token_prices(match: Match, most: tuple[int | None, int | None]) -> None:
+    """Raises EvidenceRejected(over_price) for a quote over what the caller allows per token."""
+    asked = (match.quote.input_nanoton_per_mtok, match.quote.output_nanoton_per_mtok)
+    for price, limit in zip(asked, most, strict=True):
+        if limit is not None and price > limit:
+            refuse_answer("over_price", "its quote asks more per token than the caller allows")
+
+
 def _check_price(receipt: Receipt, quote: Quote) -> None:
     try:
         counts = pricing.TokenCounts(

@@ -20,6 +20,7 @@ from cocoon.sealing import KeyBundle
 
 MAX_RECIPIENTS = 3
 _BUSY_FACTOR = 16.0  # how much dearer a full provider looks
+MOST_OVER_MEDIAN = 4  # who asks more than this times the middle price is sealed to by name only
 _WARM = 2  # of the recipients: the third is drawn, so that the warm ones' load can go elsewhere
 
 
@@ -115,7 +116,10 @@ def choose(
                 f"client's limit of {max_price_nanoton}; raise the limit or ask for fewer tokens.",
                 code="price_limit",
             )
-    first = _ranked([item for item, _ in priced], wishes, affinity)[:count]
+    if wishes is None or not wishes.order:
+        middle = sorted(price for _, price in priced)[(len(priced) - 1) // 2]
+        priced = [(item, price) for item, price in priced if price <= MOST_OVER_MEDIAN * middle]
+    first = _ranked(priced, wishes, affinity)[:count]
     dearest = max(price for _, price in priced)
     # An exponential race: who has the smallest time wins, and a low score runs faster.
     drawn = sorted(
@@ -127,21 +131,19 @@ def choose(
 
 
 def _ranked(
-    candidates: list[Candidate], wishes: Preferences | None, affinity: str
+    priced: list[tuple[Candidate, int]], wishes: Preferences | None, affinity: str
 ) -> list[Candidate]:
     """Whom the request is sealed to before anybody is drawn."""
+    candidates = [item for item, _ in priced]
     if wishes is not None and wishes.order:
-        return [c for name in wishes.order for c in candidates if c.provider_id == name]
+        names = dict.fromkeys(wishes.order)
+        return [c for name in names for c in candidates if c.provider_id == name]
     if wishes is not None and wishes.sort == "price":
-        return sorted(candidates, key=lambda c: (_list_price(c.quote), c.provider_id))
+        return [c for c, _ in sorted(priced, key=lambda one: (one[1], one[0].provider_id))]
     if not affinity:
         return []
     idle = [c for c in candidates if c.running < c.concurrency] or candidates
     return warmest(idle, affinity, lambda c: c.provider_id)[:_WARM]
-
-
-def _list_price(quote: Quote) -> int:
-    return quote.input_nanoton_per_mtok + quote.output_nanoton_per_mtok
 
 
 def _score(candidate: Candidate, price: int, dearest: int) -> float:

@@ -13,7 +13,7 @@ from typing import Final
 
 from cocoon.chat import ChatRequest
 from cocoon.client.answers import Settlement, StreamShaper, enclave_error, whole_body
-from cocoon.client.checks import check_answer, check_provider
+from cocoon.client.checks import check_answer, check_provider, check_token_prices
 from cocoon.client.choice import Addressee
 from cocoon.client.exchange import Exchange
 from cocoon.client.gateway import Gateway
@@ -69,6 +69,7 @@ class Sealing:
     deadline_ms: int  # for the request, however often it is sealed
     again: tuple[str, ...] = ()  # why it was sealed again
     headers: Mapping[str, str] = field(default_factory=dict)  # what the gateway hears beside it
+    most_nanoton_per_mtok: tuple[int | None, int | None] = (None, None)  # the caller's: in, out
 
     @property
     def max_price_nanoton(self) -> int:
@@ -200,6 +201,7 @@ class Job:
                         began = True
                         match = exchange.match
                         check_provider(sealing.by_key_id[exchange.key_id], match)
+                        check_token_prices(match, sealing.most_nanoton_per_mtok)
                         pieces.append(
                             Began(self.job_id, match.provider_id, sealing.max_price_nanoton)
                         )

@@ -68,7 +68,8 @@ class _Ask:
     @property
     def asked(self) -> bytes:
         caller = hashlib.sha256(self.api_key.encode()).digest()
-        return hashlib.sha256(caller + hashlib.sha256(self.body).digest()).digest()
+        told = b"" if self.wishes is None else hashlib.sha256(self.wishes.to_canonical()).digest()
+        return hashlib.sha256(caller + hashlib.sha256(self.body).digest() + told).digest()
 
 
 class SealedSession:
@@ -153,6 +154,8 @@ class SealedSession:
             idempotency_key=_outer_key(ask.name, kept.again),
             deadline_ms=kept.deadline_ms,
             again=kept.again,
+            headers=_headers(ask),
+            most_nanoton_per_mtok=_price_caps(ask),
         )
 
     async def _seal_again(self, ask: _Ask, before: Sealing, cause: str) -> Sealing:
@@ -195,7 +198,12 @@ class SealedSession:
             usable = [item for item in usable if item.bundle.key_id not in avoid.key_ids]
             if not usable:
                 raise Unavailable("No provider has a newer key; try again.", code="no_provider")
-        able = fitting(one_model(with_assurance(usable, wanted.assurances)), ask.wishes)
+        try:
+            able = one_model(fitting(with_assurance(usable, wanted.assurances), ask.wishes))
+        except BadRequest as error:
+            if avoid is None:
+                raise  # else a successor of who is wished for may still come
+            raise Unavailable(error.message, code="no_provider", retry_after_s=1) from None
         bounds = token_bounds(request, max(item.context_tokens for item in able))
         chosen = choose(
             able, max_input_tokens=bounds.max_input_tokens,
@@ -243,7 +251,15 @@ class SealedSession:
             deadline_ms=deadline_ms,
             again=again,
             headers=_headers(ask),
+            most_nanoton_per_mtok=_price_caps(ask),
         )
+
+
+def _price_caps(ask: _Ask) -> tuple[int | None, int | None]:
+    wishes = ask.wishes
+    if wishes is None:
+        return None, None
+    return wishes.max_input_nanoton_per_mtok, wishes.max_output_nanoton_per_mtok
 
 
 def _headers(ask: _Ask) -> dict[str, str]:

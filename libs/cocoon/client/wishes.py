@@ -21,6 +21,7 @@ from cocoon.kernel.errors import BadRequest
 
 FIELD: Final = "provider"
 AFFINITY_BYTES: Final = 4096  # of a conversation's beginning: more says nothing about its prefix
+MAX_BYTES: Final = 8192  # what the gateway takes of wishes
 DAY_MS: Final = 24 * 3600 * 1000
 
 
@@ -38,16 +39,29 @@ def split_wishes(body: bytes) -> tuple[bytes, Preferences | None]:
     if not isinstance(value, dict) or FIELD not in value:
         return body, None
     asked = value.pop(FIELD)
+    if asked is None:  # as OpenAI's: the same as left out
+        return json.dumps(value).encode(), None
     try:
         wishes = Preferences.model_validate_json(json.dumps(asked))
     except ValidationError as error:
-        names = sorted({".".join(map(str, (FIELD, *one["loc"]))) for one in error.errors()})
+        names = sorted({_named(one["loc"]) for one in error.errors()})
         known = ", ".join(Preferences.model_fields)
         raise BadRequest(
             f"Not of their form: {', '.join(names)[:300]}. `{FIELD}` takes {known}.",
             param=names[0], code="invalid_value",
         ) from None  # fmt: skip
-    return json.dumps(value, ensure_ascii=False).encode(), wishes
+    if len(wishes.to_canonical()) > MAX_BYTES:
+        raise BadRequest(
+            f"`{FIELD}` is too long: its lists take {MAX_BYTES} bytes together; name fewer.",
+            param=FIELD, code="invalid_value",
+        )  # fmt: skip
+    return json.dumps(value).encode(), wishes
+
+
+def _named(place: tuple[int | str, ...]) -> str:
+    """Where a wish is wrong, with nothing of a caller's that does not print."""
+    text = ".".join(map(str, (FIELD, *place)))
+    return "".join(char for char in text if char.isprintable())[:64]
 
 
 def fitting(candidates: Sequence[Candidate], wishes: Preferences | None) -> list[Candidate]:
@@ -90,19 +104,20 @@ class Affinity:
     def of(self, request: ChatRequest, api_key: str, now_ms: int) -> str:
         """32 hex digits for what comes before the first answer: it stays as a conversation grows.
 
-        `api_key` is in it, so that two tenants of one client never share a warm cache: whether
-        something was cached would tell one of them what the other asks.
+        The key, `user` and `safety_identifier` are in it: two tenants never share a warm cache.
+        Whether something was cached, or keys are equal, would tell one what the other asks.
         """
         beginning = hashlib.sha256()
         left = AFFINITY_BYTES
         for message in request.messages:
             if message.role == "assistant" or left <= 0:
                 break
-            text = message.content.encode("utf-8", "surrogatepass")[:left]
+            text = message.content[:left].encode("utf-8", "surrogatepass")[:left]
             left -= len(text)
             beginning.update(b"%b\0%d\0" % (message.role.encode(), len(text)))
             beginning.update(text)
         named = b"cocoon affinity\0%d\0" % (now_ms // DAY_MS)
-        for part in (api_key.encode("utf-8", "replace"), request.model.encode("utf-8", "replace")):
-            named += hashlib.sha256(part).digest()
+        tenant = (api_key, request.user or "", request.safety_identifier or "")
+        for part in (*tenant, request.model):
+            named += hashlib.sha256(part.encode("utf-8", "surrogatepass")).digest()
         return hmac.digest(self._secret, named + beginning.digest(), "sha256")[:16].hex()

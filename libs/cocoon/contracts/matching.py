@@ -36,6 +36,7 @@ class Preferences(Contract):
 class MatchingPolicy(Contract):
     """How one of those who can take a job is chosen; docs/matching.md says what each does."""
 
+    algorithm: Literal[1] = 1  # the code that reads the rest; a change of it is another number
     name: Name
     speed_weight: Permille
     price_weight: Permille
@@ -44,7 +45,7 @@ class MatchingPolicy(Contract):
     spill_permille: Permille  # a warm one whose load is over the pool's least by more is passed by
     explore_ppm: PartsPerMillion  # of the jobs, those that go to a provider without a history
     explore_jobs: Count  # who has ended fewer jobs has no history
-    slow_factor_permille: Annotated[int, Field(ge=1000, le=100_000)]  # over the fastest, and over
+    slow_factor_permille: Annotated[int, Field(ge=1000, le=100_000)]  # over the middle, and over
     slow_us: Count  # this to its first token: it is passed by while others can
 
     @property

@@ -49,6 +49,8 @@ class Backtest:
 
     def take(self, command: RequestJob) -> None:
         """Decide it twice, on its own snapshot and seed."""
+        if command.available_nanoton < command.max_price_nanoton:
+            return  # nobody was sought
         need = need_of(
             requested_of(command), command.now_ms, asked=command.preferences,
             affinity=command.affinity,

@@ -9,7 +9,7 @@ from cocoon.contracts.commands import ExpireLease, RequestJob
 from cocoon.contracts.events import JobRequested
 from cocoon.domain import matching
 from cocoon.domain.job import JobState
-from cocoon.domain.leasing import need_of, requested_of
+from cocoon.domain.leasing import failure_of, need_of, requested_of
 from cocoon.domain.matching import Need, Standing
 
 
@@ -51,9 +51,13 @@ def explain_decision(state: JobState, command: RequestJob | ExpireLease) -> Expl
     It is a function of what the log holds, so client, provider and auditor get the same.
     """
     if isinstance(command, RequestJob):
+        if command.available_nanoton < command.max_price_nanoton:
+            return None  # the funds were refused
         request, excluded, epoch = requested_of(command), frozenset[str](), 1
     else:
         if state.request is None or state.match is None or command.cancelled:
+            return None
+        if failure_of(state, command, command.reason != "busy") is not None:
             return None
         live = state.match.provider_id
         tried = state.failed_at if command.again else (*state.tried, live)

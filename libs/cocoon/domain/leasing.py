@@ -127,6 +127,8 @@ def decide_expire_lease(state: JobState, command: ExpireLease) -> tuple[EventDat
     request, live = state.request, state.match
     assert request is not None and live is not None  # noqa: S101, PT018 - MATCHED implies both
     counts = command.reason != "busy"
+    if command.cancelled and command.policy is not None:  # commands of before had it count
+        counts = False  # its client has gone: that says nothing of the provider
     expired = LeaseExpired(
         job_id=command.job_id,
         provider_id=live.provider_id,
@@ -143,7 +145,7 @@ def decide_expire_lease(state: JobState, command: ExpireLease) -> tuple[EventDat
                 released_nanoton=state.held_nanoton,
             ),
         )
-    failure = _failure(state, command, counts)
+    failure = failure_of(state, command, counts)
     if failure is None:
         excluded = frozenset(state.failed_at if command.again else (*state.tried, live.provider_id))
         need = need_of(
@@ -170,7 +172,7 @@ def decide_expire_lease(state: JobState, command: ExpireLease) -> tuple[EventDat
     )
 
 
-def _failure(state: JobState, command: ExpireLease, counts: bool) -> str | None:
+def failure_of(state: JobState, command: ExpireLease, counts: bool) -> str | None:
     """Why no further match may be tried, or None."""
     request = state.request
     assert request is not None  # noqa: S101 - the caller checked the status

@@ -16,6 +16,8 @@ from cocoon.contracts.matching import MatchingPolicy, Preferences
 from cocoon.domain.pricing import greatest_price
 
 DEFAULT_FIRST_TOKEN_US = 50_000  # a provider without a history is taken to need 50 ms
+MOST_PLACES = 64  # of a provider, as far as waits and loads go
+NEWCOMER_PPM = 900_000  # of a newcomer's jobs are taken to end well, at most
 NOTHING_ASKED = Preferences()
 T = TypeVar("T")
 _FULL = 1000  # a term of the utility lies between 0 and this
@@ -130,9 +132,6 @@ def _decide(
         named = [c for name in asked.order for c in left if c.provider_id == name]
         if named:
             return _first_of(named, left, "order", tell)
-        if not asked.fallbacks:
-            _tell_all(tell, left, "filtered", "order")
-            return NoCandidate(emptied_by="order", message=_SENTENCES["order"])
     if asked.sort is not None:
         return _first_of(_sorted_by(asked.sort, left, need), left, f"sort:{asked.sort}", tell)
     return _by_policy(left, need, _Draw(seed), policy, tell)
@@ -170,6 +169,8 @@ def _filters(need: Need) -> list[tuple[str, Keep]]:
 def _asked_filters(asked: Preferences) -> list[tuple[str, Keep]]:
     """Only what the client set; a candidate that says nothing of it does not pass."""
     found: list[tuple[str, Keep]] = []
+    if asked.order and not asked.fallbacks:
+        found.append(("order", lambda c: c.provider_id in asked.order))
     if asked.only:
         found.append(("only", lambda c: c.provider_id in asked.only))
     if asked.ignore:
@@ -194,7 +195,7 @@ def _filtered(
     left = sorted(candidates, key=lambda c: (c.provider_id, c.key_id))
     for name, keep in _filters(need):
         kept = [c for c in left if keep(c)]
-        if len(kept) < len(left):
+        if tell is not _told_nobody and len(kept) < len(left):
             _tell_all(tell, [c for c in left if c not in kept], "filtered", name)
         if not kept:
             return NoCandidate(emptied_by=name, message=_SENTENCES[name])
@@ -259,10 +260,14 @@ class _Draw:
 def _by_policy(
     left: list[Candidate], need: Need, draw: _Draw, policy: MatchingPolicy, tell: Tell
 ) -> Candidate:
-    pool = _narrowed(left, _swift(left, policy), "slow", tell)
-    fresh = [c for c in pool if c.ended_jobs < policy.explore_jobs]
-    if 0 < len(fresh) < len(pool) and draw.below(1_000_000) < policy.explore_ppm:
-        return _first_of([fresh[draw.below(len(fresh))]], pool, "exploration", tell)
+    measured = sorted(c.first_token_us for c in left if c.first_token_us)
+    middle_us = measured[len(measured) // 2] if measured else DEFAULT_FIRST_TOKEN_US
+    limit_us = max(policy.slow_us, middle_us * policy.slow_factor_permille // 1000)
+    unsure = [c for c in left if c.ended_jobs < policy.explore_jobs or c.first_token_us > limit_us]
+    if 0 < len(unsure) < len(left) and draw.below(1_000_000) < policy.explore_ppm:
+        return _first_of([unsure[draw.below(len(unsure))]], left, "exploration", tell)
+    swift = [c for c in left if c.first_token_us <= limit_us]
+    pool = _narrowed(left, swift, "slow", tell)
     if need.affinity:
         pool = _narrowed(pool, _warm(pool, need.affinity, policy), "warm_set", tell)
     if len(pool) == 1:
@@ -270,21 +275,13 @@ def _by_policy(
         return pool[0]
     a, b = draw.two(pool)
     _tell_all(tell, [c for c in pool if c is not a and c is not b], "not_drawn", "two_choices")
-    return _better(a, b, need, policy, tell)
+    return _better(a, b, need, policy, middle_us, tell)
 
 
 def _narrowed(left: list[Candidate], kept: list[Candidate], by: str, tell: Tell) -> list[Candidate]:
-    _tell_all(tell, [c for c in left if c not in kept], "passed_by", by)
+    if tell is not _told_nobody:
+        _tell_all(tell, [c for c in left if c not in kept], "passed_by", by)
     return kept
-
-
-def _swift(left: list[Candidate], policy: MatchingPolicy) -> list[Candidate]:
-    """Without those whose first token takes far longer than the fastest's."""
-    measured = [c.first_token_us for c in left if c.first_token_us]
-    if len(measured) < 2:
-        return left
-    limit_us = max(policy.slow_us, min(measured) * policy.slow_factor_permille // 1000)
-    return [c for c in left if c.first_token_us <= limit_us]
 
 
 def _warm(pool: list[Candidate], affinity: str, policy: MatchingPolicy) -> list[Candidate]:
@@ -303,8 +300,13 @@ def warmest(of: Iterable[T], affinity: str, name: Callable[[T], str]) -> list[T]
     return sorted(of, key=lambda one: hashlib.sha256(key + name(one).encode()).digest())
 
 
+def _places(candidate: Candidate) -> int:
+    """Bounded: they are the provider's own word, and thousands promised are no idle machine."""
+    return min(candidate.concurrency, MOST_PLACES)
+
+
 def _load_permille(candidate: Candidate) -> int:
-    return candidate.running * 1000 // candidate.concurrency
+    return candidate.running * 1000 // _places(candidate)
 
 
 def expected_wait_us(candidate: Candidate) -> int:
@@ -312,14 +314,14 @@ def expected_wait_us(candidate: Candidate) -> int:
     return _wait_ns(candidate) // 1000
 
 
-def _wait_ns(candidate: Candidate) -> int:
-    """(queue + 1) / capacity x time to first token."""
-    first_token_us = candidate.first_token_us or DEFAULT_FIRST_TOKEN_US
-    return (candidate.running + 1) * first_token_us * 1000 // candidate.concurrency + 1
+def _wait_ns(candidate: Candidate, at_least_us: int = 0) -> int:
+    """(running + 1) / places x time to first token."""
+    first_token_us = max(candidate.first_token_us or DEFAULT_FIRST_TOKEN_US, at_least_us)
+    return (candidate.running + 1) * first_token_us * 1000 // _places(candidate) + 1
 
 
 def _terms(
-    candidate: Candidate, fastest_ns: int, need: Need, policy: MatchingPolicy
+    candidate: Candidate, wait_ns: int, fastest_ns: int, need: Need, policy: MatchingPolicy
 ) -> list[tuple[str, int]]:
     """Each between 0 and 1000 of its weight: nobody wins everything by one of them.
 
@@ -328,19 +330,28 @@ def _terms(
     """
     cost = greatest_price(candidate.quote, need.max_input_tokens, need.max_output_tokens)
     cap = max(need.max_price_nanoton, 1)
+    success_ppm = candidate.success_ppm
+    if candidate.ended_jobs < policy.explore_jobs:
+        success_ppm = min(success_ppm, NEWCOMER_PPM)
     return [
-        ("speed", policy.speed_weight * (_FULL * fastest_ns // _wait_ns(candidate))),
+        ("speed", policy.speed_weight * (_FULL * fastest_ns // wait_ns)),
         ("price", policy.price_weight * (_FULL * max(0, cap - cost) // cap)),
-        ("success", policy.success_weight * (candidate.success_ppm * _FULL // 1_000_000)),
+        ("success", policy.success_weight * ((success_ppm * _FULL + 500_000) // 1_000_000)),
     ]
 
 
 def _better(
-    a: Candidate, b: Candidate, need: Need, policy: MatchingPolicy, tell: Tell
+    a: Candidate, b: Candidate, need: Need, policy: MatchingPolicy, middle_us: int, tell: Tell
 ) -> Candidate:
-    """The one of the greater utility; of two equal ones the first drawn."""
-    fastest_ns = min(_wait_ns(a), _wait_ns(b))
-    of_a, of_b = (_terms(c, fastest_ns, need, policy) for c in (a, b))
+    """The one of the greater utility; of two equal ones the first drawn.
+
+    Who has no history yet is taken to be no faster than the middle one: another name is free.
+    """
+    waits_ns = [_wait_ns(c, middle_us if c.ended_jobs < policy.explore_jobs else 0) for c in (a, b)]
+    of_a, of_b = (
+        _terms(c, wait_ns, min(waits_ns), need, policy)
+        for c, wait_ns in zip((a, b), waits_ns, strict=True)
+    )
     a_wins = sum(value for _, value in of_a) >= sum(value for _, value in of_b)
     winner, loser = (a, b) if a_wins else (b, a)
     if tell is not _told_nobody:

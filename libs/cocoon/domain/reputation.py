@@ -16,7 +16,8 @@ EARLY_PART, LATE_PART = 2, 10
 SUCCESS_PART = 20
 SURE = 1_000_000  # parts per million
 _ANSWERED = frozenset({"complete", "length"})
-_ITS_FAULT = frozenset({"expired", "silent", "refused", "rejected", "gone"})
+# not "refused": what a client seals wrongly costs it nothing, and must cost nobody else
+_ITS_FAULT = frozenset({"expired", "silent", "rejected", "gone"})
 
 
 @dataclass(frozen=True, slots=True)

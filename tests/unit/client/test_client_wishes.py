@@ -51,13 +51,24 @@ def test_what_is_no_object_is_left_to_the_parser_of_requests(text: bytes) -> Non
         ({"only": "prov_a"}, "provider.only"),
         ({"favourite": 1}, "provider.favourite"),
         ([], "provider"),
-        (None, "provider"),
+        ({"a" * 500 + "\x07": 1}, "provider." + "a" * 55),
+        ({"ignore": ["x" * 128] * 64}, "provider"),
     ],
 )
 def test_a_wish_that_is_none_is_refused_by_its_name(wishes: Any, param: str) -> None:
     with pytest.raises(BadRequest) as refused:
         split_wishes(body(provider=wishes))
     assert (refused.value.param, refused.value.code) == (param, "invalid_value")
+
+
+def test_null_is_the_same_as_left_out() -> None:
+    content, wishes = split_wishes(body(provider=None))
+    assert (json.loads(content), wishes) == (BODY, None)
+
+
+def test_half_a_character_is_left_to_the_parser_of_requests() -> None:
+    content, _ = split_wishes(b'{"provider":{},"user":"\\ud83d"}')
+    assert content == b'{"user": "\\ud83d"}'
 
 
 # ---- held by the client itself ----
@@ -112,6 +123,22 @@ def test_the_caller_s_order_is_sealed_to_first() -> None:
         assert draw(many, str(seed), wishes=wishes)[:2] == ["p7", "p2"]
 
 
+def test_a_name_that_is_given_twice_is_sealed_to_once() -> None:
+    assert draw([candidate("a"), candidate("b")], wishes=Preferences(order=("a", "a"))) == [
+        "a",
+        "b",
+    ]
+
+
+def test_who_asks_far_more_than_the_middle_is_sealed_to_by_name_only() -> None:
+    many = [candidate(f"p{index}") for index in range(9)]
+    robber = candidate("robber", price=4_000_001)
+    for seed in range(100):
+        assert "robber" not in draw([*many, robber], str(seed), affinity=f"{seed:032x}")
+    assert draw([*many, robber], wishes=Preferences(order=("robber",)))[0] == "robber"
+    assert draw([robber]) == ["robber"]
+
+
 def test_who_sorts_by_price_seals_to_the_cheapest() -> None:
     many = [candidate(f"p{index}", price=1_000_000 + index) for index in range(9)]
     assert draw(many, wishes=Preferences(sort="price")) == ["p0", "p1", "p2"]
@@ -135,9 +162,11 @@ def test_a_full_warm_provider_is_not_waited_for() -> None:
     assert not set(draw(full, affinity="ab" * 16)[:2]) & set(warm)
 
 
-def of(*messages: tuple[str, str], key: str = "ck", model: str = "m", day: int = 0) -> str:
+def of(
+    *messages: tuple[str, str], key: str = "ck", day: int = 0, model: str = "m", **more: str
+) -> str:
     told = [{"role": role, "content": content} for role, content in messages]
-    request = parse_chat_request({"model": model, "messages": told})
+    request = parse_chat_request({"model": model, "messages": told, **more})
     return Affinity(b"secret").of(request, key, day * DAY_MS)
 
 
@@ -153,7 +182,8 @@ def test_another_beginning_tenant_model_day_or_client_has_another_key() -> None:
     keys = [
         of(("user", "hello")), of(("user", "hello!")), of(("system", "hello")),
         of(("system", "hel"), ("user", "lo")), of(("user", "hello"), key="ck2"),
-        of(("user", "hello"), model="n"), of(("user", "hello"), day=1), of(("user", long)),
+        of(("user", "hello"), user="alice"), of(("user", "hello"), model="n"),
+        of(("user", "hello"), day=1), of(("user", long)),
         Affinity(b"other").of(
             parse_chat_request({"model": "m", "messages": [{"role": "user", "content": "hello"}]}),
             "ck", 0,
