@@ -56,6 +56,6 @@ class MatchingPolicy(Contract):
 
 BALANCED = MatchingPolicy(
     name="balanced-1", speed_weight=500, price_weight=300, success_weight=200, warm=2,
-    spill_permille=250, explore_ppm=20_000, explore_jobs=20, slow_factor_permille=2000,
+    spill_permille=250, explore_ppm=20_000, explore_jobs=20, slow_factor_permille=1500,
     slow_us=500_000,
 )  # fmt: skip
