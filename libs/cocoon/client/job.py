@@ -38,6 +38,7 @@ class Began:
 
     job_id: str
     provider_id: str
+    model_id: str
     max_cost_nanoton: int
 
 
@@ -201,8 +202,11 @@ class Job:
                         match = exchange.match
                         check_provider(sealing.by_key_id[exchange.key_id], match)
                         pieces.append(
-                            Began(self.job_id, match.provider_id, sealing.max_price_nanoton)
-                        )
+                            Began(
+                                self.job_id, match.provider_id, match.quote.model_id,
+                                sealing.max_price_nanoton,
+                            )
+                        )  # fmt: skip
                     for event in events:
                         if isinstance(event, Data):
                             if not self.stream:
