@@ -180,10 +180,8 @@ def _ask(url: str, key: str) -> dict[str, Any]:
 
     base = url.rstrip("/").removesuffix("/v1")
     try:
-        answer = httpx.get(
-            f"{base}/v1/models", headers={"Authorization": f"Bearer {key}"}, timeout=10,
-            trust_env=False,
-        )  # fmt: skip
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        answer = httpx.get(f"{base}/v1/models", headers=headers, timeout=10, trust_env=False)
         if answer.status_code == 401:
             raise ConfigurationError(f"{url} wants an API key that it knows; give it with --key")
         answer.raise_for_status()

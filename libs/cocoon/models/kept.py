@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
-from cocoon.kernel import canonical
 from cocoon.kernel.errors import ConfigurationError, Conflict
-from cocoon.models.manifest import ModelManifest
+from cocoon.models.manifest import ModelManifest, parse
 
 _MAX_BYTES: Final = 16 * 1024 * 1024
 
@@ -22,7 +21,7 @@ def load(path: Path) -> ModelManifest:
             data = file.read(_MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
             raise ValueError
-        return ModelManifest.model_validate(canonical.loads_object(data, strict=False))
+        return parse(data)
     except (OSError, ValueError):
         raise ConfigurationError(f"{path} is not a model manifest") from None
 

@@ -11,6 +11,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field, field_validator
 
 from cocoon.contracts.base import Contract, Hex32, MappingContract, Name
+from cocoon.kernel import canonical
 from cocoon.kernel.ids import ModelId
 
 MAX_FILES: Final = 4096
@@ -57,6 +58,11 @@ class ModelManifest(MappingContract):
     def size_bytes(self) -> int:
         """All files together."""
         return sum(file.size_bytes for file in self.files)
+
+
+def parse(data: bytes) -> ModelManifest:
+    """A manifest out of JSON, however it is spaced and ordered. Raises ValueError."""
+    return ModelManifest.model_validate(canonical.loads_object(data, strict=False))
 
 
 def describe_server(
