@@ -25,7 +25,7 @@ def test_the_id_in_an_answer_is_that_of_the_model_s_own_folder(network: LiveNetw
     assert listed["cocoon"]["model_id"] == told["model_id"]
     assert listed["cocoon"]["model_ids"] == {told["model_id"]: 1}
 
-    with openai.OpenAI(base_url=network.sidecar, api_key="any", max_retries=0) as client:
+    with openai.OpenAI(base_url=network.sidecar, api_key=network.api_key, max_retries=0) as client:
         whole = client.chat.completions.with_raw_response.create(**ask("Reverse: cocoon"))
         usage = whole.parse().usage
         assert usage is not None
