@@ -10,6 +10,8 @@ import time
 from typing import Final
 from urllib.parse import urlsplit
 
+from pydantic import ValidationError
+
 from cocoon.bus.service import Stop
 from cocoon.kernel.errors import ConfigurationError
 from cocoon.models import ModelManifest
@@ -61,7 +63,13 @@ def _progress(ending: asyncio.Task[None]) -> Told:
 
 def _manifest(settings: ProviderSettings, told: Told) -> ModelManifest:
     if settings.model_manifest_file is None:
-        return _described(settings, told)
+        try:
+            return _described(settings, told)
+        except ValidationError as error:
+            names = ", ".join(str(one["loc"][0]) for one in error.errors() if one["loc"])
+            raise ConfigurationError(
+                f"the model's settings or its config.json hold what no manifest takes: {names}"
+            ) from None
     manifest = load(settings.model_manifest_file)
     _check_engine(settings, manifest)
     _check_stated(settings, manifest)
@@ -100,7 +108,6 @@ def _check_engine(settings: ProviderSettings, manifest: ModelManifest) -> None:
     """The manifest's engine is of the kind that runs: the embedded one, Triton, or a server."""
     if settings.backend_url is None:
         right = manifest.engine == EMBEDDED
-        check_onnx({file.path: file for file in manifest.files}, settings.model_dir)
     elif is_grpc(settings):
         right = manifest.engine == "triton"
     else:
@@ -110,6 +117,8 @@ def _check_engine(settings: ProviderSettings, manifest: ModelManifest) -> None:
             f"the manifest is for the engine {manifest.engine}, which is not the one that this "
             "agent is set to use"
         )
+    if settings.backend_url is None:
+        check_onnx({file.path: file for file in manifest.files}, settings.model_dir)
 
 
 def _check_stated(settings: ProviderSettings, manifest: ModelManifest) -> None:

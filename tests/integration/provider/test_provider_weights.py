@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,32 @@ async def test_a_model_that_is_its_manifest_s_is_offered_under_that_id(
         assert world.offer is not None
         assert world.offer.model_id == kept(given, quantisation="as-given").model_id
         assert (await world.ask(max_output=40)).raw_receipt
+
+
+async def test_the_command_s_manifest_starts_a_provider(
+    world: ProviderWorld, folder: Path, tmp_path: Path
+) -> None:
+    made = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "cocoon.cli", "model", "add", str(folder), "--name", "mine",
+        "--argument", "threads=1", "--data", str(tmp_path / "net"), "--json",
+        stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    told = json.loads((await made.communicate())[0])
+    process = await world.process(model_dir=folder, model_manifest_file=told["file"])
+    try:
+        assert world.offer is not None
+        assert (world.offer.name, world.offer.model_id) == ("mine", told["model_id"])
+        assert (await world.ask(max_output=40)).raw_receipt
+    finally:
+        assert await end(process) == 0
+
+
+async def test_a_folder_s_own_description_that_no_manifest_takes_is_a_sentence(
+    world: ProviderWorld, folder: Path
+) -> None:
+    config = json.loads((folder / "config.json").read_bytes())
+    (folder / "config.json").write_text(json.dumps({**config, "quantisation": "two words"}))
+    assert "no manifest takes: quantisation" in await refused(world, model_dir=folder)
 
 
 @pytest.mark.parametrize("at", [0, 500_000, -1])
