@@ -78,12 +78,14 @@ class Directory:
             model = found.setdefault(
                 offer["name"],
                 {
-                    "model_id": offer["model_id"], "tiers": set(), "providers": 0,
-                    "context_tokens": 0, "prices": {},
+                    "model_ids": {}, "tiers": set(), "providers": 0, "context_tokens": 0,
+                    "prices": {},
                 },
             )  # fmt: skip
             model["tiers"].add(str(entry["tier"]))
             model["providers"] += 1
+            ids = model["model_ids"]
+            ids[offer["model_id"]] = ids.get(offer["model_id"], 0) + 1
             model["context_tokens"] = max(model["context_tokens"], int(offer["context_tokens"]))
             for price in _PRICES:
                 known = model["prices"].get(price)
@@ -127,14 +129,15 @@ class Directory:
 
 
 def _model_object(name: str, model: dict[str, Any]) -> dict[str, Any]:
-    tiers = sorted(model["tiers"])
+    tiers, ids = sorted(model["tiers"]), model["model_ids"]
     return {
         "id": name,
         "object": "model",
         "created": 0,
         "owned_by": "cocoon",
         "cocoon": {
-            "model_id": model["model_id"],
+            "model_id": max(ids, key=lambda one: (ids[one], one)),  # as clients choose among them
+            "model_ids": dict(sorted(ids.items())),
             "tier": tiers[0] if len(tiers) == 1 else ",".join(tiers),
             "providers": model["providers"],
             "context_tokens": model["context_tokens"],

@@ -121,7 +121,15 @@ SCHEMAS: dict[str, Any] = {
             "owned_by": _TEXT,
             "cocoon": _object(
                 {
-                    "model_id": _HEX32,
+                    "model_id": {
+                        **_HEX32,
+                        "description": "SHA-256 of the manifest that most providers offer",
+                    },
+                    "model_ids": {
+                        "type": "object",
+                        "description": "Each manifest under this name and its number of providers",
+                        "additionalProperties": {"type": "integer"},
+                    },
                     "tier": _TEXT,
                     "providers": {"type": "integer"},
                     "context_tokens": {

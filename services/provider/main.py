@@ -7,7 +7,6 @@ import contextlib
 import resource
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from nacl.signing import SigningKey
 
@@ -21,9 +20,9 @@ from cocoon.evidence.trust import load_trust
 from cocoon.kernel.clock import Clock, SystemClock, SystemRandomness
 from cocoon.kernel.errors import ConfigurationError, Transient
 from cocoon.kernel.ids import provider_id
+from cocoon.models import ModelManifest
 from cocoon.telemetry.logs import get_logger
 from cocoon.telemetry.observe import serve_observe
-from services.provider import manifest as manifests
 from services.provider.announcing import LONGEST_BACKOFF_S, Announced, Announcer
 from services.provider.backends.base import Backend, EngineLoad
 from services.provider.backends.onnx import OnnxBackend
@@ -34,13 +33,13 @@ from services.provider.frames import FrameSender
 from services.provider.handlers import Handlers
 from services.provider.heartbeat import Heart
 from services.provider.jobs import Jobs
-from services.provider.manifest import ModelManifest
 from services.provider.policies import PolicyWatch
 from services.provider.running import Served
 from services.provider.settings import ProviderSettings
 from services.provider.spool import Spool
 from services.provider.submitting import Submitter
 from services.provider.tee import KernelTdx, QuoteSource, simulated_tdx
+from services.provider.weights import check_context, checked_manifest, is_grpc, server_model
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -66,8 +65,12 @@ async def serve(settings: ProviderSettings, stop: Stop) -> None:
     tee = _tee(settings, clock)
     async with contextlib.AsyncExitStack() as stack:
         load = EngineLoad()
-        manifest, backend = _model(settings, randomness, load)
+        manifest = await checked_manifest(settings, stop)
+        if manifest is None:
+            return
+        backend = _backend(settings, manifest, randomness, load)
         stack.push_async_callback(backend.close)
+        check_context(manifest, backend.context_tokens)
         await backend.start()
         offer = _offer(settings, manifest, backend)
         prefix = inbox_prefix(name)
@@ -88,7 +91,7 @@ async def serve(settings: ProviderSettings, stop: Stop) -> None:
         stack.callback(epochs.close)
         model_ids = frozenset({bytes.fromhex(manifest.model_id)})
         enclave = Enclave(epochs, policies.hashes, model_ids, clock, randomness)
-        served = Served(manifest.model_id, (settings.model_name, manifest.model_id), backend)
+        served = Served(manifest.model_id, (manifest.name, manifest.model_id), backend)
         jobs = _jobs(settings, nc, name, enclave, served, spool, submitter, clock)
         handlers = Handlers(nc, name, jobs, submitter)
         stack.push_async_callback(handlers.stop)
@@ -124,7 +127,7 @@ async def serve(settings: ProviderSettings, stop: Stop) -> None:
         _spawn(stack, stop, announcer.run(), "announcer")
         announce_ready(
             ROLE, observe_port=port, provider_id=name, model_id=manifest.model_id,
-            model=settings.model_name,
+            model=manifest.name,
         )  # fmt: skip
         await stop.wait()
         jobs.draining = True
@@ -150,31 +153,21 @@ def _tee(settings: ProviderSettings, clock: Clock) -> QuoteSource:
     return simulated_tdx(settings.dev_authority_file, settings.dev_platform_file, clock)
 
 
-def _model(
-    settings: ProviderSettings, randomness: SystemRandomness, load: EngineLoad
-) -> tuple[ModelManifest, Backend]:
-    """The manifest, its files checked, and the engine that serves them."""
+def _backend(
+    settings: ProviderSettings, manifest: ModelManifest, randomness: SystemRandomness,
+    load: EngineLoad,
+) -> Backend:  # fmt: skip
+    """The engine for a model whose files are checked already."""
     if settings.backend_url is not None:
-        return _server_model(settings, settings.backend_url, randomness, load)
-    manifest = manifests.describe_onnx(settings.model_dir, settings.model_name)
-    if settings.model_manifest_file is not None:
-        manifest = manifests.load(settings.model_manifest_file)
-        manifests.verify(manifest, settings.model_dir)
-    backend = OnnxBackend(
-        settings.model_dir, queue_limit=settings.concurrency, randomness=randomness
-    )
-    return manifest, backend
+        return _server(settings, settings.backend_url, manifest, randomness, load)
+    return OnnxBackend(settings.model_dir, queue_limit=settings.concurrency, randomness=randomness)
 
 
-def _server_model(
-    settings: ProviderSettings, url: str, randomness: SystemRandomness, load: EngineLoad
-) -> tuple[ModelManifest, Backend]:
-    model = settings.backend_model or settings.model_name
-    arguments = {
-        "model": model,
-        "quantisation": settings.backend_quantisation,
-        "context_tokens": str(settings.backend_context_tokens),
-    }
+def _server(
+    settings: ProviderSettings, url: str, manifest: ModelManifest, randomness: SystemRandomness,
+    load: EngineLoad,
+) -> Backend:  # fmt: skip
+    model = server_model(settings, manifest)
     key_file = settings.backend_api_key_file
     try:
         api_key = key_file.read_text(encoding="utf-8").strip() if key_file else None
@@ -188,26 +181,22 @@ def _server_model(
         "deadline_s": settings.job_timeout_s,
         "api_key": api_key,
     }
-    if urlsplit(url).scheme not in ("grpc", "grpcs"):
-        return (
-            manifests.describe_server(settings.model_name, arguments),
-            OpenAICompatibleBackend(url, model, **shared),
-        )
+    if not is_grpc(settings):
+        return OpenAICompatibleBackend(url, model, **shared)
     # gRPC costs a third of a second to load: only those who use it pay
     from services.provider.backends.triton import TritonBackend
 
-    backend = TritonBackend(
+    return TritonBackend(
         url, model, **shared, randomness=randomness, load=load,
         metrics_url=settings.backend_metrics_url,
         ca_file=settings.backend_ca_file,
     )  # fmt: skip
-    return manifests.describe_server(settings.model_name, arguments, "triton"), backend
 
 
 def _offer(settings: ProviderSettings, manifest: ModelManifest, backend: Backend) -> OfferedModel:
     return OfferedModel(
         model_id=manifest.model_id,
-        name=settings.model_name,
+        name=manifest.name,
         context_tokens=backend.context_tokens,
         input_nanoton_per_mtok=settings.input_nanoton_per_mtok,
         cached_input_nanoton_per_mtok=settings.cached_input_nanoton_per_mtok,

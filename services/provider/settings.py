@@ -33,7 +33,9 @@ class ProviderSettings(BaseSettings):
     # loopback http:// for OpenAI-compatible ones, grpcs:// or grpc:// for Triton)
     model_name: Annotated[str, Field(min_length=1, max_length=128)] = "skills-1"
     model_dir: Path = SHIPPED_MODEL
-    model_manifest_file: Path | None = None  # None: described from the files themselves
+    # None: described from the files themselves. With a server behind `backend_url`, its manifest's
+    # files are those of `model_dir`, which the operator states to be what the server serves
+    model_manifest_file: Path | None = None
     backend_url: str | None = None
     backend_model: str | None = None  # the server's own name of the model; None: model_name
     backend_api_key_file: Path | None = None

@@ -21,6 +21,7 @@ from cocoon.contracts.envelope import StoredEvent
 from cocoon.contracts.events import ALL_EVENTS, Quote, decode_event
 from cocoon.kernel import canonical
 from cocoon.kernel.errors import BadRequest
+from cocoon.models.manifest import parse as parse_manifest
 from services.gateway.frames import HEAD_BYTES, LAST_HEAD_BYTES, parse_frame
 from services.provider.backends.triton_wire import request_text
 from services.provider.frames import encode
@@ -64,6 +65,21 @@ def event(data: bytes) -> None:
             _says_no_value(error)
             continue
         _same_again(found)
+
+
+def model_manifest(data: bytes) -> None:
+    """One model, one id; and no file of it lies outside the folder."""
+    try:
+        found = parse_manifest(data)
+    except ValueError:
+        return
+    again = parse_manifest(found.to_canonical())
+    assert (again, again.model_id) == (found, found.model_id)
+    for file in found.files:
+        steps = file.path.split("/")
+        assert not {"", ".", ".."} & set(steps)
+        assert file.path.isascii()
+        assert file.path.isprintable()
 
 
 def command(data: bytes) -> None:
@@ -149,6 +165,7 @@ TARGETS: dict[str, Callable[[bytes], Any]] = {
     "canonical_json": canonical_json,
     "event": event,
     "command": command,
+    "model_manifest": model_manifest,
     "message": message,
     "stored_event": stored_event,
     "bus_headers": bus_headers,

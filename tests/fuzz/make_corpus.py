@@ -17,6 +17,7 @@ from typing import Any
 from cocoon.contracts import commands as c
 from cocoon.evidence.trust import trust_document
 from cocoon.kernel import canonical
+from cocoon.models.manifest import ModelFile, ModelManifest, describe_server
 from cocoon.sealing import KeyBundle, Profile
 from cocoon.sealing.padding import RecordType as Kind
 from services.provider.frames import encode
@@ -150,6 +151,23 @@ def command() -> Seeds:
         yield example.command_type, example.to_stored()
     yield "no-fields", b'{"command":{},"type":"OpenAccount"}'
     yield "a-list-for-a-type", b'{"command":{},"type":[]}'
+
+
+def model_manifest() -> Seeds:
+    files = [
+        ModelFile(path=path, size_bytes=size, sha256=f"{size:02x}" * 32)
+        for size, path in enumerate(("tokenizer.json", "original/params.json", "..a", "my m.gguf"))
+    ]
+    made = ModelManifest(
+        name="org/m:7b", engine="vllm", files=tuple(files), tokenizer_sha256="00" * 32,
+        quantisation="awq", arguments={"dtype": "half"},
+    )  # fmt: skip
+    yield "folder", made.to_canonical()
+    yield "server", describe_server("llama", {"context_tokens": "4096"}).to_canonical()
+    value = json.loads(made.to_canonical())
+    for name, path in (("outside", "../x"), ("absolute", "/x"), ("backslash", "a\\b")):
+        yield name, _json(value | {"files": [value["files"][0] | {"path": path}]})
+    yield "twice", _json(value | {"files": value["files"] * 2})
 
 
 def message() -> Seeds:

@@ -24,7 +24,8 @@ TARGETS: Final[dict[str, Callable[[bytes], Any]]] = {
 JSON_TARGETS: Final[dict[str, bytes | None]] = {
     **dict.fromkeys(
         ("canonical_json", "event", "command", "message", "chat_request", "collateral",
-         "provider_evidence", "event_log", "policy", "trust_file", "openai_body", "client_body")
+         "provider_evidence", "event_log", "policy", "trust_file", "openai_body", "client_body",
+         "model_manifest")
     ),
     "openai_stream": b"\n",
     "client_stream": b"\0",

@@ -14,7 +14,7 @@ from cocoon.contracts.commands import ALL_COMMANDS, SettleResult
 from cocoon.contracts.events import EventData
 from cocoon.contracts.messages import ErrorBody
 from cocoon.kernel import canonical
-from services.provider.manifest import describe_server
+from cocoon.models.manifest import describe_server
 from tests.support.event_examples import EXAMPLES
 
 keys = st.text(st.characters(max_codepoint=127), max_size=8)

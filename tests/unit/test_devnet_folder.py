@@ -62,6 +62,16 @@ def test_what_is_empty_new_or_cut_off_at_once_may_be_taken(tmp_path: Path) -> No
     folder.check_ours()
 
 
+def test_manifests_may_be_there_before_the_network(tmp_path: Path) -> None:
+    folder = DataFolder(tmp_path)
+    folder.models.mkdir()
+    (folder.models / "skills-1.json").write_text("{}")
+    folder.check_ours()
+    (folder.models / "weights.bin").write_text("mine")
+    with pytest.raises(ConfigurationError, match="is not a network's folder"):
+        folder.check_ours()
+
+
 def test_fresh_removes_what_the_network_made_and_says_so(tmp_path: Path) -> None:
     folder = DataFolder(tmp_path / "net")
     with folder.lock():
@@ -71,18 +81,19 @@ def test_fresh_removes_what_the_network_made_and_says_so(tmp_path: Path) -> None
         folder.write_processes({})
         for name in ("postgres", "nats", "sidecar", "provider"):
             (folder.root / name).mkdir()
+        folder.models.mkdir()
         mine = folder.root / "notes"
         mine.mkdir()
         (mine / "one.txt").write_text("dear")
-        made = [name for name in names(folder.root) if name not in ("lock", "notes")]
+        made = [name for name in names(folder.root) if name not in ("lock", "models", "notes")]
         folder.check_ours()
 
         said: list[str] = []
         _start_afresh(folder, said.append)
 
-        assert names(folder.root) == ["lock", "notes"]
+        assert names(folder.root) == ["lock", "models", "notes"]
         assert (mine / "one.txt").read_text() == "dear"
         assert said == [
             f"starting afresh in {folder.root}: removed {', '.join(made)}",
-            "left alone, for no network made it: notes",
+            "left alone, for no network made it: models, notes",
         ]

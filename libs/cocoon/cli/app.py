@@ -16,6 +16,7 @@ from cocoon.cli import (
     fund,
     keys,
     matching,
+    model,
     replay,
     sim,
     status,
@@ -43,6 +44,7 @@ app.command("balance")(balance.balance)
 app.command("fund", context_settings={"ignore_unknown_options": True})(fund.fund)  # -5 is no option
 app.command("explain")(explain.explain)
 app.add_typer(matching.app, name="matching")
+app.add_typer(model.app, name="model")
 app.command("unpark")(unpark.unpark)
 app.add_typer(keys.app, name="keys")
 app.command("replay")(replay.replay)

@@ -217,6 +217,7 @@ class Door:
         facts = (
             ("x-cocoon-job-id", settlement.job_id),
             ("x-cocoon-provider", settlement.provider_id),
+            ("x-cocoon-model-id", settlement.model_id),
             ("x-cocoon-cost-nanoton", str(settlement.cost_nanoton)),
         )
         recording.begin(Head(200, (_JSON, *facts, ("content-length", str(len(ended.body))))))
@@ -227,6 +228,7 @@ def _stream_facts(began: Began) -> tuple[tuple[str, str], ...]:
     return (
         ("x-cocoon-job-id", began.job_id),
         ("x-cocoon-provider", began.provider_id),
+        ("x-cocoon-model-id", began.model_id),
         ("x-cocoon-max-cost-nanoton", str(began.max_cost_nanoton)),
     )
 

@@ -38,6 +38,7 @@ class Began:
 
     job_id: str
     provider_id: str
+    model_id: str
     max_cost_nanoton: int
 
 
@@ -203,8 +204,11 @@ class Job:
                         check_provider(sealing.by_key_id[exchange.key_id], match)
                         check_token_prices(match, sealing.most_nanoton_per_mtok)
                         pieces.append(
-                            Began(self.job_id, match.provider_id, sealing.max_price_nanoton)
-                        )
+                            Began(
+                                self.job_id, match.provider_id, match.quote.model_id,
+                                sealing.max_price_nanoton,
+                            )
+                        )  # fmt: skip
                     for event in events:
                         if isinstance(event, Data):
                             if not self.stream:

@@ -25,6 +25,7 @@ _MADE = re.compile(
     r"|provider(-\d+)?|secrets|sidecar|trust\.json"
 )
 _LOCK = "lock"
+_MODELS = "models"  # manifests of `model add`; no network makes or removes them
 _CHECKOUT = Path(__file__).resolve().parents[3]
 MIN_FREE_BYTES = 512 * 1024 * 1024
 
@@ -56,6 +57,7 @@ class DataFolder:
         self.policy = self.root / "policy.json"
         self.authority = self.secrets / "authority.json"
         self.api_key = self.secrets / "api_key"
+        self.models = self.root / _MODELS
         self.running = self.root / "running.json"
         self.processes = self.root / "processes.json"
         self._shards = self.root / "account_shards"
@@ -233,9 +235,11 @@ class DataFolder:
 
 
 def _is_bare(path: Path) -> bool:
-    """Whether this is what a start that was cut off at once leaves, or a disk's own."""
+    """Whether this is what a start that was cut off at once leaves, a disk's own, or manifests."""
     if path.name in (_LOCK, "lost+found"):
         return True
+    if path.name == _MODELS and path.is_dir() and not path.is_symlink():
+        return all(file.suffix == ".json" for file in path.iterdir())
     made = _MADE.fullmatch(path.name) is not None
     return made and path.is_dir() and not path.is_symlink() and not any(path.iterdir())
 

@@ -19,13 +19,13 @@ import numpy as np
 from cocoon.chat import Capabilities, ChatRequest, FinishReason, Message, TokenLogprob, TokenUsage
 from cocoon.kernel.clock import Randomness
 from cocoon.kernel.errors import CocoonError, ConfigurationError, RateLimited, Unavailable
+from cocoon.models.folder import read_config
 from cocoon.telemetry.metrics import ENGINE_STEP_SECONDS
 from services.provider.backends.base import Ended, Output, Piece, Started, prompt_too_long
 from services.provider.backends.batching import Batcher, Cache, Generation
 from services.provider.backends.runtime import ort
 from services.provider.backends.sampling import Pick, Sampler
 from services.provider.backends.text import AnswerText, TokenTable
-from services.provider.manifest import read_config
 
 TEMPLATE: Final = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% if m.role == 'assistant' %}"

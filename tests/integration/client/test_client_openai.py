@@ -69,7 +69,7 @@ def test_an_answer_comes_with_its_cost_provider_and_receipt(
     assert cocoon["job_id"] == raw.headers["x-cocoon-job-id"]
     assert cocoon["provider_id"] == raw.headers["x-cocoon-provider"]
     assert raw.headers["x-cocoon-cost-nanoton"] == cocoon["cost_nanoton"] == str(ran.price)
-    assert cocoon["model_id"] == MODEL
+    assert raw.headers["x-cocoon-model-id"] == cocoon["model_id"] == MODEL
     assert cocoon["assurance"] == "simulated"
     assert len(cocoon["receipt"]) == 840
 
@@ -109,6 +109,7 @@ def test_a_stream_names_its_job_and_greatest_cost_in_its_headers(
     assert headers["content-type"].startswith("text/event-stream")
     (ran,) = network.jobs.values()
     assert headers["x-cocoon-job-id"] == ran.headers["x-cocoon-job-id"]
+    assert headers["x-cocoon-model-id"] == MODEL
     assert int(headers["x-cocoon-max-cost-nanoton"]) >= ran.price
     events = body.split(b"\n\n")
     assert events[-2:] == [b"data: [DONE]", b""]

@@ -338,9 +338,11 @@ async def test_a_repeat_of_a_failed_job_says_so(world: World) -> None:
     assert (await world.get(f"/v1/jobs/{job_id}")).json()["failure"] == "attempts_exhausted"
 
 
-def offer(name: str, price: int, context_tokens: int = 4096) -> dict[str, Any]:
+def offer(
+    name: str, price: int, context_tokens: int = 4096, model_id: str = "ab" * 32
+) -> dict[str, Any]:
     return {
-        "model_id": "ab" * 32, "name": name, "context_tokens": context_tokens,
+        "model_id": model_id, "name": name, "context_tokens": context_tokens,
         "input_nanoton_per_mtok": str(price), "cached_input_nanoton_per_mtok": "1",
         "output_nanoton_per_mtok": "9", "fee_bps": 500,
     }  # fmt: skip
@@ -353,7 +355,7 @@ async def test_the_directory_is_passed_on_in_one_piece_and_asked_for_once(world:
     async def directory(message: Msg) -> None:
         request = DirectoryRequest.model_validate_json(message.data)
         asked.append(request)
-        name, *terms = ("p2", 100, 640) if request.after else ("p1", 300, 4096)
+        name, *terms = ("p2", 100, 640, "cd" * 32) if request.after else ("p1", 300, 4096)
         page = {
             "model": request.model, "policy": {"policy": {"network_id": "devnet"}},
             "log": {"shard0_position": 7, "hash": "00"},
@@ -377,6 +379,8 @@ async def test_the_directory_is_passed_on_in_one_piece_and_asked_for_once(world:
     (model,) = models["data"]
     assert model["id"] == "m"
     assert model["cocoon"]["tier"] == "simulated"
+    assert model["cocoon"]["model_ids"] == {"ab" * 32: 1, "cd" * 32: 1}  # two manifests, one name
+    assert model["cocoon"]["model_id"] == "cd" * 32  # as clients choose among equally many
     assert model["cocoon"]["context_tokens"] == 4096  # the largest that is offered
     assert model["cocoon"]["prices"]["input_nanoton_per_mtok"] == "100"
     assert (await world.http.get("/v1/models")).status_code == 401

@@ -59,7 +59,7 @@ def test_the_help_says_how_it_was_started(
 def test_no_hint_names_a_program_that_a_checkout_lacks() -> None:
     """What a message tells people to type is `./cocoon ...`."""
     bare = re.compile(
-        r"(`|then: |with: )cocoon (up|connect|keys|fund|balance|status|replay|unpark|sim)"
+        r"(`|then: |with: )cocoon (up|connect|keys|fund|balance|status|replay|unpark|sim|model)"
     )
     root = Path(__file__).parents[3]
     bad = []

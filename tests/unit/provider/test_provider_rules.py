@@ -1,9 +1,8 @@
-"""Small rules of the agent: bills, dispatch headers, frames, manifests, policies, addresses."""
+"""Small rules of the agent: bills, dispatch headers, frames, policies, addresses."""
 
 from __future__ import annotations
 
 import secrets
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -22,12 +21,11 @@ from cocoon.evidence.policy import policy_hash, sign
 from cocoon.kernel.errors import BadRequest, ConfigurationError, Unavailable
 from cocoon.sealing import Profile, RequestHeader, Status, pack_flags
 from cocoon.sealing.padding import is_public_count
-from services.provider import frames, manifest
+from services.provider import frames
 from services.provider.answering import bill, check_price
 from services.provider.backends.openai_compatible import check_url
 from services.provider.jobs import Dispatch
 from services.provider.policies import GRACE_MS, PolicyWatch
-from services.provider.settings import SHIPPED_MODEL
 from services.provider.tee import KernelTdx
 
 QUOTE = Quote(
@@ -100,22 +98,6 @@ def test_dispatch_headers_are_read_strictly() -> None:
     for change in bad:
         with pytest.raises(ValueError, match=r"header|hex|invalid literal"):
             Dispatch.read({**good, **change})
-
-
-def test_a_manifest_names_the_model_and_its_files_are_checked(tmp_path: Path) -> None:
-    folder = tmp_path / "model"
-    shutil.copytree(SHIPPED_MODEL, folder)
-    made = manifest.describe_onnx(folder, "skills-1")
-    assert made == manifest.describe_onnx(SHIPPED_MODEL, "skills-1")
-    manifest.verify(made, folder)
-    (tmp_path / "manifest.json").write_bytes(made.to_canonical())
-    assert manifest.load(tmp_path / "manifest.json").model_id == made.model_id
-    weights = folder / "model.onnx"
-    weights.write_bytes(weights.read_bytes()[:-1] + b"\x00")
-    with pytest.raises(ConfigurationError, match=r"model\.onnx"):
-        manifest.verify(made, folder)
-    assert manifest.describe_onnx(folder, "skills-1").model_id != made.model_id
-    assert manifest.describe_onnx(SHIPPED_MODEL, "other").model_id != made.model_id
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:8000", "http://localhost:1/v1", "https://x.y"])

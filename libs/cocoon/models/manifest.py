@@ -1,0 +1,80 @@
+"""A model's manifest: what exactly is served. Its hash is the model id that clients seal to.
+
+Two providers with the same id run the same files with the same arguments. Nothing is read here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Final, Literal
+
+from pydantic import Field, field_validator
+
+from cocoon.contracts.base import Contract, Hex32, MappingContract, Name
+from cocoon.kernel import canonical
+from cocoon.kernel.ids import ModelId
+
+MAX_FILES: Final = 4096
+# Printable ASCII without "/" and "\": other alphabets have several byte forms of one name.
+_SIGN: Final = r"[\x20-\x2d\x30-\x5b\x5d-\x7e]"  # and no dot
+_STEP: Final = rf"(?:\.{{0,2}}{_SIGN}(?:{_SIGN}|\.)*|\.{{3}}(?:{_SIGN}|\.)*)"  # never "." or ".."
+PATH: Final = rf"^{_STEP}(?:/{_STEP})*$"
+MAX_PATH: Final = 512
+
+
+class ModelFile(Contract):
+    """One file. `path` is relative to the model's folder and never leaves it."""
+
+    path: Annotated[str, Field(max_length=MAX_PATH, pattern=PATH)]
+    size_bytes: Annotated[int, Field(ge=0, le=2**53)]
+    sha256: Hex32
+
+
+class ModelManifest(MappingContract):
+    """Files, tokenizer, quantisation and engine arguments of one served model."""
+
+    format: Literal[1] = 1
+    name: Name
+    engine: Name
+    files: Annotated[tuple[ModelFile, ...], Field(max_length=MAX_FILES)] = ()
+    tokenizer_sha256: Hex32 | None = None
+    quantisation: Name
+    arguments: Annotated[dict[Name, Annotated[str, Field(max_length=4096)]], Field(max_length=64)]
+
+    @field_validator("files")
+    @classmethod
+    def _in_order(cls, files: tuple[ModelFile, ...]) -> tuple[ModelFile, ...]:
+        """By path: the order in which a folder was read must not change the id."""
+        if len({file.path for file in files}) < len(files):
+            raise ValueError("a file is named twice")
+        return tuple(sorted(files, key=lambda file: file.path))
+
+    @property
+    def model_id(self) -> ModelId:
+        """SHA-256 (hex) of the canonical manifest."""
+        return ModelId(hashlib.sha256(self.to_canonical()).hexdigest())
+
+    @property
+    def size_bytes(self) -> int:
+        """All files together."""
+        return sum(file.size_bytes for file in self.files)
+
+
+def parse(data: bytes) -> ModelManifest:
+    """A manifest out of JSON, however it is spaced and ordered. Raises ValueError."""
+    return ModelManifest.model_validate(canonical.loads_object(data, strict=False))
+
+
+def describe_server(
+    name: str, arguments: dict[str, str], engine: str = "openai-compatible"
+) -> ModelManifest:
+    """The manifest of a model behind another server: what its operator states about it.
+
+    No file is hashed, because the agent cannot see them; the id binds the statement only.
+    """
+    return ModelManifest(
+        name=name,
+        engine=engine,
+        quantisation=arguments.get("quantisation", "as-served"),
+        arguments=arguments,
+    )
