@@ -248,6 +248,7 @@ def test_a_start_that_is_interrupted_leaves_nothing(home: Path) -> None:
     assert of_folder(data) == []
 
 
+@pytest.mark.usefixtures("hearing_hangups")
 def test_a_closed_terminal_and_a_reader_that_left_stop_everything_in_order(home: Path) -> None:
     data = home / "hangup"
     network = LiveNetwork(data)

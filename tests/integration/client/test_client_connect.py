@@ -56,6 +56,7 @@ def test_a_directory_in_use_is_one_plain_sentence(command: list[str], tmp_path: 
     ]
 
 
+@pytest.mark.usefixtures("hearing_hangups")
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_it_with_a_word(command: list[str], by: signal.Signals) -> None:
     with connected(command) as (process, url):
