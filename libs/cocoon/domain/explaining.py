@@ -120,7 +120,7 @@ def sentence(standing: Standing) -> str:
     if standing.outcome == "filtered":
         return f"it could not get the job: {_FILTERED_BY.get(by, by)}"
     if standing.outcome == "passed_by":
-        slow = "its first token takes far longer than the fastest's"
+        slow = "its first token takes far longer than the middle one's"
         return f"it was passed by: {slow if by == 'slow' else 'others keep this conversation warm'}"
     if standing.outcome == "not_drawn":
         return "it was not one of the two that were drawn"
