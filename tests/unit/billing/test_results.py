@@ -137,7 +137,8 @@ async def test_a_submission_that_the_identity_did_not_sign_reaches_nothing(field
     billing = await Billing().start()
     billing.request()
     result = billing.result()
-    other = Receipt.decode(bytes.fromhex(result.receipt)).sign(BOB.signer).hex()
+    stranger = next(p for p in PROVIDERS if p.id != result.provider_id)
+    other = Receipt.decode(bytes.fromhex(result.receipt)).sign(stranger.signer).hex()
     changed = {
         "receipt": other, "blob_hash": hex32("x"), "epoch": 2, "signature": "00" * 64,
     }[field]  # fmt: skip

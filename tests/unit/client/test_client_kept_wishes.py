@@ -24,6 +24,7 @@ from tests.support.job_world import QUOTE
 from tests.unit.client.test_client_bounds_and_choice import candidate
 
 RANDOM = SystemRandomness()
+CALLER, NAME = "ck", "k"
 
 
 class Hand:
@@ -73,7 +74,7 @@ def asked_twice(folder: Path, first: dict[str, Any], second: dict[str, Any]) -> 
     async def ask(more: dict[str, Any]) -> Job:
         with closing(KeptRequests(folder, clock=Hand(), randomness=RANDOM)) as kept:
             return await session(directory, kept).prepare(
-                body(**more), api_key="ck", idempotency_key="k"
+                body(**more), api_key=CALLER, idempotency_key=NAME
             )
 
     asyncio.run(ask(first))
@@ -99,7 +100,7 @@ async def test_who_is_wished_for_alone_is_waited_for_when_its_key_is_gone(
 ) -> None:
     directory = Directory(real("a"), real("b"))
     kept = KeptRequests(None, clock=Hand(), randomness=RANDOM)
-    job = await session(directory, kept).prepare(body(provider={"only": ["a"]}), api_key="ck")
+    job = await session(directory, kept).prepare(body(provider={"only": ["a"]}), api_key=CALLER)
     waited: list[float] = []
 
     async def sleep(seconds: float) -> None:
@@ -115,7 +116,7 @@ async def test_only_of_a_name_s_rarer_model_is_no_wish_that_nobody_meets() -> No
     rare = candidate("c", model_id="cd" * 32, bundle=real("c").bundle)
     directory = Directory(real("a"), real("b"), rare)
     kept = KeptRequests(None, clock=Hand(), randomness=RANDOM)
-    job = await session(directory, kept).prepare(body(provider={"only": ["c"]}), api_key="ck")
+    job = await session(directory, kept).prepare(body(provider={"only": ["c"]}), api_key=CALLER)
     assert sealed_to(job) == {"c"}
 
 
@@ -124,7 +125,7 @@ async def test_half_a_character_is_refused_by_name(more: dict[str, Any]) -> None
     kept = KeptRequests(None, clock=Hand(), randomness=RANDOM)
     text = body(**more).replace(b'"hi"', b'"\\ud83d"')
     with pytest.raises(BadRequest) as refused:
-        await session(Directory(real("a")), kept).prepare(text, api_key="ck")
+        await session(Directory(real("a")), kept).prepare(text, api_key=CALLER)
     assert refused.value.code == "invalid_value"
 
 
