@@ -145,11 +145,14 @@ async def test_the_end_comes_after_what_was_said_before_it() -> None:
 
 
 async def test_an_end_behind_bytes_that_wait_is_heard() -> None:
+    read, ended = asyncio.Event(), asyncio.Event()
+
     async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"PING\r\n")
         writer.write_eof()
-        await asyncio.sleep(2)
-        writer.close()
+        await read.wait()
+        writer.transport.abort()
+        ended.set()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
@@ -158,5 +161,8 @@ async def test_an_end_behind_bytes_that_wait_is_heard() -> None:
     assert await reading.whole() == b"PING\r\n"
     async with asyncio.timeout(1):
         assert await reading.whole() == b""
-    writer.close()
+    read.set()
+    await ended.wait()
+    writer.transport.abort()
     server.close()
+    await asyncio.sleep(0.05)
