@@ -1,6 +1,6 @@
 """nats-py's client for hot routes: fewer wake-ups a message, and a guard against forged replies.
 
-Overrides ten private methods of the pinned nats-py (>=2.16,<2.17); the tests of this package run
+Overrides twelve private methods of the pinned nats-py (>=2.16,<2.17); the tests of this package run
 them against a real server.
 """
 
