@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cocoon.contracts import events as ev
+from cocoon.contracts.matching import OpenTierLimits
 
 GOLDEN = Path(__file__).resolve().parents[1] / "contract" / "golden"
 _JOB = "0f" * 16
@@ -76,6 +77,9 @@ EXAMPLES: tuple[ev.EventData, ...] = (
         not_before_ms=1_790_000_000_000, not_after_ms=1_790_000_600_000, bundle="ca1b" * 8,
     ),
     ev.PolicyPublished(policy_hash=_H1, version=1, previous_hash=None),
+    ev.OpenTierLimitsSet(
+        policy_hash=_H1, limits=OpenTierLimits(max_running_jobs=4, max_job_nanoton=_BIG)
+    ),
     ev.LedgerSnapshotTaken(shard=1, position=100_000, sha256=_H1),
 )  # fmt: skip
 

@@ -45,6 +45,11 @@ EVENTS: dict[str, tuple[str, str, str]] = {
     "AttestationRevoked": ("provider", "attestation", "evidence ran out, was replaced or banned"),
     "KeyBundlePublished": ("provider", "attestation", "a key epoch's signed bundle was verified"),
     "PolicyPublished": ("policy", "attestation", "the network's signed policy changed"),
+    "OpenTierLimitsSet": (
+        "policy",
+        "attestation",
+        "just before the PolicyPublished of a policy that allows the open tier",
+    ),
 }
 
 # consumer -> whose it is: the one role that may move its checkpoint and park behind it

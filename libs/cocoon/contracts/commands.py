@@ -13,7 +13,13 @@ from pydantic import Field
 
 from cocoon.contracts.base import Contract, Count, Hex16, Hex32, Name, Nanoton, TimeMs
 from cocoon.contracts.events import Epoch, OfferedModel, Position, Quote
-from cocoon.contracts.matching import Affinity, MatchingPolicy, PartsPerMillion, Preferences
+from cocoon.contracts.matching import (
+    Affinity,
+    MatchingPolicy,
+    OpenTierLimits,
+    PartsPerMillion,
+    Preferences,
+)
 from cocoon.kernel import canonical
 
 
@@ -174,6 +180,7 @@ class PublishPolicy(Command):
     policy_hash: Hex32
     version: Count
     previous_hash: Hex32 | None
+    open_tier: OpenTierLimits | None = None  # None: the policy has no open tier
 
 
 class TakeLedgerSnapshot(Command):

@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from cocoon.contracts.base import Contract, Count, Hex16, Hex32, Name, Nanoton, TimeMs
+from cocoon.contracts.matching import OpenTierLimits
 
 Position = Annotated[int, Field(ge=0, le=2**53)]
 BasisPoints = Annotated[int, Field(ge=0, le=10_000)]
@@ -237,11 +238,19 @@ class PolicyPublished(EventData):
     previous_hash: Hex32 | None
 
 
+class OpenTierLimitsSet(EventData):
+    """Before the PolicyPublished that it belongs to. A policy without one has no open tier."""
+
+    event_type: ClassVar[str] = "OpenTierLimitsSet"
+    policy_hash: Hex32
+    limits: OpenTierLimits
+
+
 ALL_EVENTS: tuple[type[EventData], ...] = (
     JobRequested, FundsHeld, FundsRefused, ProviderMatched, LeaseExpired, JobFailed, JobCancelled,
     ResultSealed, ResultRejected, PaymentSettled, AccountOpened, DepositCredited,
     LedgerSnapshotTaken, ProviderEnrolled, OfferPublished, ProviderAttested, AttestationRevoked,
-    KeyBundlePublished, PolicyPublished,
+    KeyBundlePublished, PolicyPublished, OpenTierLimitsSet,
 )  # fmt: skip
 
 _DECODERS: dict[tuple[str, int], Callable[[bytes | str], EventData]] = {

@@ -33,6 +33,13 @@ class Preferences(Contract):
     max_output_nanoton_per_mtok: Nanoton | None = None
 
 
+class OpenTierLimits(Contract):
+    """What the network's policy trusts one provider without a TEE with."""
+
+    max_running_jobs: Annotated[int, Field(ge=1, le=65_536)]  # at once, of one such provider
+    max_job_nanoton: Nanoton  # the most that one job may cost there, by its token bounds
+
+
 class MatchingPolicy(Contract):
     """How one of those who can take a job is chosen; docs/matching.md says what each does."""
 

@@ -13,6 +13,7 @@ from cocoon.domain import account, job, provider
 from cocoon.domain.account import AccountState, decide_credit_deposit, decide_open_account
 from cocoon.domain.job import JobState
 from cocoon.domain.leasing import decide_expire_lease, decide_request_job
+from cocoon.domain.open_tier import decide_publish_policy
 from cocoon.domain.provider import (
     ProviderState,
     decide_attest_provider,
@@ -51,13 +52,7 @@ def decide(state: State, command: c.Command) -> tuple[e.EventData, ...]:
         case ProviderState(), c.PublishKeyBundle():
             return decide_publish_bundle(state, command)
         case None, c.PublishPolicy():
-            return (
-                e.PolicyPublished(
-                    policy_hash=command.policy_hash,
-                    version=command.version,
-                    previous_hash=command.previous_hash,
-                ),
-            )
+            return decide_publish_policy(command)
         case None, c.TakeLedgerSnapshot():
             return (
                 e.LedgerSnapshotTaken(
