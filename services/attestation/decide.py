@@ -12,7 +12,7 @@ from typing import Literal
 from cocoon.contracts import commands as c
 from cocoon.contracts.envelope import AppendItem, NewEvent
 from cocoon.contracts.events import PolicyPublished
-from cocoon.contracts.messages import EnrolRequest, OfferRequest
+from cocoon.contracts.messages import EnrolRequest, OfferRequest, ProfileRequest
 from cocoon.domain import decide as domain
 from cocoon.domain.provider import ProviderState
 from cocoon.evidence.policy import Policy, SignedPolicy, policy_hash, verify
@@ -183,6 +183,10 @@ def offer_command(
     return c.PublishOffer(
         provider_id=provider_id, models=request.models, concurrency=request.concurrency
     )
+
+
+def profile_command(provider_id: str, request: ProfileRequest) -> c.PublishProfile:
+    return c.PublishProfile(provider_id=provider_id, region=request.region, models=request.models)
 
 
 def check_size(evidence: ProviderEvidence) -> None:

@@ -17,6 +17,7 @@ from cocoon.contracts.messages import (
     EnrolRequest,
     Heartbeat,
     OfferRequest,
+    ProfileRequest,
 )
 from cocoon.domain.provider import ProviderState
 from cocoon.eventlog.append import LogAppender
@@ -185,6 +186,15 @@ class Attestation:
             self._signed.policy,
             self.memory.evidence_of(provider_id),
         )
+        return {"position": await self._writer.append(command, traceparent)}
+
+    async def do_publish_profile(
+        self, provider_id: str, body: bytes, traceparent: str
+    ) -> dict[str, object]:
+        decide.require_enrolled(self.memory.providers.get(provider_id))
+        decide.check_ban(self._bans, provider_id)
+        request = ProfileRequest.model_validate_json(body)
+        command = decide.profile_command(provider_id, request)
         return {"position": await self._writer.append(command, traceparent)}
 
     async def do_publish_bundle(

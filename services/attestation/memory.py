@@ -163,6 +163,8 @@ class Memory:
         return {
             "provider_id": provider_id,
             "tier": attested.assurance,
+            "region": state.region,
+            "quantisation": state.quantisation(offered.model_id),
             "evidence": evidence.model_dump(mode="json"),
             "bundles": bundles,
             "offer": {**offered.model_dump(mode="json"), "fee_bps": self.fee_bps},

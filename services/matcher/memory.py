@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from cocoon.contracts.commands import Candidate
+from cocoon.contracts.commands import Candidate, RequestJob
 from cocoon.contracts.envelope import StoredEvent
 from cocoon.contracts.events import (
     AccountOpened,
@@ -17,19 +17,23 @@ from cocoon.contracts.events import (
     FundsHeld,
     KeyBundlePublished,
     LeaseExpired,
+    MatchingSeedCommitted,
     OfferedModel,
+    OpenTierLimitsSet,
     ProviderAttested,
     Quote,
     ResultSealed,
 )
-from cocoon.contracts.matching import BALANCED, MatchingPolicy, Preferences
+from cocoon.contracts.matching import BALANCED, MatchingPolicy, OpenTierLimits, Preferences
 from cocoon.contracts.messages import Heartbeat
 from cocoon.domain import job as jobs
+from cocoon.domain import open_tier, seeding
 from cocoon.domain import provider as providers
 from cocoon.domain.job import JobState, JobStatus
 from cocoon.domain.ledger import postings
 from cocoon.domain.provider import ProviderState
 from cocoon.domain.reputation import Reputation, moved, observe
+from cocoon.domain.seeding import SeedState
 
 
 @dataclass(slots=True)
@@ -61,8 +65,7 @@ class ProviderView:
 class Wishes:
     """What a client asks of its provider beyond the sealed request's header.
 
-    The log's events do not hold it. After a restart of the matcher a job is matched again without;
-    what must hold, the client holds itself: it seals to nobody else.
+    The log's events do not hold it, the stored command does: after a restart `recall` reads it.
     """
 
     preferences: Preferences | None = None
@@ -97,6 +100,9 @@ class Memory:
         self.accounts: dict[str, AccountView] = {}
         self.jobs: dict[str, JobState] = {}  # live jobs only
         self._wishes: dict[str, Wishes] = {}  # of live jobs
+        self._open_tier: OpenTierLimitsSet | None = None
+        self.seeds = SeedState()
+        self.seeds_since_ms = 0  # when the newest secret was committed to, by the log's clock
         self.position = 0  # of this shard's log, as far as the tail has read
         self.pending_holds: dict[str, tuple[str, int]] = {}  # job -> (account, nanoTON)
         self._pending_by_account: dict[str, int] = {}
@@ -120,7 +126,14 @@ class Memory:
                 self.keys.pop(key_id, None)
             for key_id in after - before:
                 self.keys[key_id] = ident
+        elif aggregate == "policy":
+            self._open_tier = open_tier.evolve(self._open_tier, event)
         return event
+
+    @property
+    def open_limits(self) -> OpenTierLimits | None:
+        """What the network's policy allows a provider without a TEE; None: no job."""
+        return self._open_tier.limits if self._open_tier else None
 
     # ---- this shard ----
 
@@ -137,6 +150,8 @@ class Memory:
             account = self._account(ident)
             account.version = stored.version
             account.opened = account.opened or isinstance(event, AccountOpened)
+        elif aggregate == "matching":
+            self._apply_seeds(stored, event)
         elif aggregate == "job":
             if isinstance(event, FundsHeld):
                 self.release_pending(ident)
@@ -167,6 +182,14 @@ class Memory:
         else:
             self.jobs[job_id] = state
 
+    def _apply_seeds(self, stored: StoredEvent, event: EventData) -> None:
+        """Fold one event of the shard's seeds; a version that is already folded changes nothing."""
+        if stored.version != self.seeds.version + 1:
+            return
+        self.seeds = seeding.evolve(self.seeds, event)
+        if isinstance(event, MatchingSeedCommitted):
+            self.seeds_since_ms = stored.recorded_at_us // 1000
+
     def apply_appended(self, events: Iterable[StoredEvent]) -> None:
         """Fold this process's own events before the tail brings them back.
 
@@ -177,12 +200,19 @@ class Memory:
             aggregate, _, ident = stored.stream.partition("/")
             if aggregate == "job" and stored.position > self.position:
                 self.apply_job(ident, stored.version, stored.decode())
+            elif aggregate == "matching":
+                self._apply_seeds(stored, stored.decode())
 
     # ---- what clients wish ----
 
     def wish(self, job_id: str, wishes: Wishes) -> None:
         if wishes != NO_WISHES:
             self._wishes[job_id] = wishes
+
+    def recall(self, command: RequestJob) -> None:
+        """After a restart: what the stored command of a live job says of its client's wishes."""
+        if command.job_id in self.jobs:
+            self.wish(command.job_id, Wishes(command.preferences, command.affinity))
 
     def wishes_of(self, job_id: str) -> Wishes:
         return self._wishes.get(job_id, NO_WISHES)
@@ -292,6 +322,8 @@ class Memory:
         if attested is None or offer is None or not offer.models:
             return None
         concurrency = _at_once(offer.concurrency, view.reported_concurrency)
+        if attested.assurance == open_tier.OPEN and self.open_limits is not None:
+            concurrency = min(concurrency, self.open_limits.max_running_jobs)
         # Another model's offer still makes a candidate: the model filter then gives its reason.
         model = next((m for m in offer.models if m.model_id == model_id), offer.models[0])
         return Candidate(
@@ -308,6 +340,8 @@ class Memory:
             first_token_us=view.first_token_us,
             alive=self.is_alive(provider_id, now_s) and not view.draining,
             tier=attested.assurance,
+            quantisation=view.state.quantisation(model.model_id),
+            region=view.state.region,
             tokens_per_s=view.reputation.tokens_per_s,
             ended_jobs=view.reputation.ended_jobs,
             success_ppm=view.reputation.success_ppm,

@@ -15,8 +15,14 @@ from typing import TYPE_CHECKING, Any, Final
 from cocoon.bus.requests import ask
 from cocoon.contracts import subjects
 from cocoon.contracts.base import Contract
-from cocoon.contracts.events import OfferedModel
-from cocoon.contracts.messages import BundleRequest, Challenge, EnrolRequest, OfferRequest
+from cocoon.contracts.events import OfferedModel, ProfiledModel
+from cocoon.contracts.messages import (
+    BundleRequest,
+    Challenge,
+    EnrolRequest,
+    OfferRequest,
+    ProfileRequest,
+)
 from cocoon.evidence import claims as binding
 from cocoon.evidence.claims import NO_GPU, Claims
 from cocoon.evidence.provider import ProviderEvidence
@@ -46,6 +52,8 @@ class Announced:
     identity_key: bytes
     models: tuple[OfferedModel, ...]
     concurrency: int
+    region: str = ""
+    profiled: tuple[ProfiledModel, ...] = ()  # how the models are quantised
 
     @property
     def config_hash(self) -> bytes:
@@ -139,6 +147,8 @@ class Announcer:
                     models=self._announced.models, concurrency=self._announced.concurrency
                 ),
             )
+            profile = ProfileRequest(region=self._announced.region, models=self._announced.profiled)
+            await self._ask("publish_profile", profile)
         except BaseException:
             self._renew_at_ms = 0  # what was announced may be half of it: try again soon
             if epoch is not self._current:

@@ -15,7 +15,7 @@ from cocoon.bus.keys import raw_public, raw_seed, read_seed_file
 from cocoon.bus.permissions import inbox_prefix
 from cocoon.bus.service import Stop, announce_ready, run
 from cocoon.chat import Capabilities
-from cocoon.contracts.events import OfferedModel
+from cocoon.contracts.events import OfferedModel, ProfiledModel
 from cocoon.evidence.trust import load_trust
 from cocoon.kernel.clock import Clock, SystemClock, SystemRandomness
 from cocoon.kernel.errors import ConfigurationError, Transient
@@ -108,8 +108,8 @@ async def serve(settings: ProviderSettings, stop: Stop) -> None:
         _spawn(stack, stop, _watch_engine(backend, jobs), "engine")
         await handlers.listen_to_jobs()
         announcer = Announcer(
-            nc, Announced(name, raw_public(seed), (offer,), settings.concurrency), enclave, tee,
-            clock, evidence_ms=int(settings.evidence_s * 1000),
+            nc, _announced(settings, raw_public(seed), manifest, offer), enclave, tee, clock,
+            evidence_ms=int(settings.evidence_s * 1000),
             renew_ms=int(settings.renew_s * 1000), tick_s=min(1.0, settings.overlap_s / 4),
         )  # fmt: skip
         port, closer = await serve_observe(
@@ -202,6 +202,16 @@ def _offer(settings: ProviderSettings, manifest: ModelManifest, backend: Backend
         cached_input_nanoton_per_mtok=settings.cached_input_nanoton_per_mtok,
         output_nanoton_per_mtok=settings.output_nanoton_per_mtok,
     )
+
+
+def _announced(
+    settings: ProviderSettings, identity: bytes, manifest: ModelManifest, offer: OfferedModel
+) -> Announced:
+    profiled = ProfiledModel(model_id=manifest.model_id, quantisation=manifest.quantisation)
+    return Announced(
+        provider_id(identity), identity, (offer,), settings.concurrency, settings.region,
+        (profiled,),
+    )  # fmt: skip
 
 
 def _jobs(

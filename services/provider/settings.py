@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from cocoon.contracts.base import Region
+
 SHIPPED_MODEL = Path(__file__).resolve().parents[2] / "models" / "skills-1"
 _Price = Annotated[int, Field(ge=0, le=10**15)]
 _Seconds = Annotated[float, Field(gt=0)]
@@ -53,6 +55,7 @@ class ProviderSettings(BaseSettings):
     cached_input_nanoton_per_mtok: _Price = 10_000_000
     output_nanoton_per_mtok: _Price = 80_000_000
     concurrency: Annotated[int, Field(ge=1, le=4096)] = 64
+    region: Region = ""  # where it stands, as clients may ask for it
 
     epoch_s: _Seconds = 600.0
     overlap_s: _Seconds = 120.0

@@ -19,13 +19,14 @@ from cocoon.bus import keys
 from cocoon.bus.requests import ask
 from cocoon.bus.service import Stop
 from cocoon.contracts import subjects
-from cocoon.contracts.events import OfferedModel
+from cocoon.contracts.events import OfferedModel, ProfiledModel
 from cocoon.contracts.messages import (
     BundleRequest,
     Challenge,
     EnrolRequest,
     Heartbeat,
     OfferRequest,
+    ProfileRequest,
 )
 from cocoon.devnet.authority import DevAuthority, dev_policy, dev_trust
 from cocoon.devnet.dev_platform import DevPlatform
@@ -230,6 +231,10 @@ class Provider:
         return await self.ask(
             "publish_offer", OfferRequest(models=models or (offered(),), concurrency=4)
         )
+
+    async def publish_profile(self, region: str = "eu-west") -> dict[str, Any]:
+        models = (ProfiledModel(model_id=MODEL_ID, quantisation="int8"),)
+        return await self.ask("publish_profile", ProfileRequest(region=region, models=models))
 
     async def beat(self, **changes: Any) -> None:
         beat = Heartbeat(**{

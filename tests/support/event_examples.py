@@ -80,6 +80,12 @@ EXAMPLES: tuple[ev.EventData, ...] = (
     ev.OpenTierLimitsSet(
         policy_hash=_H1, limits=OpenTierLimits(max_running_jobs=4, max_job_nanoton=_BIG)
     ),
+    ev.ProviderProfilePublished(
+        provider_id=_PROVIDER, region="eu-west",
+        models=(ev.ProfiledModel(model_id=_H1, quantisation="int8"),),
+    ),
+    ev.MatchingSeedCommitted(shard=1, period=7, commitment=_H1),
+    ev.MatchingSeedRevealed(shard=1, period=6, secret=_H2),
     ev.LedgerSnapshotTaken(shard=1, position=100_000, sha256=_H1),
 )  # fmt: skip
 

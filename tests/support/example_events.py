@@ -62,6 +62,12 @@ EXAMPLES: tuple[e.EventData, ...] = (
     e.OpenTierLimitsSet(
         policy_hash=POLICY, limits=OpenTierLimits(max_running_jobs=4, max_job_nanoton=10**9)
     ),
+    e.ProviderProfilePublished(
+        provider_id=ALICE.id, region="eu-west",
+        models=(e.ProfiledModel(model_id=MODEL, quantisation="int8"),),
+    ),
+    e.MatchingSeedCommitted(shard=1, period=1, commitment=hex32("commitment")),
+    e.MatchingSeedRevealed(shard=1, period=1, secret=hex32("secret")),
 )  # fmt: skip
 
 

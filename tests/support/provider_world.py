@@ -256,6 +256,10 @@ class ProviderWorld:
         (self.offer,) = m.OfferRequest.model_validate_json(body).models
         return {"position": 3}
 
+    def _do_publish_profile(self, body: bytes) -> dict[str, Any]:
+        self.profile = m.ProfileRequest.model_validate_json(body)
+        return {"position": 4}
+
     async def _on_heartbeat(self, message: Msg) -> None:
         self.heartbeats.append(m.Heartbeat.model_validate_json(message.data))
 

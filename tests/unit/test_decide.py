@@ -9,9 +9,11 @@ from cocoon.contracts import events as e
 from cocoon.domain import account, provider
 from cocoon.domain.decide import State, decide, evolve, initial, stream_of
 from cocoon.domain.job import JobState, fold
+from cocoon.domain.seeding import SeedState, commitment
 from cocoon.kernel.errors import BadRequest
 from tests.support.job_world import (
     ALICE,
+    MODEL,
     POLICY,
     expire_command,
     hex16,
@@ -79,6 +81,24 @@ SCENARIOS: list[tuple[State, c.Command, list[str]]] = [
         c.TakeLedgerSnapshot(shard=1, position=7, sha256=hex32("books")),
         ["LedgerSnapshotTaken"],
     ),
+    (
+        provider_state(_ENROLLED),
+        c.PublishProfile(
+            provider_id=ALICE.id, region="eu-west",
+            models=(e.ProfiledModel(model_id=MODEL, quantisation="int8"),),
+        ),
+        ["ProviderProfilePublished"],
+    ),
+    (
+        initial("matching/1"),
+        c.CommitMatchingSeed(shard=1, period=1, commitment=commitment(bytes(32))),
+        ["MatchingSeedCommitted"],
+    ),
+    (
+        SeedState(1, 1, ((1, commitment(bytes(32))),)),
+        c.RevealMatchingSeed(shard=1, period=1, secret=bytes(32).hex()),
+        ["MatchingSeedRevealed"],
+    ),
 ]  # fmt: skip
 
 
@@ -128,7 +148,8 @@ STREAMS = {
     "EnrolProvider": PROVIDER_STREAM, "PublishOffer": PROVIDER_STREAM,
     "AttestProvider": PROVIDER_STREAM, "RevokeAttestation": PROVIDER_STREAM,
     "PublishKeyBundle": PROVIDER_STREAM, "PublishPolicy": "policy/network",
-    "TakeLedgerSnapshot": "ledger/1",
+    "TakeLedgerSnapshot": "ledger/1", "PublishProfile": PROVIDER_STREAM,
+    "CommitMatchingSeed": "matching/1", "RevealMatchingSeed": "matching/1",
 }  # fmt: skip
 
 

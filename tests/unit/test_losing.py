@@ -1,4 +1,4 @@
-"""A provider is told which jobs it did not get, by what and how far, and nothing of anybody else."""
+"""A provider is told which jobs it did not get, by what and how far, nothing of others."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ def only(lost: list[Lost]) -> tuple[str, int | None, str]:
 def priced(factor: float) -> dict[str, object]:
     changes = {
         "input_nanoton_per_mtok": int(QUOTE.input_nanoton_per_mtok * factor),
+        "cached_input_nanoton_per_mtok": int(QUOTE.cached_input_nanoton_per_mtok * factor),
         "output_nanoton_per_mtok": int(QUOTE.output_nanoton_per_mtok * factor),
     }
     return {**KNOWN, "quote": QUOTE.model_copy(update=changes)}
@@ -60,9 +61,7 @@ def test_who_asks_more_than_the_job_may_cost_is_told_how_far_it_is_over() -> Non
 
 
 def test_who_asks_more_a_token_than_the_client_allows_is_told_the_greater_excess() -> None:
-    asked = Preferences(
-        max_input_nanoton_per_mtok=900_000, max_output_nanoton_per_mtok=2_000_000
-    )
+    asked = Preferences(max_input_nanoton_per_mtok=900_000, max_output_nanoton_per_mtok=2_000_000)
     pair = decided(ALICE.candidate(), BOB.candidate(**priced(0.1)), preferences=asked)
     assert only(lost_by(ALICE.id, [pair]))[:2] == ("filtered:token_price", 10_000)
 

@@ -11,6 +11,7 @@ from cocoon.contracts.commands import (
     EnrolProvider,
     PublishKeyBundle,
     PublishOffer,
+    PublishProfile,
     RevokeAttestation,
 )  # fmt: skip
 from cocoon.contracts.events import (
@@ -18,6 +19,7 @@ from cocoon.contracts.events import (
     AttestationRevoked,
     EventData,
     KeyBundlePublished,
+    ProfiledModel,
     ProviderAttested,
 )
 from cocoon.domain.provider import (
@@ -27,11 +29,12 @@ from cocoon.domain.provider import (
     decide_enrol_provider,
     decide_publish_bundle,
     decide_publish_offer,
+    decide_publish_profile,
     decide_revoke_attestation,
     evolve,
 )  # fmt: skip
-from cocoon.kernel.errors import Conflict, Forbidden, NotFound
-from tests.support.job_world import ALICE, BOB, OFFERED, hex16, hex32
+from cocoon.kernel.errors import BadRequest, Conflict, Forbidden, NotFound
+from tests.support.job_world import ALICE, BOB, MODEL, OFFERED, hex16, hex32
 from tests.support.sentences import says_why
 
 ENROLLED, OFFER, ATTESTED, BUNDLE = ALICE.network_events()
@@ -88,7 +91,41 @@ def test_an_unchanged_offer_writes_nothing() -> None:
     assert len(decide_publish_offer(READY, changed)) == 1
 
 
+PROFILE = PublishProfile(
+    provider_id=ALICE.id, region="eu-west",
+    models=(ProfiledModel(model_id=MODEL, quantisation="int8"),),
+)  # fmt: skip
+
+
+def test_a_profile_is_written_once_and_again_when_it_changes() -> None:
+    (event,) = decide_publish_profile(READY, PROFILE)
+    state = evolve(READY, event)
+    assert (state.region, state.quantisation(MODEL)) == ("eu-west", "int8")
+    assert state.quantisation(hex32("another")) is None
+    assert decide_publish_profile(state, PROFILE) == ()
+    (moved,) = decide_publish_profile(state, PROFILE.model_copy(update={"region": ""}))
+    assert evolve(state, moved).region is None
+
+
+def test_who_has_told_no_profile_tells_no_region_and_no_quantisation() -> None:
+    assert (READY.region, READY.quantisation(MODEL)) == (None, None)
+
+
+def test_a_profile_that_names_a_model_twice_is_refused() -> None:
+    twice = PROFILE.model_copy(update={"models": PROFILE.models * 2})
+    with pytest.raises(BadRequest, match="once", check=says_why):
+        decide_publish_profile(READY, twice)
+
+
+def test_a_profile_outlives_new_evidence_and_a_revocation() -> None:
+    (event,) = decide_publish_profile(READY, PROFILE)
+    (revoked,) = decide_revoke_attestation(READY, REVOKE)
+    state = evolve(evolve(evolve(READY, event), revoked), ATTESTED)
+    assert state.region == "eu-west"
+
+
 @pytest.mark.parametrize("decide", [
+    lambda state: decide_publish_profile(state, PROFILE),
     lambda state: decide_publish_offer(state, PUBLISH),
     lambda state: decide_attest_provider(state, ATTEST),
 ])  # fmt: skip

@@ -150,5 +150,6 @@ class Answer:
             "system_fingerprint": self.system_fingerprint,
         }
         if self.request.service_tier is not None:
-            head["service_tier"] = "default"
+            asked = self.request.service_tier
+            head["service_tier"] = "default" if asked == "auto" else asked
         return head

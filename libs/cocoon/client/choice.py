@@ -46,6 +46,8 @@ class Candidate:
     running: int
     concurrency: int
     valid_until_ms: int  # of its evidence
+    quantisation: str | None = None  # as it says; whoever has the model's manifest can check it
+    region: str | None = None  # as it says; nobody can check it
 
     @property
     def addressee(self) -> Addressee:

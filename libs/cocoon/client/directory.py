@@ -77,6 +77,8 @@ class _Entry(BaseModel):
     ] = ()
     offer: _Offer
     load: _Load = _Load()
+    quantisation: Name | None = None
+    region: Name | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +242,8 @@ class Directory:
             running=entry.load.running,
             concurrency=entry.load.concurrency,
             valid_until_ms=attested.valid_until_ms,
+            quantisation=entry.quantisation,
+            region=entry.region,
         )
 
     async def _unknown_model(self, model: str, api_key: str) -> NotFound | Unavailable:

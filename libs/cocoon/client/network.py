@@ -17,6 +17,7 @@ from cocoon.client.kept import KeptRequests
 from cocoon.client.lines import Lines
 from cocoon.client.session import Preferences, SealedSession
 from cocoon.client.trust import TrustKeeper
+from cocoon.contracts.matching import Preferences as Wishes
 from cocoon.evidence.trust import TrustAnchors, load_trust
 from cocoon.evidence.verdict import Assurance
 from cocoon.kernel.clock import Clock, Randomness, SystemClock, SystemRandomness
@@ -37,7 +38,8 @@ class NetworkOptions:
     assurances: None means every attested tier, and simulated only under a dev trust file.
     max_price_nanoton bounds one request. model_pins: names to the model ids they must have.
     affinity: whether conversations go where their beginning is warm; the network can then tell that
-    two requests of an account have the same beginning, and not which.
+    two requests of an account have the same beginning, and not which. wishes: what is asked of the
+    provider of a request that has no `provider` of its own.
     """
 
     gateway_url: str
@@ -50,6 +52,7 @@ class NetworkOptions:
     max_price_nanoton: int | None = None
     model_pins: Mapping[str, str] | None = None
     affinity: bool = True
+    wishes: Wishes | None = None
     local_key: str | None = field(default=None, repr=False)
     clock: Clock = field(default_factory=SystemClock)
     randomness: Randomness = field(default_factory=SystemRandomness)
@@ -87,6 +90,7 @@ class Network:
             stream_profile=options.stream_profile,
             max_price_nanoton=options.max_price_nanoton,
             affinity=options.affinity,
+            wishes=options.wishes,
         )
         self.session = SealedSession(
             self.gateway, self._directory, preferences, self._kept, clock=options.clock,

@@ -22,7 +22,7 @@ from cocoon.client.gateway import Gateway
 from cocoon.client.job import EXPIRED, LINE_BROKE, Chunk, Ended, Job, Sealing
 from cocoon.client.kept import KeptRequest, KeptRequests
 from cocoon.client.trace import child_traceparent
-from cocoon.client.wishes import Affinity, fitting, split_wishes
+from cocoon.client.wishes import Affinity, fitting, split_wishes, with_tier
 from cocoon.contracts.matching import Preferences as Wishes
 from cocoon.domain.pricing import greatest_price
 from cocoon.evidence.verdict import Assurance
@@ -52,6 +52,7 @@ class Preferences:
     stream_profile: Profile = Profile.P2
     max_price_nanoton: int | None = None
     affinity: bool = True  # tell the network a blind key of each conversation's beginning
+    wishes: Wishes | None = None  # of a request that has none of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +101,7 @@ class SealedSession:
             raise BadRequest(f"Only {ENDPOINT} is sealed here.", code="unknown_endpoint")
         content, wishes = split_wishes(body)
         request = parse_chat_request(content)
+        wishes = with_tier(wishes or self._preferences.wishes, request.service_tier)
         name = None
         if idempotency_key is not None:
             _check_key(idempotency_key)

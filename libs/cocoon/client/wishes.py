@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from cocoon.chat import ChatRequest
 from cocoon.client.choice import Candidate
-from cocoon.contracts.matching import Preferences
+from cocoon.contracts.matching import Preferences, Priority
 from cocoon.kernel.errors import BadRequest
 
 FIELD: Final = "provider"
@@ -58,6 +58,26 @@ def split_wishes(body: bytes) -> tuple[bytes, Preferences | None]:
     return json.dumps(value).encode(), wishes
 
 
+_PRIORITIES: Final[dict[str, Priority]] = {
+    "flex": "flex", "default": "normal", "priority": "priority",
+}  # fmt: skip
+
+
+def with_tier(wishes: Preferences | None, service_tier: str | None) -> Preferences | None:
+    """OpenAI's service_tier as a wish. Raises BadRequest where the caller wishes another too."""
+    asked = _PRIORITIES.get(service_tier or "")  # "auto" leaves it to the wishes
+    if asked is None or (wishes is None and asked == "normal"):
+        return wishes
+    if wishes is None:
+        return Preferences(priority=asked)
+    if "priority" in wishes.model_fields_set and wishes.priority != asked:
+        raise BadRequest(
+            f"`service_tier` and `{FIELD}.priority` ask for two priorities; give one of them.",
+            param="service_tier", code="invalid_value",
+        )  # fmt: skip
+    return wishes.model_copy(update={"priority": asked})
+
+
 def _named(place: tuple[int | str, ...]) -> str:
     """Where a wish is wrong, with nothing of a caller's that does not print."""
     text = ".".join(map(str, (FIELD, *place)))
@@ -76,9 +96,10 @@ def fitting(candidates: Sequence[Candidate], wishes: Preferences | None) -> list
         ("order", bool(only), lambda c: c.provider_id in only),
         ("ignore", bool(wishes.ignore), lambda c: c.provider_id not in wishes.ignore),
         ("tiers", bool(wishes.tiers), lambda c: c.assurance.value in wishes.tiers),
-        # An offer says nothing of these yet, and who says nothing does not pass.
-        ("quantisations", bool(wishes.quantisations), lambda _: False),
-        ("regions", bool(wishes.regions), lambda _: False),
+        # who says nothing of these does not pass
+        ("quantisations", bool(wishes.quantisations),
+         lambda c: c.quantisation in wishes.quantisations),
+        ("regions", bool(wishes.regions), lambda c: c.region in wishes.regions),
         ("max_input_nanoton_per_mtok", most_in is not None,
          lambda c: c.quote.input_nanoton_per_mtok <= (most_in or 0)),
         ("max_output_nanoton_per_mtok", most_out is not None,

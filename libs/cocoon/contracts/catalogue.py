@@ -50,6 +50,21 @@ EVENTS: dict[str, tuple[str, str, str]] = {
         "attestation",
         "just before the PolicyPublished of a policy that allows the open tier",
     ),
+    "ProviderProfilePublished": (
+        "provider",
+        "attestation",
+        "a provider tells its region, or another quantisation of a model",
+    ),
+    "MatchingSeedCommitted": (
+        "matching",
+        "matcher",
+        "before the first decision whose draw comes from the period's secret",
+    ),
+    "MatchingSeedRevealed": (
+        "matching",
+        "matcher",
+        "a while after the next period began: everybody can check the draws",
+    ),
 }
 
 # consumer -> whose it is: the one role that may move its checkpoint and park behind it
@@ -80,6 +95,10 @@ def _verbs() -> tuple[Channel, ...]:
             "ProviderEvidence (cocoon.evidence.provider)", "have the machine verified",
         ),
         ("publish_offer", "{provider_id}", ("provider",), m.OfferRequest, "models and prices"),
+        (
+            "publish_profile", "{provider_id}", ("provider",), m.ProfileRequest,
+            "region and quantisations",
+        ),
         ("publish_bundle", "{provider_id}", ("provider",), m.BundleRequest, "a key epoch's bundle"),
         (
             "directory", "platform", ("gateway", "operator"), m.DirectoryRequest,

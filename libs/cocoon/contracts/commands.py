@@ -11,8 +11,16 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from cocoon.contracts.base import Contract, Count, Hex16, Hex32, Name, Nanoton, TimeMs
-from cocoon.contracts.events import Epoch, OfferedModel, Position, Quote
+from cocoon.contracts.base import Contract, Count, Hex16, Hex32, Name, Nanoton, Region, TimeMs
+from cocoon.contracts.events import (
+    Epoch,
+    OfferedModel,
+    Position,
+    ProfiledModel,
+    Quote,
+    SeedPeriod,
+    Shard,
+)
 from cocoon.contracts.matching import (
     Affinity,
     MatchingPolicy,
@@ -84,6 +92,8 @@ class RequestJob(Command):
     policy: MatchingPolicy | None = None
     preferences: Preferences | None = None
     affinity: Affinity = ""
+    seed_period: Count = 0  # whose secret gave the seed; 0: before there were any
+    open_limits: OpenTierLimits | None = None  # None: nobody of the open tier gets the job
 
 
 class ExpireLease(Command):
@@ -104,6 +114,8 @@ class ExpireLease(Command):
     policy: MatchingPolicy | None = None
     preferences: Preferences | None = None
     affinity: Affinity = ""
+    seed_period: Count = 0
+    open_limits: OpenTierLimits | None = None
 
 
 class SettleResult(Command):
@@ -183,9 +195,30 @@ class PublishPolicy(Command):
     open_tier: OpenTierLimits | None = None  # None: the policy has no open tier
 
 
+class PublishProfile(Command):
+    command_type: ClassVar[str] = "PublishProfile"
+    provider_id: Name
+    region: Region
+    models: Annotated[tuple[ProfiledModel, ...], Field(max_length=256)]
+
+
+class CommitMatchingSeed(Command):
+    command_type: ClassVar[str] = "CommitMatchingSeed"
+    shard: Shard
+    period: SeedPeriod
+    commitment: Hex32
+
+
+class RevealMatchingSeed(Command):
+    command_type: ClassVar[str] = "RevealMatchingSeed"
+    shard: Shard
+    period: SeedPeriod
+    secret: Hex32 | None
+
+
 class TakeLedgerSnapshot(Command):
     command_type: ClassVar[str] = "TakeLedgerSnapshot"
-    shard: Annotated[int, Field(ge=1, le=2**31 - 1)]
+    shard: Shard
     position: Annotated[int, Field(ge=1, le=2**53)]
     sha256: Hex32
 
@@ -193,7 +226,7 @@ class TakeLedgerSnapshot(Command):
 ALL_COMMANDS: tuple[type[Command], ...] = (
     RequestJob, ExpireLease, SettleResult, OpenAccount, CreditDeposit, EnrolProvider,
     PublishOffer, AttestProvider, RevokeAttestation, PublishKeyBundle, PublishPolicy,
-    TakeLedgerSnapshot,
+    TakeLedgerSnapshot, PublishProfile, CommitMatchingSeed, RevealMatchingSeed,
 )  # fmt: skip
 _REGISTRY = {cls.command_type: cls for cls in ALL_COMMANDS}
 

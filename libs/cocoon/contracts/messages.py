@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from cocoon.contracts.base import Contract, Count, Hex16, Hex32, Name, Nanoton, TimeMs
-from cocoon.contracts.events import Epoch, OfferedModel, Quote
+from cocoon.contracts.base import Contract, Count, Hex16, Hex32, Name, Nanoton, Region, TimeMs
+from cocoon.contracts.events import Epoch, OfferedModel, ProfiledModel, Quote
 from cocoon.contracts.matching import Affinity, Preferences
 
 MAX_INLINE_ENVELOPE_BYTES = 512 * 1024  # larger envelopes reach the provider through SEALED
@@ -162,6 +162,11 @@ class EnrolRequest(Contract):
 class OfferRequest(Contract):
     models: tuple[OfferedModel, ...]
     concurrency: Annotated[int, Field(ge=1, le=65_536)]
+
+
+class ProfileRequest(Contract):
+    region: Region = ""
+    models: Annotated[tuple[ProfiledModel, ...], Field(max_length=256)]
 
 
 class Challenge(Contract):

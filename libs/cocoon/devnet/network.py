@@ -276,6 +276,7 @@ class Network:
             "DEV_AUTHORITY_FILE": folder.authority,
             "DEV_PLATFORM_FILE": folder.platform(name),
             "ENVIRONMENT": "dev",
+            "REGION": f"dev-{self._providers.index(name) + 1}",
         }
         if options.backend_url:
             values["BACKEND_URL"] = options.backend_url

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from cocoon.contracts import commands as c
 from cocoon.contracts import events as e
-from cocoon.domain import account, job, provider
+from cocoon.domain import account, job, provider, seeding
 from cocoon.domain.account import AccountState, decide_credit_deposit, decide_open_account
 from cocoon.domain.job import JobState
 from cocoon.domain.leasing import decide_expire_lease, decide_request_job
@@ -20,12 +20,14 @@ from cocoon.domain.provider import (
     decide_enrol_provider,
     decide_publish_bundle,
     decide_publish_offer,
+    decide_publish_profile,
     decide_revoke_attestation,
 )
+from cocoon.domain.seeding import SeedState, decide_commit_seed, decide_reveal_seed
 from cocoon.domain.settling import decide_settle_result
 from cocoon.kernel.errors import BadRequest
 
-State: TypeAlias = JobState | AccountState | ProviderState | None
+State: TypeAlias = JobState | AccountState | ProviderState | SeedState | None
 
 
 def decide(state: State, command: c.Command) -> tuple[e.EventData, ...]:
@@ -45,6 +47,12 @@ def decide(state: State, command: c.Command) -> tuple[e.EventData, ...]:
             return decide_enrol_provider(state, command)
         case ProviderState(), c.PublishOffer():
             return decide_publish_offer(state, command)
+        case ProviderState(), c.PublishProfile():
+            return decide_publish_profile(state, command)
+        case SeedState(), c.CommitMatchingSeed():
+            return decide_commit_seed(state, command)
+        case SeedState(), c.RevealMatchingSeed():
+            return decide_reveal_seed(state, command)
         case ProviderState(), c.AttestProvider():
             return decide_attest_provider(state, command)
         case ProviderState(), c.RevokeAttestation():
@@ -74,9 +82,12 @@ def stream_of(command: c.Command) -> str:
             return "policy/network"
         case c.TakeLedgerSnapshot():
             return f"ledger/{command.shard}"
+        case c.CommitMatchingSeed() | c.RevealMatchingSeed():
+            return f"matching/{command.shard}"
         case (
             c.EnrolProvider()
             | c.PublishOffer()
+            | c.PublishProfile()
             | c.AttestProvider()
             | c.RevokeAttestation()
             | c.PublishKeyBundle()
@@ -96,6 +107,8 @@ def evolve(state: State, event: e.EventData, stream: str) -> State:
     if aggregate == "provider":
         start = state if isinstance(state, ProviderState) else ProviderState()
         return provider.evolve(start, event)
+    if aggregate == "matching":
+        return seeding.evolve(state if isinstance(state, SeedState) else SeedState(), event)
     return None
 
 
@@ -106,4 +119,5 @@ def initial(stream: str) -> State:
 
 _STARTS: dict[str, State] = {
     "job": JobState(), "account": AccountState(), "provider": ProviderState(),
+    "matching": SeedState(),
 }  # fmt: skip

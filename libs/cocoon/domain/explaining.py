@@ -73,7 +73,7 @@ def standings(found: Sought, command: RequestJob | ExpireLease) -> tuple[Standin
     """How each candidate fared, by provider: the very decision, made again."""
     need = need_of(
         found.request, command.now_ms, found.excluded, asked=command.preferences,
-        affinity=command.affinity,
+        affinity=command.affinity, open_limits=command.open_limits,
     )  # fmt: skip
     return matching.explain(command.candidates, need, command.seed, command.policy)
 
@@ -117,6 +117,8 @@ _FILTERED_BY = {
     "ignore": "the client ignores it",
     "tier": "its tier is not one that the client asks for",
     "quantisation": "its quantisation is not one that the client asks for",
+    "open_limits": "it has no TEE, and the network's policy allows such a provider no job of this "
+    "price",
     "region": "its region is not one that the client asks for",
     "token_price": "its price per token is over what the client allows",
     "context": "the request does not fit its context",

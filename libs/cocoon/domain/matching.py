@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from cocoon.contracts.commands import Candidate
-from cocoon.contracts.matching import MatchingPolicy, Preferences
+from cocoon.contracts.matching import MatchingPolicy, OpenTierLimits, Preferences
+from cocoon.domain.open_tier import OPEN, fits
 from cocoon.domain.pricing import greatest_price
 
 DEFAULT_FIRST_TOKEN_US = 50_000  # a provider without a history is taken to need 50 ms
@@ -36,6 +37,7 @@ class Need:
     excluded_providers: frozenset[str] = frozenset()
     preferences: Preferences = field(default=NOTHING_ASKED)
     affinity: str = ""  # hex
+    open_limits: OpenTierLimits | None = None  # None: nobody of the open tier may have it
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,8 @@ _SENTENCES = {
     "quantisation": "no provider that this request is sealed to serves a quantisation that it "
     "asks for",
     "region": "no provider that this request is sealed to is in a region that it asks for",
+    "open_limits": "the network's policy allows the providers without a TEE that this request is "
+    "sealed to no job of this price; allow fewer tokens, or other tiers",
     "token_price": "every provider that this request is sealed to asks more per token than it "
     "allows",
     "context": "the request's token bounds exceed the context of every provider it is sealed to",
@@ -140,7 +144,7 @@ def _decide(
 # ---- hard filters ----
 
 
-def _filters(need: Need) -> list[tuple[str, Keep]]:
+def _filters(need: Need, some_open: bool) -> list[tuple[str, Keep]]:
     keys, asked = frozenset(need.recipient_key_ids), need.preferences
     tokens = need.max_input_tokens + need.max_output_tokens
     found: list[tuple[str, Keep]] = [
@@ -149,8 +153,13 @@ def _filters(need: Need) -> list[tuple[str, Keep]]:
         ("attestation", lambda c: c.valid_until_ms > need.now_ms),
         ("alive", lambda c: c.alive),
     ]
+    open_asked = OPEN in asked.tiers
+    if some_open and not open_asked:
+        found.append(("tier", lambda c: c.tier != OPEN))
     if asked is not NOTHING_ASKED:
         found += _asked_filters(asked)
+    if some_open and open_asked:
+        found.append(("open_limits", lambda c: c.tier != OPEN or _open_may_cost(c, need)))
     return [
         *found,
         ("context", lambda c: tokens <= c.context_tokens),
@@ -162,8 +171,22 @@ def _filters(need: Need) -> list[tuple[str, Keep]]:
             ),
         ),
         ("tried", lambda c: c.provider_id not in need.excluded_providers),
-        ("capacity", lambda c: c.running < c.concurrency),
+        (
+            "capacity",
+            lambda c: c.running < c.concurrency and (c.tier != OPEN or _has_room(c, need)),
+        ),
     ]
+
+
+def _open_may_cost(candidate: Candidate, need: Need) -> bool:
+    """Who has no TEE gets no job that can cost more than the network's policy allows."""
+    cost = greatest_price(candidate.quote, need.max_input_tokens, need.max_output_tokens)
+    return fits(need.open_limits, running=0, most_nanoton=cost)
+
+
+def _has_room(candidate: Candidate, need: Need) -> bool:
+    """Nor more jobs at once."""
+    return fits(need.open_limits, running=candidate.running, most_nanoton=0)
 
 
 def _asked_filters(asked: Preferences) -> list[tuple[str, Keep]]:
@@ -192,8 +215,13 @@ def _asked_filters(asked: Preferences) -> list[tuple[str, Keep]]:
 def _filtered(
     candidates: Iterable[Candidate], need: Need, tell: Tell
 ) -> list[Candidate] | NoCandidate:
-    left = sorted(candidates, key=lambda c: (c.provider_id, c.key_id))
-    for name, keep in _filters(need):
+    some_open = any(c.tier == OPEN for c in candidates)
+    if tell is _told_nobody and not some_open:
+        fitting = _fitting(candidates, need)
+        if fitting:
+            return fitting
+    left = _in_order(candidates)
+    for name, keep in _filters(need, some_open):
         kept = [c for c in left if keep(c)]
         if tell is not _told_nobody and len(kept) < len(left):
             _tell_all(tell, [c for c in left if c not in kept], "filtered", name)
@@ -201,6 +229,33 @@ def _filtered(
             return NoCandidate(emptied_by=name, message=_SENTENCES[name])
         left = kept
     return left
+
+
+def _in_order(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """The draws are functions of this order."""
+    return sorted(candidates, key=lambda c: (c.provider_id, c.key_id))
+
+
+def _fitting(candidates: Iterable[Candidate], need: Need) -> list[Candidate]:
+    """Whom all filters leave, in one look at each: what most decisions need to know of them."""
+    keys, model_id, now_ms = need.recipient_key_ids, need.model_id, need.now_ms
+    max_input, max_output = need.max_input_tokens, need.max_output_tokens
+    left = [
+        c
+        for c in candidates
+        if c.running < c.concurrency
+        and c.alive
+        and c.key_id in keys
+        and c.quote.model_id == model_id
+        and c.valid_until_ms > now_ms
+        and max_input + max_output <= c.context_tokens
+        and c.provider_id not in need.excluded_providers
+        and greatest_price(c.quote, max_input, max_output) <= need.max_price_nanoton
+    ]
+    if need.preferences is not NOTHING_ASKED:
+        for _, keep in _asked_filters(need.preferences):
+            left = [c for c in left if keep(c)]
+    return _in_order(left) if len(left) > 1 else left
 
 
 def _tell_all(tell: Tell, candidates: Iterable[Candidate], outcome: str, by: str) -> None:

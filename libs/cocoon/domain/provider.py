@@ -9,6 +9,7 @@ from cocoon.contracts.commands import (
     EnrolProvider,
     PublishKeyBundle,
     PublishOffer,
+    PublishProfile,
     RevokeAttestation,
 )
 from cocoon.contracts.events import (
@@ -18,8 +19,9 @@ from cocoon.contracts.events import (
     OfferPublished,
     ProviderAttested,
     ProviderEnrolled,
+    ProviderProfilePublished,
 )
-from cocoon.kernel.errors import Conflict, Forbidden, NotFound
+from cocoon.kernel.errors import BadRequest, Conflict, Forbidden, NotFound
 
 MAX_BUNDLES = 4  # the current epoch, the next, and those that still run out
 
@@ -31,6 +33,17 @@ class ProviderState:
     attested: ProviderAttested | None = None  # None also after a revocation
     bundles: tuple[KeyBundlePublished, ...] = ()
     version: int = 0
+    profile: ProviderProfilePublished | None = None
+
+    @property
+    def region(self) -> str | None:
+        """Where it says that it is."""
+        return self.profile.region or None if self.profile else None
+
+    def quantisation(self, model_id: str) -> str | None:
+        """How it says that a model of its is quantised."""
+        models = self.profile.models if self.profile else ()
+        return next((m.quantisation for m in models if m.model_id == model_id), None)
 
 
 def evolve(state: ProviderState, event: EventData) -> ProviderState:
@@ -40,6 +53,8 @@ def evolve(state: ProviderState, event: EventData) -> ProviderState:
             return replace(state, enrolled=event)
         case OfferPublished():
             return replace(state, offer=event)
+        case ProviderProfilePublished():
+            return replace(state, profile=event)
         case ProviderAttested():
             return replace(state, attested=event, bundles=_kept_bundles(state, event))
         case AttestationRevoked():
@@ -92,6 +107,15 @@ def decide_publish_offer(state: ProviderState, command: PublishOffer) -> tuple[E
         provider_id=command.provider_id, models=command.models, concurrency=command.concurrency
     )
     return () if event == state.offer else (event,)
+
+
+def decide_publish_profile(state: ProviderState, command: PublishProfile) -> tuple[EventData, ...]:
+    """Publish region and quantisations; what is unchanged writes nothing."""
+    _require_enrolled(state)
+    if len({model.model_id for model in command.models}) < len(command.models):
+        raise BadRequest("a profile names each model once", code="repeated_model")
+    event = ProviderProfilePublished(**dict(command))
+    return () if event == state.profile else (event,)
 
 
 def decide_attest_provider(state: ProviderState, command: AttestProvider) -> tuple[EventData, ...]:

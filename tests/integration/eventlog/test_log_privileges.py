@@ -279,7 +279,7 @@ async def test_a_database_of_the_first_schema_is_brought_up_to_date(
     everything = migrate.migration_files()
     first = [entry for entry in everything if "/0002" not in entry[0]]
     assert len(first) == len(everything) - 2
-    for schema in ("log", "ledger", "gateway", "attestation"):
+    for schema in ("log", "ledger", "gateway", "attestation", "matcher"):
         await admin.execute(f"DROP SCHEMA {schema} CASCADE")
     await admin.execute("DROP TABLE public.schema_migrations")
     for _, file in first:
