@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from cocoon.contracts.commands import Candidate, RequestJob
 from cocoon.contracts.envelope import StoredEvent
@@ -15,7 +16,6 @@ from cocoon.contracts.events import (
     AccountOpened,
     EventData,
     FundsHeld,
-    KeyBundlePublished,
     LeaseExpired,
     MatchingSeedCommitted,
     OfferedModel,
@@ -41,6 +41,8 @@ class ProviderView:
     """A provider: what the log says, and what its last heartbeat said."""
 
     state: ProviderState = field(default_factory=ProviderState)
+    # by key and offered model, what no heartbeat changes: forgotten whenever `state` changes
+    fixed: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     attested_at: dict[str, int] = field(default_factory=dict)  # evidence id -> log position
     boot_id: str = ""
     last_seen_s: float = float("-inf")  # monotonic
@@ -117,6 +119,7 @@ class Memory:
             view = self.providers.setdefault(ident, ProviderView())
             before = {bundle.key_id for bundle in view.state.bundles}
             view.state = providers.evolve(view.state, event)
+            view.fixed.clear()
             if isinstance(event, ProviderAttested):
                 held = {bundle.evidence_id for bundle in view.state.bundles}
                 view.attested_at = {k: at for k, at in view.attested_at.items() if k in held}
@@ -304,48 +307,54 @@ class Memory:
             view = self.providers.get(provider_id) if provider_id else None
             if view is None or provider_id is None:
                 continue
-            bundle = next((b for b in view.state.bundles if b.key_id == key_id), None)
-            candidate = bundle and self._candidate(provider_id, view, bundle, model_id, now_s)
-            if candidate:
-                found.append(candidate)
+            fixed = view.fixed.get((key_id, model_id)) or self._fixed(view, key_id, model_id)
+            if fixed:
+                found.append(self._candidate(provider_id, view, fixed, now_s))
         return tuple(found)
 
     def _candidate(
-        self,
-        provider_id: str,
-        view: ProviderView,
-        bundle: KeyBundlePublished,
-        model_id: str,
-        now_s: float,
-    ) -> Candidate | None:
-        attested, offer = view.state.attested, view.state.offer
-        if attested is None or offer is None or not offer.models:
-            return None
-        concurrency = _at_once(offer.concurrency, view.reported_concurrency)
-        if attested.assurance == open_tier.OPEN and self.open_limits is not None:
+        self, provider_id: str, view: ProviderView, fixed: dict[str, Any], now_s: float
+    ) -> Candidate:
+        offer, reputation = view.state.offer, view.reputation
+        concurrency = _at_once(offer.concurrency if offer else 0, view.reported_concurrency)
+        if fixed["tier"] == open_tier.OPEN and self.open_limits is not None:
             concurrency = min(concurrency, self.open_limits.max_running_jobs)
-        # Another model's offer still makes a candidate: the model filter then gives its reason.
-        model = next((m for m in offer.models if m.model_id == model_id), offer.models[0])
         return Candidate(
+            **fixed,
             provider_id=provider_id,
-            key_id=bundle.key_id,
-            quote=self.quote(model),
-            evidence_id=bundle.evidence_id,  # the key's own: renewed evidence leaves it in use
-            signing_key=attested.signing_key,
-            attested_position=view.attested_at[bundle.evidence_id],
-            valid_until_ms=min(attested.valid_until_ms, bundle.not_after_ms),
-            context_tokens=model.context_tokens,
             running=self.running_at(view, concurrency),
             concurrency=concurrency,
             first_token_us=view.first_token_us,
-            alive=self.is_alive(provider_id, now_s) and not view.draining,
-            tier=attested.assurance,
-            quantisation=view.state.quantisation(model.model_id),
-            region=view.state.region,
-            tokens_per_s=view.reputation.tokens_per_s,
-            ended_jobs=view.reputation.ended_jobs,
-            success_ppm=view.reputation.success_ppm,
+            alive=now_s - view.last_seen_s <= self.silence_s and not view.draining,
+            tokens_per_s=reputation.tokens_per_s,
+            ended_jobs=reputation.ended_jobs,
+            success_ppm=reputation.success_ppm,
         )
+
+    def _fixed(self, view: ProviderView, key_id: str, model_id: str) -> dict[str, Any] | None:
+        """What the log says of a key and a model; None while there is no evidence or no offer."""
+        state = view.state
+        attested, models = state.attested, state.offer.models if state.offer else ()
+        bundle = next((b for b in state.bundles if b.key_id == key_id), None)
+        if attested is None or bundle is None or not models:
+            return None
+        # Another model's offer still makes a candidate: the model filter then gives its reason.
+        model = next((m for m in models if m.model_id == model_id), models[0])
+        fixed = {
+            "key_id": bundle.key_id,
+            "quote": self.quote(model),
+            "evidence_id": bundle.evidence_id,  # the key's own: renewed evidence leaves it in use
+            "signing_key": attested.signing_key,
+            "attested_position": view.attested_at[bundle.evidence_id],
+            "valid_until_ms": min(attested.valid_until_ms, bundle.not_after_ms),
+            "context_tokens": model.context_tokens,
+            "tier": attested.assurance,
+            "quantisation": state.quantisation(model.model_id),
+            "region": state.region,
+        }
+        if model.model_id == model_id:  # else anybody's made-up model would be kept
+            view.fixed[key_id, model_id] = fixed
+        return fixed
 
     def quote(self, model: OfferedModel) -> Quote:
         """The offer's price terms with the network's fee."""

@@ -7,7 +7,7 @@ crash its successor goes on with it. One that is lost nevertheless is said to be
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final, Protocol
+from typing import Protocol
 
 from cocoon.contracts.commands import CommitMatchingSeed, RevealMatchingSeed
 from cocoon.contracts.envelope import AppendItem, NewEvent
@@ -30,7 +30,6 @@ from services.matcher.memory import Memory
 from services.matcher.settings import MatcherSettings
 
 log = get_logger(__name__)
-REVEALED_AFTER_S: Final = 60.0  # of the next period: every decision of the former is in the log
 
 
 class SecretStore(Protocol):
@@ -94,7 +93,7 @@ class Seeds:
             if self._current is None or period >= self._current[0]:
                 continue
             since_s = self._over_since_s.setdefault(period, now_s)
-            if now_s - since_s >= REVEALED_AFTER_S:
+            if now_s - since_s >= self._settings.seed_revealed_after_s:
                 await self._reveal(period, committed)
 
     def _adopt(self) -> None:

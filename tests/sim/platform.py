@@ -5,7 +5,6 @@ the matcher, billing (relay, results, ledger) and gateways. Nothing is decided h
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +23,7 @@ from cocoon.contracts.messages import (
 from cocoon.eventlog.append import LogAppender
 from cocoon.eventlog.relay import Relay
 from cocoon.eventlog.tail import Tail
-from cocoon.kernel.errors import Transient
+from cocoon.kernel.errors import Fatal, Transient
 from services.billing.decide import project
 from services.billing.handlers import Ingress
 from services.billing.results import LiveJobs, Results
@@ -50,7 +49,8 @@ SHARD = 1
 NOWHERE = Path("unused")
 MATCHER = MatcherSettings(
     nats_url="nats://127.0.0.1:1", nats_seed_file=NOWHERE, postgres_dsn_file=NOWHERE, shard=SHARD,
-    fee_bps=FEE_BPS, lease_ttl_ms=LEASE_TTL_MS, sweep_s=0.25, seed_period_s=20.0, waiting_limit=12,
+    fee_bps=FEE_BPS, lease_ttl_ms=LEASE_TTL_MS, sweep_s=0.25, seed_period_s=5.0,
+    seed_revealed_after_s=10.0, waiting_limit=12,
     waiting_limit_per_account=6,
 )  # fmt: skip
 GATEWAY = GatewaySettings(
@@ -97,7 +97,7 @@ async def run_matcher(world: World, process: Process) -> None:
         stop.watch(asyncio.create_task(follow, name=f"tail-{shard}"))
         await caught_up.wait()
     await seeds.begin()
-    stop.watch(asyncio.create_task(_keep_seeds(seeds), name="seeds"))
+    stop.watch(asyncio.create_task(_keep_seeds(seeds, stop), name="seeds"))
     await matcher.resume()
     world.remains[process] = lambda: {
         "leases": len(leases.live),
@@ -137,10 +137,15 @@ async def _fold(
             caught_up.set()
 
 
-async def _keep_seeds(seeds: Seeds) -> None:
+async def _keep_seeds(seeds: Seeds, stop: Stop) -> None:
     while True:
-        with contextlib.suppress(Transient):
+        try:
             await seeds.tick()
+        except Transient:
+            pass  # it is tried again
+        except Fatal as error:
+            stop(error)
+            return
         await asyncio.sleep(1.0)
 
 

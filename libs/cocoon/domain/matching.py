@@ -329,7 +329,9 @@ def _by_policy(
         tell(pool[0], "won", "only one left", 0)
         return pool[0]
     a, b = draw.two(pool)
-    _tell_all(tell, [c for c in pool if c is not a and c is not b], "not_drawn", "two_choices")
+    if tell is not _told_nobody:
+        rest = [c for c in pool if c is not a and c is not b]
+        _tell_all(tell, rest, "not_drawn", "two_choices")
     return _better(a, b, need, policy, middle_us, tell)
 
 
@@ -344,7 +346,7 @@ def _warm(pool: list[Candidate], affinity: str, policy: MatchingPolicy) -> list[
     who are not.
     """
     ranked = warmest(pool, affinity, lambda c: c.provider_id)
-    limit = min(_load_permille(c) for c in pool) + policy.spill_permille
+    limit = min(map(_load_permille, pool)) + policy.spill_permille
     warm = [c for c in ranked[: policy.warm] if _load_permille(c) <= limit]
     return warm or [c for c in pool if _load_permille(c) <= limit]
 
@@ -375,10 +377,13 @@ def _wait_ns(candidate: Candidate, at_least_us: int = 0) -> int:
     return (candidate.running + 1) * first_token_us * 1000 // _places(candidate) + 1
 
 
+_TERMS = ("speed", "price", "success")
+
+
 def _terms(
     candidate: Candidate, wait_ns: int, fastest_ns: int, need: Need, policy: MatchingPolicy
-) -> list[tuple[str, int]]:
-    """Each between 0 and 1000 of its weight: nobody wins everything by one of them.
+) -> tuple[int, int, int]:
+    """As _TERMS names them, each between 0 and 1000 of its weight: nobody wins all by one of them.
 
     The price counts as a part of what the client allows, never as a divisor: a tenth of the price
     is not worth ten times the speed.
@@ -388,11 +393,11 @@ def _terms(
     success_ppm = candidate.success_ppm
     if candidate.ended_jobs < policy.explore_jobs:
         success_ppm = min(success_ppm, NEWCOMER_PPM)
-    return [
-        ("speed", policy.speed_weight * (_FULL * fastest_ns // wait_ns)),
-        ("price", policy.price_weight * (_FULL * max(0, cap - cost) // cap)),
-        ("success", policy.success_weight * ((success_ppm * _FULL + 500_000) // 1_000_000)),
-    ]
+    return (
+        policy.speed_weight * (_FULL * fastest_ns // wait_ns),
+        policy.price_weight * (_FULL * max(0, cap - cost) // cap),
+        policy.success_weight * ((success_ppm * _FULL + 500_000) // 1_000_000),
+    )
 
 
 def _better(
@@ -402,19 +407,18 @@ def _better(
 
     Who has no history yet is taken to be no faster than the middle one: another name is free.
     """
-    waits_ns = [_wait_ns(c, middle_us if c.ended_jobs < policy.explore_jobs else 0) for c in (a, b)]
-    of_a, of_b = (
-        _terms(c, wait_ns, min(waits_ns), need, policy)
-        for c, wait_ns in zip((a, b), waits_ns, strict=True)
-    )
-    a_wins = sum(value for _, value in of_a) >= sum(value for _, value in of_b)
+    a_waits_ns = _wait_ns(a, middle_us if a.ended_jobs < policy.explore_jobs else 0)
+    b_waits_ns = _wait_ns(b, middle_us if b.ended_jobs < policy.explore_jobs else 0)
+    fastest_ns = min(a_waits_ns, b_waits_ns)
+    of_a = _terms(a, a_waits_ns, fastest_ns, need, policy)
+    of_b = _terms(b, b_waits_ns, fastest_ns, need, policy)
+    a_wins = sum(of_a) >= sum(of_b)
     winner, loser = (a, b) if a_wins else (b, a)
     if tell is not _told_nobody:
         better, worse = (of_a, of_b) if a_wins else (of_b, of_a)
-        gaps = [
-            (mine - theirs, name) for (name, mine), (_, theirs) in zip(better, worse, strict=True)
-        ]
-        gap, name = max(gaps)
+        gap, name = max(
+            (mine - theirs, name) for name, mine, theirs in zip(_TERMS, better, worse, strict=True)
+        )
         weight = max(1, getattr(policy, f"{name}_weight"))
         tell(winner, "won", name if gap else "draw", 0)
         tell(loser, "lost", name if gap else "draw", gap // weight)

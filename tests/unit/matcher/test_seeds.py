@@ -11,12 +11,11 @@ from cocoon.contracts.events import MatchingSeedCommitted, MatchingSeedRevealed
 from cocoon.domain.seeding import commitment, seed_of
 from cocoon.kernel.errors import Unavailable
 from services.billing.draws import Draws
-from services.matcher.seeds import REVEALED_AFTER_S
 from tests.support.job_world import ALICE, BOB, CAROL, PROVIDERS, hex16, job_request
 from tests.support.matcher_world import SETTINGS, MatcherWorld, ready_world
 
 STREAM = "matching/1"
-PERIOD_S = 3600.0
+PERIOD_S, REVEALED_AFTER_S = SETTINGS.seed_period_s, SETTINGS.seed_revealed_after_s
 
 
 def commands(world: MatcherWorld) -> list[RequestJob | ExpireLease]:
