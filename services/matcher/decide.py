@@ -31,7 +31,7 @@ def request_command(
     open_limits: OpenTierLimits | None = None,
 ) -> RequestJob:
     """The command with everything that its decision may look at."""
-    fields = dict(request)
+    fields = dict(vars(request))  # frozen parts stay as they are: they were checked once
     del fields["command_id"]
     return RequestJob(
         **fields,

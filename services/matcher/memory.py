@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Final
 
 from cocoon.contracts.commands import Candidate, RequestJob
 from cocoon.contracts.envelope import StoredEvent
@@ -35,6 +35,8 @@ from cocoon.domain.provider import ProviderState
 from cocoon.domain.reputation import Reputation, moved, observe
 from cocoon.domain.seeding import SeedState
 
+MAX_COUNT: Final = 2**32 - 1  # what a candidate's counts can say
+
 
 @dataclass(slots=True)
 class ProviderView:
@@ -42,7 +44,7 @@ class ProviderView:
 
     state: ProviderState = field(default_factory=ProviderState)
     # by key and offered model, what no heartbeat changes: forgotten whenever `state` changes
-    fixed: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+    fixed: dict[tuple[str, str], Candidate] = field(default_factory=dict)
     attested_at: dict[str, int] = field(default_factory=dict)  # evidence id -> log position
     boot_id: str = ""
     last_seen_s: float = float("-inf")  # monotonic
@@ -59,7 +61,7 @@ class ProviderView:
     def observe_first_token(self, sample_us: int) -> None:
         """Exponentially weighted average: alpha 1/2 for eight samples, then 1/10."""
         samples = self.first_token_samples
-        self.first_token_us = moved(self.first_token_us, sample_us, samples)
+        self.first_token_us = moved(self.first_token_us, min(sample_us, MAX_COUNT), samples)
         self.first_token_samples += 1
 
 
@@ -307,31 +309,34 @@ class Memory:
             view = self.providers.get(provider_id) if provider_id else None
             if view is None or provider_id is None:
                 continue
-            fixed = view.fixed.get((key_id, model_id)) or self._fixed(view, key_id, model_id)
+            fixed = view.fixed.get((key_id, model_id)) or self._fixed(
+                provider_id, view, key_id, model_id
+            )
             if fixed:
-                found.append(self._candidate(provider_id, view, fixed, now_s))
+                found.append(self._candidate(view, fixed, now_s))
         return tuple(found)
 
-    def _candidate(
-        self, provider_id: str, view: ProviderView, fixed: dict[str, Any], now_s: float
-    ) -> Candidate:
+    def _candidate(self, view: ProviderView, fixed: Candidate, now_s: float) -> Candidate:
+        """With what changes from job to job: integers within their bounds, so unchecked."""
         offer, reputation = view.state.offer, view.reputation
         concurrency = _at_once(offer.concurrency if offer else 0, view.reported_concurrency)
-        if fixed["tier"] == open_tier.OPEN and self.open_limits is not None:
+        if fixed.tier == open_tier.OPEN and self.open_limits is not None:
             concurrency = min(concurrency, self.open_limits.max_running_jobs)
-        return Candidate(
-            **fixed,
-            provider_id=provider_id,
-            running=self.running_at(view, concurrency),
-            concurrency=concurrency,
-            first_token_us=view.first_token_us,
-            alive=now_s - view.last_seen_s <= self.silence_s and not view.draining,
-            tokens_per_s=reputation.tokens_per_s,
-            ended_jobs=reputation.ended_jobs,
-            success_ppm=reputation.success_ppm,
+        return fixed.model_copy(
+            update={
+                "running": self.running_at(view, concurrency),
+                "concurrency": concurrency,
+                "first_token_us": view.first_token_us,
+                "alive": now_s - view.last_seen_s <= self.silence_s and not view.draining,
+                "tokens_per_s": reputation.tokens_per_s,
+                "ended_jobs": reputation.ended_jobs,
+                "success_ppm": reputation.success_ppm,
+            }
         )
 
-    def _fixed(self, view: ProviderView, key_id: str, model_id: str) -> dict[str, Any] | None:
+    def _fixed(
+        self, provider_id: str, view: ProviderView, key_id: str, model_id: str
+    ) -> Candidate | None:
         """What the log says of a key and a model; None while there is no evidence or no offer."""
         state = view.state
         attested, models = state.attested, state.offer.models if state.offer else ()
@@ -340,18 +345,20 @@ class Memory:
             return None
         # Another model's offer still makes a candidate: the model filter then gives its reason.
         model = next((m for m in models if m.model_id == model_id), models[0])
-        fixed = {
-            "key_id": bundle.key_id,
-            "quote": self.quote(model),
-            "evidence_id": bundle.evidence_id,  # the key's own: renewed evidence leaves it in use
-            "signing_key": attested.signing_key,
-            "attested_position": view.attested_at[bundle.evidence_id],
-            "valid_until_ms": min(attested.valid_until_ms, bundle.not_after_ms),
-            "context_tokens": model.context_tokens,
-            "tier": attested.assurance,
-            "quantisation": state.quantisation(model.model_id),
-            "region": state.region,
-        }
+        fixed = Candidate(
+            provider_id=provider_id,
+            key_id=bundle.key_id,
+            quote=self.quote(model),
+            evidence_id=bundle.evidence_id,  # the key's own: renewed evidence leaves it in use
+            signing_key=attested.signing_key,
+            attested_position=view.attested_at[bundle.evidence_id],
+            valid_until_ms=min(attested.valid_until_ms, bundle.not_after_ms),
+            context_tokens=model.context_tokens,
+            running=0, concurrency=0, first_token_us=0, alive=False,
+            tier=attested.assurance,
+            quantisation=state.quantisation(model.model_id),
+            region=state.region,
+        )  # fmt: skip
         if model.model_id == model_id:  # else anybody's made-up model would be kept
             view.fixed[key_id, model_id] = fixed
         return fixed
