@@ -83,8 +83,8 @@ class Draws:
     def notes(self) -> list[str]:
         """What an auditor should know beside."""
         told = (
-            (self._unrevealed, "seeds come from a secret that is not revealed yet"),
-            (self._lost, "seeds come from a secret that was lost: nobody can check them"),
-            (self._late, "seeds come from the secret before the newest one"),
+            (self._unrevealed, "seeds of a secret that is not revealed yet"),
+            (self._lost, "seeds of a secret that was lost, which nobody can check"),
+            (self._late, "seeds of the secret before the newest one"),
         )
-        return [f"{count} {what}" for count, what in told if count]
+        return [f"{what}: {count}" for count, what in told if count]

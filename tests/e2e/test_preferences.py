@@ -134,7 +134,7 @@ def test_a_wish_holds_over_a_restart_of_the_matcher(
     assert asked(two, only=[wanted])[0] == wanted
     replayed = two.cli("replay", "--verify", "--decisions")
     assert replayed.returncode == 0, replayed.stdout
-    assert "seeds come from a secret that is not revealed yet" in replayed.stdout
+    assert "seeds of a secret that is not revealed yet" in replayed.stdout
 
 
 def test_everybody_is_told_the_same_of_a_decision(

@@ -23,8 +23,10 @@ from cocoon.contracts.commands import (
     EnrolProvider,
     PublishKeyBundle,
     PublishOffer,
+    PublishProfile,
     RevokeAttestation,
 )
+from cocoon.contracts.events import ProfiledModel
 from cocoon.domain.pricing import quote_id
 from cocoon.kernel.errors import SealingError
 from cocoon.kernel.ids import provider_id
@@ -330,6 +332,10 @@ class Agent:
             ),
             PublishOffer(
                 provider_id=self.id, models=(OFFERED,), concurrency=self.concurrency
+            ),
+            PublishProfile(
+                provider_id=self.id, region=f"sim-{self.name}",
+                models=(ProfiledModel(model_id=MODEL, quantisation="int8"),),
             ),
             AttestProvider(
                 provider_id=self.id, evidence_id=enclave.evidence_id, verdict="ok",

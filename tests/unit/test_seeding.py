@@ -143,7 +143,7 @@ def test_a_seed_that_was_chosen_is_found(command: RequestJob, position: int, tol
 def test_only_the_newest_secret_and_the_one_before_may_be_drawn_from() -> None:
     draws = Draws(placed(log_of(COMMITTED, NEXT, THIRD, REVEALED), 1, 20, 30, 40))
     assert draws.check(drawn(), 25) is None
-    assert draws.notes() == ["1 seeds come from the secret before the newest one"]
+    assert draws.notes() == ["seeds of the secret before the newest one: 1"]
     assert draws.check(drawn(), 35) == "position 35: the period of its seed was over"
 
 
@@ -155,11 +155,11 @@ def test_commands_from_before_there_were_secrets_are_not_blamed() -> None:
 def test_what_cannot_be_checked_is_counted_and_said() -> None:
     draws = Draws(placed(log_of(COMMITTED), 1))
     assert draws.check(drawn(seed=hex32("unknown")), 10) is None
-    assert draws.notes() == ["1 seeds come from a secret that is not revealed yet"]
+    assert draws.notes() == ["seeds of a secret that is not revealed yet: 1"]
     lost = MatchingSeedRevealed(shard=1, period=1, secret=None)
     draws = Draws(placed(log_of(COMMITTED, NEXT, lost), 1, 20, 30))
     assert draws.check(drawn(seed=hex32("unknown")), 10) is None
-    assert draws.notes() == ["1 seeds come from a secret that was lost: nobody can check them"]
+    assert draws.notes() == ["seeds of a secret that was lost, which nobody can check: 1"]
     assert draws.checked == 0
 
 

@@ -92,7 +92,7 @@ async def test_every_stored_seed_passes_the_audit_once_revealed() -> None:
             assert isinstance(command, RequestJob)
             assert draws.check(command, stored.first_position) is None
     assert draws.checked == 4
-    assert draws.notes() == ["1 seeds come from a secret that is not revealed yet"]
+    assert draws.notes() == ["seeds of a secret that is not revealed yet: 1"]
 
 
 async def test_a_restarted_matcher_goes_on_with_its_secret() -> None:
