@@ -12,6 +12,7 @@ from cocoon.contracts.envelope import GENESIS_HASH, StoredEvent
 from cocoon.contracts.events import OfferedModel, PolicyPublished
 from cocoon.contracts.messages import Heartbeat
 from cocoon.domain import provider as providers
+from cocoon.domain.open_tier import OPEN
 from cocoon.domain.provider import ProviderState
 from cocoon.evidence.provider import ProviderEvidence
 from cocoon.kernel import canonical
@@ -83,6 +84,16 @@ class Memory:
             state = self.providers[provider_id]
             if state.attested is not None:
                 yield provider_id, state
+
+    def standing_open(self, now_ms: int) -> list[str]:
+        """The ids of the providers that stand in the open tier, in order."""
+        return [
+            provider_id
+            for provider_id, state in self.attested()
+            if state.attested is not None
+            and state.attested.assurance == OPEN
+            and state.attested.valid_until_ms > now_ms
+        ]
 
     def evidence_ids(self) -> set[str]:
         """All evidence that is in use: current, or renewed with keys that still live."""

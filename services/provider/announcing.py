@@ -24,7 +24,7 @@ from cocoon.contracts.messages import (
     ProfileRequest,
 )
 from cocoon.evidence import claims as binding
-from cocoon.evidence.claims import NO_GPU, Claims
+from cocoon.evidence.claims import NO_GPU, Claims, TeeKind
 from cocoon.evidence.provider import ProviderEvidence
 from cocoon.kernel.clock import Clock
 from cocoon.kernel.errors import CocoonError, ConfigurationError, Fatal
@@ -92,7 +92,13 @@ class Announcer:
 
     async def start(self) -> None:
         """Enrol, attest, offer and announce the first key. Raises the tree's errors."""
-        await self._ask("enrol", EnrolRequest(identity_key=self._announced.identity_key.hex()))
+        await self._ask(
+            "enrol",
+            EnrolRequest(
+                identity_key=self._announced.identity_key.hex(),
+                tier="open" if self._tee.kind is TeeKind.NONE else None,
+            ),
+        )
         await self._attest()
 
     async def run(self) -> None:
@@ -160,7 +166,7 @@ class Announcer:
         challenge = Challenge.model_validate(raw)
         model_ids = [model.model_id for model in self._announced.models]
         begins_ms = self._clock.now_ms() - CLAIMS_BACKDATE_MS
-        quoted_kind = binding.TeeKind.TDX
+        quoted_kind = self._tee.kind
         claims = Claims(
             tee=quoted_kind,
             x25519_public=epoch.public_key,
@@ -175,9 +181,9 @@ class Announcer:
         ).encode()
         quoted = await self._tee.quote(binding.report_data(claims))
         if quoted.kind is not quoted_kind:
-            raise ConfigurationError("this agent proves itself by TDX only")
+            raise ConfigurationError("the machine gave another kind of quote than it has")
         evidence = ProviderEvidence(
-            tee="tdx",
+            tee="none" if quoted_kind is TeeKind.NONE else "tdx",
             provider_id=self._announced.provider_id,
             quote=quoted.quote,
             collateral=quoted.collateral,

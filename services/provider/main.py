@@ -38,7 +38,7 @@ from services.provider.running import Served
 from services.provider.settings import ProviderSettings
 from services.provider.spool import Spool
 from services.provider.submitting import Submitter
-from services.provider.tee import KernelTdx, QuoteSource, simulated_tdx
+from services.provider.tee import KernelTdx, OpenSource, QuoteSource, simulated_tdx
 from services.provider.weights import check_context, checked_manifest, is_grpc, server_model
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ async def serve(settings: ProviderSettings, stop: Stop) -> None:
     identity = SigningKey(raw_seed(seed))
     name = provider_id(raw_public(seed))
     policies = _policies(settings, clock)
-    tee = _tee(settings, clock)
+    tee = _tee(settings, identity, clock)
     async with contextlib.AsyncExitStack() as stack:
         load = EngineLoad()
         manifest = await checked_manifest(settings, stop)
@@ -142,7 +142,9 @@ def _policies(settings: ProviderSettings, clock: Clock) -> PolicyWatch:
     return watch
 
 
-def _tee(settings: ProviderSettings, clock: Clock) -> QuoteSource:
+def _tee(settings: ProviderSettings, identity: SigningKey, clock: Clock) -> QuoteSource:
+    if settings.tee_kind == "none":
+        return OpenSource(identity)
     if settings.dev_authority_file is None:
         return KernelTdx()
     if settings.environment != "dev":

@@ -28,6 +28,7 @@ class ProviderSettings(BaseSettings):
     trust_file: Path
     policy_file: Path | None = None  # None: policy.json beside the trust file
     environment: Literal["dev", "prod"] = "prod"
+    tee_kind: Literal["none"] | None = None  # none: the open tier; else what the machine has
     dev_authority_file: Path | None = None  # DEV ONLY: simulate the TEE
     dev_platform_file: Path | None = None
 

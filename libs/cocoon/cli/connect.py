@@ -19,6 +19,7 @@ _OPTIONS = {
     "listen_port": "--port",
     "state_dir": "--state",
     "local_key": "--local-key",
+    "tiers": "--tiers",
     "api_key": "--key",
     "api_key_file": "--key",
     "provider": "--provider",
@@ -60,6 +61,14 @@ def connect(
     padding: Annotated[
         str, typer.Option(help="Padding of streams: P1 (fixed cadence), P2 (batched), P3 (none).")
     ] = "P2",
+    tiers: Annotated[
+        str | None, typer.Option(
+            metavar="T,...",
+            help="The tiers of providers to use, of facility, attested, simulated and open; no "
+            "request gets another. Without it: those with a TEE, and open where a request asks "
+            "for it. open: no TEE, and the machine's owner can read prompts.",
+        ),
+    ] = None,
     state: Annotated[
         Path | None, typer.Option(
             metavar="DIR",
@@ -83,6 +92,8 @@ def connect(
         "gateway_url": gateway, "trust_file": trust, "listen_port": port,
         "stream_padding": padding, "state_dir": state, "local_key": local_key,
     }  # fmt: skip
+    if tiers is not None:
+        values["tiers"] = [word.strip() for word in tiers.split(",")]
     if provider is not None:
         values["provider"] = _wishes(provider)
     if key is not None and key.startswith("@"):

@@ -68,6 +68,16 @@ def up(
         ),
     ] = Engine.EMBEDDED,
     providers: Annotated[int, typer.Option(min=1, max=8, help="How many providers to run.")] = 1,
+    open_providers: Annotated[
+        int,
+        typer.Option(
+            "--open",
+            min=0,
+            max=8,
+            help="How many more providers to run without a TEE. They are labelled `open`, and no "
+            "request gets one that does not ask for it.",
+        ),
+    ] = 0,
     shards: Annotated[
         int | None,
         typer.Option(
@@ -131,7 +141,7 @@ def up(
         folder.prepare()
         options = Options(
             gateway_port, sidecar_port, backend, model, otlp, providers, key_epoch, triton,
-            shards, concurrency,
+            shards, concurrency, open_providers,
         )  # fmt: skip
         code = asyncio.run(_run(folder, options, as_json, say))
     raise typer.Exit(code)

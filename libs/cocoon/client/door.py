@@ -20,6 +20,7 @@ from cocoon.client.job import Began, Chunk, Ended
 from cocoon.client.recording import Head
 from cocoon.client.repeats import Asked, Entry, Repeats
 from cocoon.client.session import SealedSession
+from cocoon.client.wishes import TIERS_HEADER, with_tiers
 from cocoon.kernel.clock import Clock
 from cocoon.kernel.errors import (
     CocoonError,
@@ -145,7 +146,7 @@ class Door:
             raise TooLarge(f"A request's body is at most {MAX_BODY_BYTES} bytes; send less.")
         headers = request.headers
         asked = Asked(
-            body=request.body,
+            body=with_tiers(request.body, headers.get(TIERS_HEADER)),
             caller=caller,
             key=headers.get("idempotency-key"),
             retry=_retry_count(headers.get("x-stainless-retry-count")),
@@ -218,6 +219,7 @@ class Door:
             ("x-cocoon-job-id", settlement.job_id),
             ("x-cocoon-provider", settlement.provider_id),
             ("x-cocoon-model-id", settlement.model_id),
+            ("x-cocoon-tier", settlement.assurance),
             ("x-cocoon-cost-nanoton", str(settlement.cost_nanoton)),
         )
         recording.begin(Head(200, (_JSON, *facts, ("content-length", str(len(ended.body))))))
@@ -229,6 +231,7 @@ def _stream_facts(began: Began) -> tuple[tuple[str, str], ...]:
         ("x-cocoon-job-id", began.job_id),
         ("x-cocoon-provider", began.provider_id),
         ("x-cocoon-model-id", began.model_id),
+        ("x-cocoon-tier", began.assurance),
         ("x-cocoon-max-cost-nanoton", str(began.max_cost_nanoton)),
     )
 

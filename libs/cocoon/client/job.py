@@ -40,6 +40,7 @@ class Began:
     provider_id: str
     model_id: str
     max_cost_nanoton: int
+    assurance: str  # of the provider whose key seals this answer, as verified here
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,12 +202,13 @@ class Job:
                     if not began:
                         began = True
                         match = exchange.match
-                        check_provider(sealing.by_key_id[exchange.key_id], match)
+                        answering = sealing.by_key_id[exchange.key_id]
+                        check_provider(answering, match)
                         check_token_prices(match, sealing.most_nanoton_per_mtok)
                         pieces.append(
                             Began(
                                 self.job_id, match.provider_id, match.quote.model_id,
-                                sealing.max_price_nanoton,
+                                sealing.max_price_nanoton, answering.assurance.value,
                             )
                         )  # fmt: skip
                     for event in events:

@@ -35,7 +35,9 @@ class NetworkOptions:
     trust: the anchors, or the file that holds them; never from the gateway. api_key: the
     gateway's (`ck_...`); None takes each caller's own. state_dir keeps across restarts what must
     not go back, and what was sealed under Idempotency-Keys; one client at a time uses it.
-    assurances: None means every attested tier, and simulated only under a dev trust file.
+    assurances: None means every attested tier, and simulated only under a dev trust file; a single
+    request may then ask for the open tier (no TEE: who owns the machine can read it) by
+    `provider.tiers`. Those that are named here are all that any request can get.
     max_price_nanoton bounds one request. model_pins: names to the model ids they must have.
     affinity: whether conversations go where their beginning is warm; the network can then tell that
     two requests of an account have the same beginning, and not which. wishes: what is asked of the
@@ -86,6 +88,7 @@ class Network:
         )
         preferences = Preferences(
             assurances=_assurances(options, trust),
+            open_on_request=options.assurances is None,
             body_profile=options.body_profile,
             stream_profile=options.stream_profile,
             max_price_nanoton=options.max_price_nanoton,

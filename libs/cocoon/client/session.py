@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 from collections.abc import AsyncIterator, Collection
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from typing import Any, Final
 
 from cocoon.chat import ENDPOINT, ChatRequest, parse_chat_request
 from cocoon.client.bounds import token_bounds
-from cocoon.client.choice import choose, one_model, with_assurance
+from cocoon.client.choice import Addressee, choose, one_model, with_assurance
 from cocoon.client.directory import Directory
 from cocoon.client.gateway import Gateway
 from cocoon.client.job import EXPIRED, LINE_BROKE, Chunk, Ended, Job, Sealing
@@ -27,7 +28,13 @@ from cocoon.contracts.matching import Preferences as Wishes
 from cocoon.domain.pricing import greatest_price
 from cocoon.evidence.verdict import Assurance
 from cocoon.kernel.clock import Clock, Randomness
-from cocoon.kernel.errors import BadRequest, Conflict, DeadlineExceeded, Unavailable
+from cocoon.kernel.errors import (
+    BadRequest,
+    Conflict,
+    DeadlineExceeded,
+    EvidenceRejected,
+    Unavailable,
+)
 from cocoon.sealing import (
     Profile,
     Recipient,
@@ -37,6 +44,7 @@ from cocoon.sealing import (
     seal_request,
 )
 
+_log = logging.getLogger("cocoon.client")
 REQUEST_TTL_MS: Final = 10 * 60 * 1000
 MAX_KEY_CHARS: Final = 255
 # for a provider to take the place of one that was lost
@@ -45,14 +53,25 @@ REPLACED_AFTER_S: Final = (0.5, 1.0, 2.0, 3.0)
 
 @dataclass(frozen=True, slots=True)
 class Preferences:
-    """What the caller accepts: tiers, padding, money (nanoTON for one request) and spread."""
+    """What the caller accepts: tiers, padding, money (nanoTON for one request) and spread.
+
+    open_on_request: whether a request that names the open tier gets it, though it is not among
+    `assurances`.
+    """
 
     assurances: Collection[Assurance]
+    open_on_request: bool = False
     body_profile: Profile = Profile.P0
     stream_profile: Profile = Profile.P2
     max_price_nanoton: int | None = None
     affinity: bool = True  # tell the network a blind key of each conversation's beginning
     wishes: Wishes | None = None  # of a request that has none of its own
+
+    def accepted(self, wishes: Wishes | None) -> frozenset[Assurance]:
+        """The tiers that a request may be sealed to: open only where somebody named it."""
+        asks = wishes is not None and Assurance.OPEN.value in wishes.tiers
+        taken = frozenset(self.assurances)
+        return taken | {Assurance.OPEN} if asks and self.open_on_request else taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +105,7 @@ class SealedSession:
         self._kept = kept
         self._clock = clock
         self._randomness = randomness
+        self._told_of_open = False
         self._affinity = Affinity(randomness.token(32)) if preferences.affinity else None
 
     async def prepare(
@@ -150,13 +170,21 @@ class SealedSession:
             return None
         if kept.asked != ask.asked:
             raise idempotency_mismatch()
+        addressees = kept.addressees()
+        tiers = {item.assurance for item in addressees.values()}
+        if not tiers <= self._preferences.accepted(ask.wishes):
+            raise EvidenceRejected(
+                "What was sealed under this Idempotency-Key is for a tier that this client no "
+                "longer takes; use a new key.",
+                code="assurance",
+            )
         return Sealing(
             sealed=kept.sealed(),
-            by_key_id=kept.addressees(),
+            by_key_id=addressees,
             idempotency_key=_outer_key(ask.name, kept.again),
             deadline_ms=kept.deadline_ms,
             again=kept.again,
-            headers=_headers(ask),
+            headers=_headers(ask, addressees.values()),
             most_nanoton_per_mtok=_price_caps(ask),
         )
 
@@ -195,13 +223,14 @@ class SealedSession:
         listing = await self._directory.listing(request.model, ask.api_key, refresh=bool(again))
         now_ms = self._clock.now_ms()
         wanted = self._preferences
+        accepted = wanted.accepted(ask.wishes)
         usable = listing.usable(now_ms)
         if avoid is not None and avoid.policy_hash == listing.policy_hash:
             usable = [item for item in usable if item.bundle.key_id not in avoid.key_ids]
             if not usable:
                 raise Unavailable("No provider has a newer key; try again.", code="no_provider")
         try:
-            able = one_model(fitting(with_assurance(usable, wanted.assurances), ask.wishes))
+            able = one_model(fitting(with_assurance(usable, accepted), ask.wishes))
         except BadRequest as error:
             if avoid is None:
                 raise  # else a successor of who is wished for may still come
@@ -211,8 +240,11 @@ class SealedSession:
             able, max_input_tokens=bounds.max_input_tokens,
             max_output_tokens=bounds.max_output_tokens,
             max_price_nanoton=wanted.max_price_nanoton, randomness=self._randomness,
-            wishes=ask.wishes, affinity=ask.affinity,
+            wishes=ask.wishes, affinity=ask.affinity, open_job_nanoton=listing.open_job_nanoton,
         )  # fmt: skip
+        if any(item.assurance is Assurance.OPEN for item in chosen) and not self._told_of_open:
+            self._told_of_open = True
+            _log.warning("open_tier_used", extra={"tier": Assurance.OPEN.value})
         max_price = max(
             greatest_price(item.quote, bounds.max_input_tokens, bounds.max_output_tokens)
             for item in chosen
@@ -246,13 +278,14 @@ class SealedSession:
         if ask.name is not None:
             keep = KeptRequest.of(ask.asked, deadline_ms, again, sealed, chosen)
             await self._kept.put(ask.name, keep)
+        addressees = {item.bundle.key_id: item.addressee for item in chosen}
         return Sealing(
             sealed=sealed,
-            by_key_id={item.bundle.key_id: item.addressee for item in chosen},
+            by_key_id=addressees,
             idempotency_key=_outer_key(ask.name or header.job_id.hex(), again),
             deadline_ms=deadline_ms,
             again=again,
-            headers=_headers(ask),
+            headers=_headers(ask, addressees.values()),
             most_nanoton_per_mtok=_price_caps(ask),
         )
 
@@ -264,11 +297,21 @@ def _price_caps(ask: _Ask) -> tuple[int | None, int | None]:
     return wishes.max_input_nanoton_per_mtok, wishes.max_output_nanoton_per_mtok
 
 
-def _headers(ask: _Ask) -> dict[str, str]:
-    """What the matcher ranks by. It is no content: ids, bounds, and a key that only we can make."""
+def _headers(ask: _Ask, addressees: Collection[Addressee]) -> dict[str, str]:
+    """What the matcher ranks by. It is no content: ids, bounds, and a key that only we can make.
+
+    It sends nobody to the open tier who did not name it, so it is told where this client's owner
+    did, once for all requests.
+    """
     found = {}
-    if ask.wishes is not None:
-        found["x-cocoon-preferences"] = ask.wishes.to_canonical().decode("ascii")
+    wishes = ask.wishes
+    if any(item.assurance is Assurance.OPEN for item in addressees):
+        wishes = wishes or Wishes()
+        if not wishes.tiers:
+            tiers = {item.assurance.value for item in addressees}
+            wishes = Wishes.model_validate({**wishes.model_dump(), "tiers": sorted(tiers)})
+    if wishes is not None:
+        found["x-cocoon-preferences"] = wishes.to_canonical().decode("ascii")
     if ask.affinity:
         found["x-cocoon-affinity"] = ask.affinity
     return found

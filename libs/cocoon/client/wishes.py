@@ -17,10 +17,13 @@ from pydantic import ValidationError
 from cocoon.chat import ChatRequest
 from cocoon.client.choice import Candidate
 from cocoon.contracts.matching import Preferences, Priority
+from cocoon.evidence.verdict import Assurance
 from cocoon.kernel.errors import BadRequest
 
 FIELD: Final = "provider"
 AFFINITY_BYTES: Final = 4096  # of a conversation's beginning: more says nothing about its prefix
+TIERS_HEADER: Final = "x-cocoon-tiers"
+_TIERS: Final = tuple(item.value for item in Assurance)
 MAX_BYTES: Final = 8192  # what the gateway takes of wishes
 DAY_MS: Final = 24 * 3600 * 1000
 
@@ -56,6 +59,32 @@ def split_wishes(body: bytes) -> tuple[bytes, Preferences | None]:
             param=FIELD, code="invalid_value",
         )  # fmt: skip
     return json.dumps(value).encode(), wishes
+
+
+def with_tiers(body: bytes, named: str | None) -> bytes:
+    """The body with a header's tiers ("open, attested") as its `provider.tiers`.
+
+    A body that names tiers itself, or that is no JSON object, stays as it is. Raises BadRequest
+    for a word that is no tier.
+    """
+    if named is None:
+        return body
+    tiers = [word.strip() for word in named.split(",")]
+    if not all(word in _TIERS for word in tiers):
+        raise BadRequest(
+            f"The header {TIERS_HEADER} lists tiers, with commas between: {', '.join(_TIERS)}.",
+            param=TIERS_HEADER, code="invalid_value",
+        )  # fmt: skip
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        return body
+    if not isinstance(value, dict):
+        return body
+    asked = value.get(FIELD) or {}
+    if not isinstance(asked, dict) or "tiers" in asked:
+        return body
+    return json.dumps({**value, FIELD: {**asked, "tiers": tiers}}).encode()
 
 
 _PRIORITIES: Final[dict[str, Priority]] = {

@@ -157,6 +157,8 @@ class Reply(Contract):
 
 class EnrolRequest(Contract):
     identity_key: Hex32  # also the agent's NATS user key
+    # open: this provider has no TEE. Left out otherwise: its evidence says what it has
+    tier: Annotated[Literal["open"] | None, Field(exclude_if=lambda tier: tier is None)] = None
 
 
 class OfferRequest(Contract):
