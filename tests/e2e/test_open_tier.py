@@ -70,7 +70,7 @@ def asked(
     network: LiveNetwork, wishes: dict[str, Any] | None = None,
     body: dict[str, Any] | None = None, **more: Any,
 ) -> Any:  # fmt: skip
-    with openai.OpenAI(base_url=network.sidecar, api_key="any", max_retries=0) as client:
+    with openai.OpenAI(base_url=network.sidecar, api_key=network.api_key, max_retries=0) as client:
         return client.chat.completions.with_raw_response.create(
             **(body or SHORT), extra_body={"provider": wishes} if wishes else None, **more
         )
