@@ -15,12 +15,7 @@ from nacl.signing import SigningKey
 from cocoon.bus.requests import ask
 from cocoon.contracts import subjects
 from cocoon.contracts.commands import decode_command
-from cocoon.contracts.messages import (
-    BanRequest,
-    DirectoryRequest,
-    EnrolRequest,
-    ProfileRequest,
-)
+from cocoon.contracts.messages import BanRequest, DirectoryRequest, EnrolRequest
 from cocoon.devnet.authority import OUT_OF_DATE, CollateralKnobs, DevAuthority
 from cocoon.devnet.dev_platform import Knobs
 from cocoon.domain import decide as domain
@@ -30,7 +25,6 @@ from cocoon.eventlog.read import read_batch, read_commands
 from cocoon.evidence.policy import policy_hash
 from cocoon.evidence.provider import ProviderEvidence
 from cocoon.kernel.errors import (
-    BadRequest,
     CocoonError,
     ConfigurationError,
     Forbidden,
@@ -87,27 +81,6 @@ async def test_an_admitted_provider_is_in_the_log_and_in_the_directory(network: 
     assert whole["log"]["shard0_position"] == 5
     assert whole["policy"]["policy"]["network_id"] == "cocoon-test"
     assert [e["provider_id"] for e in everything["providers"]] == [provider.provider_id]
-
-
-async def test_what_a_provider_tells_of_itself_is_in_the_log_once_and_in_the_directory(
-    network: Network,
-) -> None:
-    async with network.running():
-        provider = await (await Provider.connect(network)).admitted()
-        (silent,) = await until(lambda: directory_entries(network), "the directory's entry")
-        assert (silent["region"], silent["quantisation"]) == (None, None)
-        await provider.publish_profile()
-        await provider.publish_profile()
-        (told,) = await directory_entries(network)
-        assert (told["region"], told["quantisation"]) == ("eu-west", "int8")
-        wrong = ProfileRequest.model_construct(region="Europe, west", models=())
-        with pytest.raises(BadRequest):
-            await provider.ask("publish_profile", wrong)
-    async with network.running():
-        await provider.beat()
-        (again,) = await until(lambda: directory_entries(network), "the entry after a restart")
-        assert (again["region"], again["quantisation"]) == ("eu-west", "int8")
-    assert (await network.types()).count("ProviderProfilePublished") == 1
 
 
 async def directory_entries(network: Network) -> list[dict[str, Any]]:
