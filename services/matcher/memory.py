@@ -45,6 +45,8 @@ class ProviderView:
     elsewhere: int = 0  # of the reported jobs, those that are not this shard's
     reported_concurrency: int | None = None
     draining: bool = False
+    full: tuple[str, ...] = ()  # of its models, those without room
+    away: tuple[str, ...] = ()  # and those without an engine
     live_jobs: set[str] = field(default_factory=set)  # of this shard
     first_token_us: int = 0
     first_token_samples: int = 0
@@ -233,6 +235,7 @@ class Memory:
         view.elsewhere = sum(job_id not in view.live_jobs for job_id, _ in beat.running)
         view.reported_concurrency = beat.concurrency
         view.draining = beat.draining
+        view.full, view.away = beat.full, beat.away
         return restarted
 
     def told_busy(self, provider_id: str) -> None:
@@ -303,10 +306,11 @@ class Memory:
             attested_position=view.attested_at[bundle.evidence_id],
             valid_until_ms=min(attested.valid_until_ms, bundle.not_after_ms),
             context_tokens=model.context_tokens,
-            running=self.running_at(view, concurrency),
+            running=concurrency if model_id in view.full else self.running_at(view, concurrency),
             concurrency=concurrency,
             first_token_us=view.first_token_us,
-            alive=self.is_alive(provider_id, now_s) and not view.draining,
+            alive=self.is_alive(provider_id, now_s)
+            and not (view.draining or model_id in view.away),
             tier=attested.assurance,
             tokens_per_s=view.reputation.tokens_per_s,
             ended_jobs=view.reputation.ended_jobs,

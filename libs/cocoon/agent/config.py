@@ -213,8 +213,8 @@ class ModelConfig(_Section):
                     ) from None
         if self.folder is not None and self.manifest_file is None:
             raise ValueError(
-                "has a folder for a server's model and no manifest_file to check it against; make "
-                "one with `cocoon model add` and name it, or leave folder out"
+                "has a folder for a server's model, which is hashed only against a manifest; make "
+                "one with `cocoon model add` and set manifest_file, or leave folder out"
             )
 
 
@@ -231,14 +231,16 @@ class AgentConfig(_Section):
         names = [model.name for model in self.models]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"models: {name} is there twice; give each entry a name of its own")
+                raise ValueError(
+                    f"models: {name} is there twice; give each entry a name of its own"
+                )
         if not any(model.enabled for model in self.models):
             raise ValueError(
                 "models: none is enabled; enable one, or end the agent with `cocoon provider drain`"
             )
         if self.agent.environment == "prod" and self.tee.kind == "simulated":
             raise ValueError(
-                'tee: a simulated TEE proves nothing in production; set kind, or environment = "dev"'
+                "tee: a simulated TEE proves nothing in production; set kind, or environment"
             )
         return self
 
@@ -277,8 +279,8 @@ def parse_config(text: str, folder: Path, *, name: str = "provider.toml") -> Age
     try:
         return AgentConfig.model_validate(_from_folder(document, folder))
     except ValidationError as error:
-        sentences = "\n".join(f"  {sentence}" for sentence in _sentences(error))
-        raise ConfigurationError(f"{name} is not taken:\n{sentences}") from None
+        said = "\n".join(f"  {sentence}" for sentence in sentences(error))
+        raise ConfigurationError(f"{name} is not taken:\n{said}") from None
 
 
 def _path_fields(section: type[BaseModel]) -> set[str]:
@@ -315,7 +317,8 @@ def _from_folder(document: dict[str, Any], folder: Path) -> dict[str, Any]:
 _SECTIONS: Final[dict[str, type[BaseModel]]] = {"network": Network, "agent": Agent, "tee": Tee}
 
 
-def _sentences(error: ValidationError) -> list[str]:
+def sentences(error: ValidationError) -> list[str]:
+    """What is wrong, a sentence for each field; no value is told."""
     return [_sentence(one["loc"], one["type"], one["msg"]) for one in error.errors()]
 
 
@@ -333,8 +336,8 @@ def _sentence(loc: tuple[int | str, ...], kind: str, message: str) -> str:
 
 
 def _nearest(loc: tuple[int | str, ...]) -> str:
-    sections: dict[str | int, type[BaseModel]] = {**_SECTIONS, "models": ModelConfig}
-    kind = sections.get(loc[0], AgentConfig) if len(loc) > 1 else AgentConfig
+    sections: dict[str, type[BaseModel]] = {**_SECTIONS, "models": ModelConfig}
+    kind = sections.get(str(loc[0]), AgentConfig) if len(loc) > 1 else AgentConfig
     if "price" in loc[:-1]:
         kind = ModelPrice
     close = difflib.get_close_matches(str(loc[-1]), list(kind.model_fields), n=1)

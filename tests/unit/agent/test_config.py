@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - a wrong file is a line
 """provider.toml: what it takes, in which words it refuses, and that it is written as it is read."""
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def test_a_file_is_read_whole_and_its_paths_are_relative_to_it() -> None:
         ('engine = "openai"', "", "models[1] has url, which is for the engines"),
         ("warm = false", "warm = true", "models[1] has unload_after_s, which is for warm = false"),
         ("warm = false", "warm = 0", "models[1].warm: input should be a valid boolean"),
-        ('name = "large"', 'name = "large"\nfolder = "weights"', "models[1] has a folder for a server's model and no manifest_file"),
+        ('name = "large"', 'name = "large"\nfolder = "weights"', "models[1] has a folder for a server's model, which is hashed only against a manifest"),
         ("[[models]]", "[tee]\nkind = \"none\"\ndev_platform_file = 'p'\n[[models]]", "tee names dev_authority_file or dev_platform_file"),
         ("[[models]]", '[tee]\nkind = "simulated"\n[[models]]', 'tee is of kind = "simulated" and lacks dev_authority_file'),
         ("[[models]]", "[tee]\nkind = \"simulated\"\ndev_authority_file = 'a'\n[[models]]", "tee: a simulated TEE proves nothing in production"),
