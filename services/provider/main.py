@@ -33,7 +33,7 @@ from services.provider.models import ServedModel
 from services.provider.observing import observe
 from services.provider.parts import Agent, end
 from services.provider.policies import PolicyWatch
-from services.provider.reloading import Prepare, Reloader, check_distinct
+from services.provider.reloading import Prepare, Reloader
 from services.provider.settings import ProviderSettings
 from services.provider.spool import Spool
 from services.provider.submitting import Submitter
@@ -107,7 +107,6 @@ async def _models(
             return None
         stack.push_async_callback(model.engine.close)
         served.append(model)
-    check_distinct(served)
     await start_all(served)
     table = ModelTable(served, clock, grace_s=settings.grace_s)
     stack.push_async_callback(table.close)

@@ -162,7 +162,7 @@ class ServedModel:
             self.health = self.health.not_started()
 
     async def _passes(self) -> bool:
-        if self.health.suspect:
+        if self.health.suspect and self.config.kind == "chat":
             return await self.engine.probe()
         if not self.engine.up:
             return True  # it is not asked before it is needed

@@ -32,7 +32,7 @@ class Engine:
         self, make: Callable[[], Backend], concurrency: int,
         check: Callable[[], None] | None = None, *, checked: bool = True,
     ) -> None:  # fmt: skip
-        """`check` raises if the files are not the model's any more; `checked`: they were, just now."""
+        """`check` raises if the files are not the model's any more; `checked`: they just were."""
         self._make = make
         self._check = check
         self._checked = checked

@@ -132,7 +132,6 @@ class Reloader:
                             f"({model.model_id}); remove it, or have it listed"
                         )
                 wanted.append((model, config))
-            check_distinct(model for model, _ in wanted)
             await asyncio.gather(*(model.start() for model in made if model.config.warm))
         except BaseException:
             await _close(made)
@@ -151,17 +150,6 @@ class Reloader:
             else:
                 model.configure(config)
         self._models.replace(model for model, _ in wanted)
-
-
-def check_distinct(models: Iterable[ServedModel]) -> None:
-    """Raises ConfigurationError if two entries are one and the same model."""
-    names: dict[str, str] = {}
-    for model in models:
-        other = names.setdefault(model.model_id, model.config.name)
-        if other != model.config.name:
-            raise ConfigurationError(
-                f"{other} and {model.config.name} are one model ({model.model_id}); name it once"
-            )
 
 
 async def _close(models: Iterable[ServedModel]) -> None:

@@ -96,6 +96,11 @@ class ProviderSettings(BaseSettings):
         """The file's, or the one model that the variables describe. Raises ConfigurationError."""
         if self.config_file is not None:
             return read_config(self.config_file)
+        if self.dev_authority_file is not None and self.environment != "dev":
+            raise ConfigurationError(
+                "a DEV ONLY authority simulates the TEE, but the environment is prod; leave "
+                "COCOON_PROVIDER_DEV_AUTHORITY_FILE out, or set COCOON_PROVIDER_ENVIRONMENT=dev"
+            )
         try:
             return AgentConfig.model_validate(self._document())
         except ValidationError as error:

@@ -238,7 +238,7 @@ class SimRun:
         self,
         job: RunningJob,
         enclave: Enclave,
-        served: ServedModel,
+        served: object,
         send: Any,
         clock: Any,
         **_: object,

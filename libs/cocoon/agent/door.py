@@ -1,6 +1,6 @@
 """How a command on this machine finds the running agent and shows that it may steer it.
 
-`<data_dir>/agent.json` says where it is, `<data_dir>/agent.token` (mode 0600) opens its actions.
+`<data_dir>/agent.json` says where it is, `<data_dir>/control.token` (mode 0600) opens its actions.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Final
 from cocoon.kernel.errors import ConfigurationError, NotFound
 
 ADDRESS_NAME: Final = "agent.json"
-TOKEN_NAME: Final = "agent.token"  # noqa: S105 - a file's name
+TOKEN_NAME: Final = "control.token"  # noqa: S105 - a file's name
 _MAX_BYTES: Final = 64 * 1024
 
 
