@@ -41,7 +41,9 @@ async def prepare_model(
         Engine, make, model.concurrency, check, checked=model.warm
     )  # fmt: skip
     check_context(manifest, engine.backend.context_tokens)
-    return ServedModel(model, manifest.model_id, engine, clock, load)
+    return ServedModel(
+        model, manifest.model_id, engine, clock, load, quantisation=manifest.quantisation
+    )
 
 
 def make_backend(

@@ -30,7 +30,7 @@ class ServedModel:
 
     def __init__(
         self, config: ModelConfig, model_id: str, engine: Engine, clock: Clock,
-        load: EngineLoad | None = None,
+        load: EngineLoad | None = None, *, quantisation: str = "as-served",
     ) -> None:  # fmt: skip
         self.config = config
         self.engine = engine
@@ -38,6 +38,7 @@ class ServedModel:
         self.model_id = model_id
         self.id_bytes = bytes.fromhex(model_id)
         self.names = (config.name, self.model_id)
+        self.quantisation = quantisation  # as its manifest has it
         self.context_tokens = engine.backend.context_tokens
         self.prices = PriceBook(config.price.all)
         self.tally = Tally(clock)

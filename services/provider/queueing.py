@@ -39,6 +39,7 @@ class Engine:
         self._concurrency = concurrency
         self._queue: deque[asyncio.Future[None]] = deque()
         self._changing = asyncio.Lock()
+        self._starting: asyncio.Task[None] | None = None
         self._joined = 0  # running, waiting, or waiting for the start
         self.backend = make()
         self.up = False
@@ -58,7 +59,18 @@ class Engine:
         self._admit()
 
     async def start(self) -> None:
-        """Be up. Raises ConfigurationError or Unavailable; a later try begins anew."""
+        """Be up. Raises ConfigurationError or Unavailable; a later try begins anew.
+
+        One start for all who ask meanwhile. It goes on when they leave: the next will need it.
+        """
+        if self.up:
+            return
+        if self._starting is None or self._starting.done():
+            self._starting = asyncio.create_task(self._start())
+            self._starting.add_done_callback(_heard)
+        await asyncio.shield(self._starting)
+
+    async def _start(self) -> None:
         async with self._changing:
             if self.up:
                 return
@@ -96,6 +108,9 @@ class Engine:
 
     async def close(self) -> None:
         """Whatever runs ends with Unavailable."""
+        if self._starting is not None:
+            self._starting.cancel()
+            await asyncio.gather(self._starting, return_exceptions=True)
         await self.backend.close()
 
     @asynccontextmanager
@@ -160,3 +175,9 @@ class Engine:
             if not turn.done():
                 self.running += 1
                 turn.set_result(None)
+
+
+def _heard(start: asyncio.Task[None]) -> None:
+    """Nobody may be left to hear why it failed."""
+    if not start.cancelled():
+        start.exception()

@@ -20,6 +20,7 @@ from services.provider.table import ModelTable
 _log = get_logger("cocoon.provider.reloading")
 # What an engine need not be made anew for
 LIVE: Final = {"price", "concurrency", "max_waiting", "warm", "unload_after_s", "enabled"}
+MAX_PROVED: Final = 256  # that evidence may name
 
 Prepare = Callable[[ModelConfig], Awaitable[ServedModel | None]]
 
@@ -132,6 +133,10 @@ class Reloader:
                             f"({model.model_id}); remove it, or have it listed"
                         )
                 wanted.append((model, config))
+            if len(self._models.all) + len(made) > MAX_PROVED:
+                raise ConfigurationError(
+                    "too many models still finish their jobs; reload again in some minutes"
+                )
             await asyncio.gather(*(model.start() for model in made if model.config.warm))
         except BaseException:
             await _close(made)

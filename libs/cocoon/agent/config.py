@@ -20,6 +20,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -106,6 +107,13 @@ class Network(_Section):
     trust_file: FilePath
     policy_file: FilePath | None = None
     ca_file: FilePath | None = None
+
+    @field_validator("bus")
+    @classmethod
+    def _of_one_kind(cls, bus: tuple[str, ...]) -> tuple[str, ...]:
+        if len({urlsplit(address).scheme for address in bus}) > 1:
+            raise ValueError("mixes kinds of addresses; name several of one kind only")
+        return bus
 
 
 class Agent(_Section):

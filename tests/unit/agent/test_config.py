@@ -18,7 +18,7 @@ FOLDER = Path("/srv/cocoon")
 WHOLE = """
 [network]
 gateway = "https://gateway.example"
-bus = ["wss://bus.example:443", "tls://bus.example:4222"]
+bus = ["wss://bus.example:443", "wss://bus2.example:443"]
 trust_file = "trust.json"
 [agent]
 seed_file = "identity.seed"
@@ -72,6 +72,7 @@ def test_a_file_is_read_whole_and_its_paths_are_relative_to_it() -> None:
         ('"large"', '"skills-1"', "models: skills-1 is there twice"),
         ('gateway = "https://', 'gateway = "http://', "network.gateway is not an address that begins with https://"),
         ('"wss://bus', '"http://bus', "network.bus[0] is not an address that begins with nats://"),
+        ('"wss://bus', '"tls://bus', "network.bus mixes kinds of addresses"),
         ("http://127.0.0.1:8000/v1", "http://10.0.0.1/v1", "models[1] has a url that is not an address"),
         ("http://127.0.0.1:8000/v1", "http://user:pw@127.0.0.1/v1", "models[1] has a url that is not an address"),
         ('url = "http://127.0.0.1:8000/v1"', "", 'models[1] has engine = "openai" and lacks url'),
@@ -193,7 +194,7 @@ _network = st.builds(
     Network,
     gateway=st.sampled_from([None, "https://gateway.example", "http://localhost:8641"]),
     bus=st.lists(
-        st.sampled_from(["nats://h:4222", "tls://h", "ws://[::1]:80", "wss://bus.example:443"]),
+        st.sampled_from(["wss://h:4222", "wss://h", "wss://[::1]:80", "wss://bus.example:443"]),
         min_size=1, max_size=3,
     ).map(tuple),
     trust_file=_path, policy_file=_maybe_path, ca_file=_maybe_path,

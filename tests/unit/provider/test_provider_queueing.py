@@ -164,6 +164,22 @@ async def test_files_that_changed_while_the_engine_was_cold_serve_nobody() -> No
     assert (made.all[0].started, engine.up, engine.waiting) == (0, False, 0)
 
 
+async def test_a_start_goes_on_when_the_job_that_asked_for_it_has_left() -> None:
+    made = Made()
+    engine = Engine(made, 1)
+
+    async def job() -> None:
+        async with engine.place():
+            pass
+
+    leaving = asyncio.create_task(job())
+    await asyncio.sleep(0)
+    leaving.cancel()
+    await settle()
+    assert leaving.cancelled()
+    assert (engine.up, made.all[0].started, engine.waiting) == (True, 1, 0)
+
+
 async def test_a_start_that_fails_is_tried_again_on_an_engine_made_anew() -> None:
     made = Made()
     made.broken = True
