@@ -16,20 +16,20 @@ from services.provider.planning import (
     plan,
 )
 
-GRACE_S = 120.0
-_times = st.floats(0, 10_000)
+GRACE_S = 120
+_times = st.integers(0, 10_000)
 _healths = st.builds(Health, st.integers(0, MAX_FAILED_CHECKS), st.integers(0, MAX_FAILED_JOBS))
 _facts = st.builds(
     Facts,
     wanted=st.booleans(), told_s=st.none() | _times, warm=st.booleans(),
-    unload_after_s=st.none() | st.floats(10, 1000), up=st.booleans(), jobs=st.integers(0, 3),
+    unload_after_s=st.none() | st.integers(10, 1000), up=st.booleans(), jobs=st.integers(0, 3),
     idle_since_s=_times, health=_healths,
 )  # fmt: skip
 
 
 @given(_facts, _times)
 def test_no_engine_ends_under_a_job_and_none_that_is_away_is_sent_one(
-    facts: Facts, now_s: float
+    facts: Facts, now_s: int
 ) -> None:
     due = plan(facts, now_s, grace_s=GRACE_S)
     if facts.jobs:
@@ -46,7 +46,7 @@ def test_no_engine_ends_under_a_job_and_none_that_is_away_is_sent_one(
 
 
 @given(_facts, _times)
-def test_what_the_network_may_still_match_is_taken(facts: Facts, now_s: float) -> None:
+def test_what_the_network_may_still_match_is_taken(facts: Facts, now_s: int) -> None:
     well = replace(facts, health=Health())
     untold = replace(well, told_s=None)
     assert plan(untold, now_s, grace_s=GRACE_S).takes
@@ -58,7 +58,7 @@ def test_what_the_network_may_still_match_is_taken(facts: Facts, now_s: float) -
 
 
 @given(_facts, _times)
-def test_only_an_idle_engine_that_need_not_be_warm_is_unloaded(facts: Facts, now_s: float) -> None:
+def test_only_an_idle_engine_that_need_not_be_warm_is_unloaded(facts: Facts, now_s: int) -> None:
     due = plan(facts, now_s, grace_s=GRACE_S)
     if due.stop:
         assert facts.up
