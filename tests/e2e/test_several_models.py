@@ -117,7 +117,7 @@ def test_each_name_is_answered_by_its_own_model_and_a_new_price_breaks_no_job(
     until(lambda: {"first", "second"} <= listed(network).keys(), "both models are listed")
     ids = listed(network)
     assert ids["first"] != ids["second"]
-    with openai.OpenAI(base_url=network.sidecar, api_key="any", max_retries=0) as client:
+    with openai.OpenAI(base_url=network.sidecar, api_key=network.api_key, max_retries=0) as client:
 
         def costs(name: str) -> int:
             """What one and the same answer of a model costs."""

@@ -74,7 +74,7 @@ def test_a_file_is_read_whole_and_its_paths_are_relative_to_it() -> None:
         ('"wss://bus', '"http://bus', "network.bus[0] is not an address that begins with nats://"),
         ('"wss://bus', '"tls://bus', "network.bus mixes kinds of addresses"),
         ("http://127.0.0.1:8000/v1", "http://10.0.0.1/v1", "models[1] has a url that is not an address"),
-        ("http://127.0.0.1:8000/v1", "http://user:pw@127.0.0.1/v1", "models[1] has a url that is not an address"),
+        ("http://127.0.0.1:8000/v1", "http://user@127.0.0.1/v1", "models[1] has a url that is not an address"),
         ('url = "http://127.0.0.1:8000/v1"', "", 'models[1] has engine = "openai" and lacks url'),
         ('engine = "openai"', "", "models[1] has url, which is for the engines"),
         ("warm = false", "warm = true", "models[1] has unload_after_s, which is for warm = false"),
