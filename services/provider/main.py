@@ -121,7 +121,11 @@ async def _agent(
     seed = read_seed_file(config.agent.seed_file)
     identity = SigningKey(raw_seed(seed))
     name = provider_id(raw_public(seed))
-    (url, *_) = config.network.bus
+    url, *others = config.network.bus
+    if others or config.network.ca_file is not None:
+        raise ConfigurationError(
+            "network.bus takes one address and no network.ca_file yet; remove the others"
+        )
     nc = await connect(url, config.agent.seed_file, ROLE, inbox_prefix(name), stop)
     stack.push_async_callback(close, nc)
     spool = Spool(
