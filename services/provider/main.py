@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import resource
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
@@ -24,15 +23,15 @@ from cocoon.models import ModelManifest
 from cocoon.telemetry.logs import get_logger
 from cocoon.telemetry.observe import serve_observe
 from services.provider.announcing import LONGEST_BACKOFF_S, Announced, Announcer
-from services.provider.backends.base import Backend, EngineLoad
-from services.provider.backends.onnx import OnnxBackend
-from services.provider.backends.openai_compatible import OpenAICompatibleBackend
+from services.provider.backends.base import Backend, Embedder, EngineLoad
+from services.provider.backends.making import Adapter, EngineSettings, backend_for
 from services.provider.enclave import Enclave
 from services.provider.epochs import KeyEpochs
 from services.provider.frames import FrameSender
 from services.provider.handlers import Handlers
 from services.provider.heartbeat import Heart
 from services.provider.jobs import Jobs
+from services.provider.keyholder import harden
 from services.provider.policies import PolicyWatch
 from services.provider.running import Served
 from services.provider.settings import ProviderSettings
@@ -56,7 +55,7 @@ def main() -> None:
 
 async def serve(settings: ProviderSettings, stop: Stop) -> None:
     """Load the model, prove the machine, take jobs until stopped, then let them finish."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold prompts
+    harden()
     clock, randomness = SystemClock(), SystemRandomness()
     seed = read_seed_file(settings.nats_seed_file)
     identity = SigningKey(raw_seed(seed))
@@ -158,48 +157,36 @@ def _tee(settings: ProviderSettings, identity: SigningKey, clock: Clock) -> Quot
 def _backend(
     settings: ProviderSettings, manifest: ModelManifest, randomness: SystemRandomness,
     load: EngineLoad,
-) -> Backend:  # fmt: skip
+) -> Backend | Embedder:  # fmt: skip
     """The engine for a model whose files are checked already."""
-    if settings.backend_url is not None:
-        return _server(settings, settings.backend_url, manifest, randomness, load)
-    return OnnxBackend(settings.model_dir, queue_limit=settings.concurrency, randomness=randomness)
-
-
-def _server(
-    settings: ProviderSettings, url: str, manifest: ModelManifest, randomness: SystemRandomness,
-    load: EngineLoad,
-) -> Backend:  # fmt: skip
-    model = server_model(settings, manifest)
-    key_file = settings.backend_api_key_file
-    try:
-        api_key = key_file.read_text(encoding="utf-8").strip() if key_file else None
-    except OSError:
-        raise ConfigurationError(f"the engine's key file {key_file} cannot be read") from None
-    shared: dict[str, Any] = {
-        "context_tokens": settings.backend_context_tokens,
-        "capabilities": Capabilities(**dict.fromkeys(settings.backend_capabilities, True)),
-        "queue_limit": settings.concurrency,
-        "read_timeout_s": settings.backend_read_timeout_s,
-        "deadline_s": settings.job_timeout_s,
-        "api_key": api_key,
-    }
-    if not is_grpc(settings):
-        return OpenAICompatibleBackend(url, model, **shared)
-    # gRPC costs a third of a second to load: only those who use it pay
-    from services.provider.backends.triton import TritonBackend
-
-    return TritonBackend(
-        url, model, **shared, randomness=randomness, load=load,
-        metrics_url=settings.backend_metrics_url,
+    server: Adapter = "triton" if is_grpc(settings) else "openai"
+    engine = EngineSettings(
+        engine="embedded" if settings.backend_url is None else server,
+        kind=manifest.kind,
+        folder=settings.model_dir,
+        url=settings.backend_url,
+        model=server_model(settings, manifest),
+        context_tokens=settings.backend_context_tokens,
+        capabilities=Capabilities(**dict.fromkeys(settings.backend_capabilities, True)),
+        queue_limit=settings.concurrency,
+        read_timeout_s=settings.backend_read_timeout_s,
+        deadline_s=settings.job_timeout_s,
+        api_key_file=settings.backend_api_key_file,
         ca_file=settings.backend_ca_file,
-    )  # fmt: skip
+        client_cert_file=settings.backend_client_cert_file,
+        client_key_file=settings.backend_client_key_file,
+        metrics_url=settings.backend_metrics_url,
+    )
+    return backend_for(engine, randomness=randomness, load=load)
 
 
-def _offer(settings: ProviderSettings, manifest: ModelManifest, backend: Backend) -> OfferedModel:
+def _offer(
+    settings: ProviderSettings, manifest: ModelManifest, backend: Backend | Embedder
+) -> OfferedModel:
     return OfferedModel(
         model_id=manifest.model_id,
         name=manifest.name,
-        context_tokens=backend.context_tokens,
+        context_tokens=backend.request_tokens,
         input_nanoton_per_mtok=settings.input_nanoton_per_mtok,
         cached_input_nanoton_per_mtok=settings.cached_input_nanoton_per_mtok,
         output_nanoton_per_mtok=settings.output_nanoton_per_mtok,
@@ -250,7 +237,7 @@ async def _announce(announcer: Announcer, stop: Stop) -> bool:
         ending.cancel()
 
 
-async def _watch_engine(backend: Backend, jobs: Jobs) -> None:
+async def _watch_engine(backend: Backend | Embedder, jobs: Jobs) -> None:
     """An engine that is away takes no jobs: the heartbeat says so, and others get them."""
     while True:
         await asyncio.sleep(HEALTH_S)

@@ -18,7 +18,7 @@ from cocoon.models import ModelManifest
 from cocoon.models.describing import EMBEDDED, check_onnx, describe_folder
 from cocoon.models.folder import Told
 from cocoon.models.kept import load
-from cocoon.models.manifest import describe_server
+from cocoon.models.manifest import CHAT, describe_server
 from cocoon.models.verifying import verify
 from cocoon.telemetry.logs import get_logger
 from services.provider.settings import ProviderSettings
@@ -99,6 +99,8 @@ def _described(settings: ProviderSettings, told: Told) -> ModelManifest:
         "quantisation": settings.backend_quantisation,
         "context_tokens": str(settings.backend_context_tokens),
     }
+    if settings.model_kind != CHAT:
+        arguments["kind"] = settings.model_kind
     if is_grpc(settings):
         return describe_server(settings.model_name, arguments, "triton")
     return describe_server(settings.model_name, arguments)
@@ -127,6 +129,11 @@ def _check_stated(settings: ProviderSettings, manifest: ModelManifest) -> None:
         raise ConfigurationError(
             f"the manifest is of {manifest.name} and COCOON_PROVIDER_MODEL_NAME says "
             f"{settings.model_name}; leave the setting out"
+        )
+    if "model_kind" in settings.model_fields_set and settings.model_kind != manifest.kind:
+        raise ConfigurationError(
+            f"the manifest is of a model for {manifest.kind} and COCOON_PROVIDER_MODEL_KIND says "
+            f"{settings.model_kind}; leave the setting out"
         )
     asked = manifest.arguments.get("model")
     if settings.backend_url is not None and asked not in (None, server_model(settings, manifest)):
