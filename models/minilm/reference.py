@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,7 @@ def vector(ids: list[int], weights: Weights) -> Any:
 
 
 def main() -> None:
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when it is loaded
     import onnxruntime
     from tokenizers import Tokenizer
 
