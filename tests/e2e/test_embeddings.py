@@ -120,6 +120,14 @@ def test_what_is_public_of_a_request_names_no_endpoint(network: LiveNetwork, sid
     assert not any("embeddings" in data or "v1/" in data for data in told)
 
 
+def test_no_text_of_an_input_is_anywhere_in_the_network(network: LiveNetwork, sidecar: Way) -> None:
+    made = sidecar.embed(model=MODEL, input=["canarybird sings", "another canarybird"])
+    wait_ended(network, made.usage.model_dump()["cocoon"]["job_id"])
+    files = [path for path in network.data.rglob("*") if path.is_file()]
+    assert len(files) > 100  # Postgres, NATS, the spools, all logs
+    assert not [path for path in files if b"canarybird" in path.read_bytes()]
+
+
 def test_many_inputs_more_than_one_context_together_are_served(sidecar: Way) -> None:
     made = sidecar.embed(model=MODEL, input=[f"text number {number}" for number in range(300)])
     assert len(made.data) == 300

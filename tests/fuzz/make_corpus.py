@@ -364,17 +364,13 @@ def openai_body() -> Seeds:
 
 
 def openai_completion() -> Seeds:
-    told = {
-        "tokens": ["h", "i"], "token_logprobs": [-0.5, -1],
-        "top_logprobs": [{"h": -0.5, "x": -2}, None], "text_offset": [0, 1],
-    }  # fmt: skip
     choice = {"text": "hi", "index": 0, "finish_reason": "stop", "logprobs": None}
+    told: dict[str, Any] = {"tokens": ["h", "i"], "token_logprobs": [-0.5, -1]}
+    told |= {"top_logprobs": [{"h": -0.5, "x": -2}, None], "text_offset": [0, 1]}
     yield "answer", _json({"choices": [choice], "usage": USAGE})
-    yield "logprobs", _json({"choices": [choice | {"logprobs": told}], "usage": USAGE})
-    uneven = told | {"token_logprobs": [-0.5]}
-    yield "uneven", _json({"choices": [choice | {"logprobs": uneven}], "usage": USAGE})
-    yield "null", _json({"choices": [choice | {"logprobs": told | {"token_logprobs": [None, 0]}}],
-                         "usage": USAGE})  # fmt: skip
+    uneven, null = told | {"token_logprobs": [-0.5]}, told | {"token_logprobs": [None, 0]}
+    for name, logprobs in (("logprobs", told), ("uneven", uneven), ("null", null)):
+        yield name, _json({"choices": [choice | {"logprobs": logprobs}], "usage": USAGE})
 
 
 def openai_embeddings() -> Seeds:
