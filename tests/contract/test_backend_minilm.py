@@ -128,6 +128,13 @@ class TestOpenAICompatibleEmbedder(EmbedderContract):
         assert await vectors(own, "exactly") == await vectors(embedder, "exactly")
         await own.close()
 
+    async def test_vectors_are_put_in_order_by_their_index(
+        self, server: tuple[EngineServer, str], embedder: Embedder
+    ) -> None:
+        expected = await vectors(embedder, "one", "two", "three")
+        server[0].fault = "mixed"
+        assert await vectors(embedder, "one", "two", "three") == expected
+
     @pytest.mark.parametrize(
         ("fault", "error"),
         [

@@ -110,6 +110,8 @@ class EngineServer:
                 del value["usage"]
             case "fewer":
                 value["data"].pop()
+            case "mixed":
+                value["data"].reverse()
             case "infinite":
                 value["data"][0]["embedding"][0] = 1e300
             case "shorter":

@@ -117,6 +117,14 @@ def test_a_body_is_never_longer_than_was_reckoned(
     assert len(answer_json(embedding_answer(asked, made))) <= embedding_bytes(asked, len(numbers))
 
 
+@pytest.mark.parametrize("form", ["float", "base64"])
+def test_a_body_of_the_longest_numbers_is_not_longer_either(form: str) -> None:
+    asked = parse(encoding_format=form)
+    made = Embedded((pack([-1.1754943508222875e-38] * 4096),), TokenUsage(1, 0))
+    told = answer_json(embedding_answer(asked, made))
+    assert len(told) <= embedding_bytes(asked, 4096) < 1.2 * len(told)
+
+
 @pytest.mark.parametrize("bad", [[float("nan")], [float("inf")], [1e300], ["x"]])
 def test_what_is_no_finite_number_makes_no_vector(bad: list[Any]) -> None:
     with pytest.raises(ValueError, match="vector"):
