@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from nacl.signing import SigningKey
 
-from cocoon.chat import TokenUsage
+from cocoon.chat import ENDPOINT, TokenUsage
 from cocoon.contracts.commands import (
     AttestProvider,
     EnrolProvider,
@@ -81,6 +81,7 @@ class Opened:
     header: RequestHeader
     slot: RecipientSlot
     req_hash: bytes
+    endpoint: str = ENDPOINT
 
 
 @dataclass(eq=False, slots=True)
