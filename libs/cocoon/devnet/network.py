@@ -113,10 +113,10 @@ class Network:
             options.sidecar_port, DEFAULT_SIDECAR_PORT, "sidecar", "--sidecar-port",
             self._gateway_port, say,
         )  # fmt: skip
-        attested = provider_names(options.providers + options.embeddings)
-        self._embedder = attested[-1] if options.embeddings else None
+        self._attested = provider_names(options.providers + options.embeddings)
+        self._embedder = self._attested[-1] if options.embeddings else None
         self._open = open_names(options.open_providers)
-        self._providers = (*attested, *self._open)
+        self._providers = (*self._attested, *self._open)
         accounts = range(1, folder.account_shards(options.shards) + 1)
         self._shards = (subjects.NETWORK_SHARD, *accounts)
         self._matchers = {matcher_name(shard): shard for shard in accounts}
@@ -128,7 +128,7 @@ class Network:
         """Bring everything up. Raises CocoonError with a sentence for a person."""
         identity = await asyncio.to_thread(
             make_identity, self._folder, self._shards, SystemClock(),
-            provider_names(self._options.providers), self._open,
+            self._attested, self._open,
         )  # fmt: skip
         self._folder.keep_account_shards(len(self._matchers))
         self._nats = NatsServer(self._folder.nats, users=identity.nats_users, follows=True)
