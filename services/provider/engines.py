@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from cocoon.agent.config import ModelConfig
 from cocoon.bus.service import Stop
@@ -13,9 +13,8 @@ from cocoon.kernel.clock import Clock, Randomness
 from cocoon.kernel.errors import ConfigurationError
 from cocoon.models import ModelManifest
 from cocoon.models.verifying import verify
-from services.provider.backends.base import Backend, EngineLoad
-from services.provider.backends.onnx import OnnxBackend
-from services.provider.backends.openai_compatible import OpenAICompatibleBackend
+from services.provider.backends.base import Backend, Embedder, EngineLoad
+from services.provider.backends.making import EngineSettings, backend_for
 from services.provider.models import ServedModel
 from services.provider.queueing import Engine
 from services.provider.weights import check_context, checked_manifest, folder_of, server_model
@@ -49,48 +48,41 @@ async def prepare_model(
 def make_backend(
     model: ModelConfig, manifest: ModelManifest, randomness: Randomness, load: EngineLoad,
     *, deadline_s: float,
-) -> Backend:  # fmt: skip
+) -> Backend | Embedder:  # fmt: skip
     """Not started yet. Raises ConfigurationError."""
-    if model.engine == "embedded":
-        try:
-            return OnnxBackend(folder_of(model), queue_limit=ENGINE_LIMIT, randomness=randomness)
-        except OSError as error:
-            raise ConfigurationError(
-                f"the files of {model.name} cannot be read ({error.strerror})"
-            ) from None
-    assert model.url is not None  # noqa: S101 - the configuration was checked
-    served_as = server_model(model, manifest)
-    shared: dict[str, Any] = {
-        "context_tokens": model.context_tokens,
-        "capabilities": Capabilities(**dict.fromkeys(model.capabilities, True)),
-        "queue_limit": ENGINE_LIMIT,
-        "read_timeout_s": model.read_timeout_s,
-        "deadline_s": deadline_s,
-        "api_key": _api_key(model),
-    }
-    if model.engine == "openai":
-        for name in ("ca_file", "metrics_url"):
-            if getattr(model, name) is not None:
-                raise ConfigurationError(
-                    f'the model {model.name} has {name}, which only engine = "triton" uses; '
-                    "remove it"
-                )
-        return OpenAICompatibleBackend(model.url, served_as, **shared)
-    # gRPC costs a third of a second to load: only those who use it pay
-    from services.provider.backends.triton import TritonBackend
-
-    return TritonBackend(
-        model.url, served_as, **shared, randomness=randomness, load=load,
-        metrics_url=model.metrics_url, ca_file=model.ca_file,
-    )  # fmt: skip
-
-
-def _api_key(model: ModelConfig) -> str | None:
-    if model.api_key_file is None:
-        return None
     try:
-        return model.api_key_file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
+        return backend_for(
+            engine_settings(model, manifest, deadline_s=deadline_s), randomness=randomness,
+            load=load,
+        )  # fmt: skip
+    except OSError as error:
         raise ConfigurationError(
-            f"the engine's key file {model.api_key_file} cannot be read"
+            f"the files of {model.name} cannot be read ({error.strerror})"
         ) from None
+
+
+def engine_settings(
+    model: ModelConfig, manifest: ModelManifest, *, deadline_s: float
+) -> EngineSettings:
+    """What the engine's adapter is told. Raises ConfigurationError."""
+    if model.engine == "openai" and model.metrics_url is not None:
+        raise ConfigurationError(
+            f'the model {model.name} has metrics_url, which only engine = "triton" uses; remove it'
+        )
+    return EngineSettings(
+        engine=model.engine,
+        kind=manifest.kind,
+        folder=folder_of(model) if model.engine == "embedded" else None,
+        url=model.url,
+        model=server_model(model, manifest),
+        context_tokens=model.context_tokens,
+        capabilities=Capabilities(**dict.fromkeys(model.capabilities, True)),
+        queue_limit=ENGINE_LIMIT,
+        read_timeout_s=model.read_timeout_s,
+        deadline_s=deadline_s,
+        api_key_file=model.api_key_file,
+        ca_file=model.ca_file,
+        client_cert_file=model.client_cert_file,
+        client_key_file=model.client_key_file,
+        metrics_url=model.metrics_url,
+    )

@@ -243,7 +243,7 @@ class Jobs:
             raise BadRequest("the dispatch names another job than the envelope")
         self._check_terms(dispatch, header.model_id, model)
         now_ms = self._clock.now_ms()
-        kept_bytes = spooled_bytes(header.max_output_tokens, self._job_max_bytes)
+        kept_bytes = spooled_bytes(opened, self._job_max_bytes)
         if not self._spool.has_room(kept_bytes):
             _busy("The disk has no room for this job's result.")
         other = self._running.get(dispatch.job_id)

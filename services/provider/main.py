@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import resource
 from collections.abc import Coroutine
 from functools import partial
 from typing import Any
@@ -29,6 +28,7 @@ from services.provider.frames import FrameSender
 from services.provider.handlers import Handlers
 from services.provider.heartbeat import Heart
 from services.provider.jobs import Jobs
+from services.provider.keyholder import harden
 from services.provider.models import ServedModel
 from services.provider.observing import observe
 from services.provider.parts import Agent, end
@@ -52,7 +52,7 @@ def main() -> None:
 
 async def serve(settings: ProviderSettings, stop: Stop) -> None:
     """Check the models, prove the machine, take jobs until stopped, then let them finish."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold prompts
+    harden()
     clock, randomness = SystemClock(), SystemRandomness()
     config = await asyncio.to_thread(settings.config)
     prepare = partial(

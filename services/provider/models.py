@@ -15,7 +15,7 @@ from cocoon.kernel.clock import Clock
 from cocoon.kernel.errors import CocoonError
 from cocoon.sealing import Status
 from cocoon.telemetry.logs import get_logger
-from services.provider.backends.base import Backend, EngineLoad
+from services.provider.backends.base import Backend, Embedder, EngineLoad
 from services.provider.planning import Facts, Health, Plan, plan
 from services.provider.prices import PriceBook
 from services.provider.queueing import Engine
@@ -39,7 +39,7 @@ class ServedModel:
         self.id_bytes = bytes.fromhex(model_id)
         self.names = (config.name, self.model_id)
         self.quantisation = quantisation  # as its manifest has it
-        self.context_tokens = engine.backend.context_tokens
+        self.request_tokens = engine.backend.request_tokens
         self.prices = PriceBook(config.price.all)
         self.tally = Tally(clock)
         self.health = Health()
@@ -53,7 +53,7 @@ class ServedModel:
     # ---- its jobs ----
 
     @property
-    def backend(self) -> Backend:
+    def backend(self) -> Backend | Embedder:
         return self.engine.backend
 
     def place(self) -> AbstractAsyncContextManager[None]:
@@ -95,7 +95,7 @@ class ServedModel:
     def offered(self) -> OfferedModel:
         prices = self.config.price
         return OfferedModel(
-            model_id=self.model_id, name=self.config.name, context_tokens=self.context_tokens,
+            model_id=self.model_id, name=self.config.name, context_tokens=self.request_tokens,
             input_nanoton_per_mtok=prices.input,
             cached_input_nanoton_per_mtok=prices.cached_input,
             output_nanoton_per_mtok=prices.output,

@@ -14,22 +14,23 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
-from cocoon.chat import parse_chat_request
+from cocoon.chat import parse_chat_request, parse_embedding_request
 from cocoon.kernel.errors import CocoonError, Unavailable
 from cocoon.telemetry.logs import get_logger
-from services.provider.backends.base import Backend, Ended, Piece
+from services.provider.backends.base import Backend, Embedder, Ended, Piece
 
 _log = get_logger("cocoon.provider.queueing")
 START_TIMEOUT_S: Final = 600.0  # large weights take minutes to load
 PROBE_TIMEOUT_S: Final = 20.0
 _PROBE: Final = b'{"model": "probe", "messages": [{"role": "user", "content": "hi"}]}'
+_PROBE_INPUT: Final = b'{"model": "probe", "input": "hi"}'
 
 
 class Engine:
     """`up` from a successful start to a stop. `running` and `waiting` are jobs."""
 
     def __init__(
-        self, make: Callable[[], Backend], concurrency: int,
+        self, make: Callable[[], Backend | Embedder], concurrency: int,
         check: Callable[[], None] | None = None, *, checked: bool = True,
     ) -> None:  # fmt: skip
         """`check` raises if the files are not the model's any more; `checked`: they just were."""
@@ -130,21 +131,16 @@ class Engine:
             self._joined -= 1
 
     async def probe(self) -> bool:
-        """Whether one token comes out of it, beside whatever it does; it is started for that."""
-        request = parse_chat_request(_PROBE)
+        """Whether a token, or a vector, comes out of it, beside whatever it does.
+
+        It is started for that.
+        """
         try:
             await self.start()
             async with asyncio.timeout(PROBE_TIMEOUT_S):
-                outputs = self.backend.generate(request, max_input_tokens=64, max_output_tokens=1)
-                try:
-                    async for output in outputs:
-                        if isinstance(output, Piece | Ended):
-                            return True
-                finally:
-                    await outputs.aclose()
+                return await _answers(self.backend)
         except (CocoonError, TimeoutError):
             return False
-        return False
 
     async def _start_for_a_job(self) -> None:
         try:
@@ -181,3 +177,17 @@ def _heard(start: asyncio.Task[None]) -> None:
     """Nobody may be left to hear why it failed."""
     if not start.cancelled():
         start.exception()
+
+
+async def _answers(backend: Backend | Embedder) -> bool:
+    if isinstance(backend, Embedder):
+        request = parse_embedding_request(_PROBE_INPUT)
+        return bool((await backend.embed(request, max_input_tokens=64)).vectors)
+    outputs = backend.generate(parse_chat_request(_PROBE), max_input_tokens=64, max_output_tokens=1)
+    try:
+        async for output in outputs:
+            if isinstance(output, Piece | Ended):
+                return True
+    finally:
+        await outputs.aclose()
+    return False

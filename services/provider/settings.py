@@ -48,10 +48,13 @@ class ProviderSettings(BaseSettings):
     # None: described from the files themselves. With a server behind `backend_url`, its manifest's
     # files are those of `model_dir`, which the operator states to be what the server serves
     model_manifest_file: Path | None = None
+    model_kind: Literal["chat", "embeddings"] = "chat"  # of a server's model
     backend_url: str | None = None
     backend_model: str | None = None  # the server's own name of the model; None: model_name
     backend_api_key_file: Path | None = None
-    backend_ca_file: Path | None = None  # Triton: what its certificate is checked against
+    backend_ca_file: Path | None = None  # what the server's certificate is checked against
+    backend_client_cert_file: Path | None = None  # ours, for a server that asks for one
+    backend_client_key_file: Path | None = None
     backend_metrics_url: str | None = None  # Triton: where it tells its load
     backend_context_tokens: Annotated[int, Field(ge=16, le=10_000_000)] = 4096
     backend_quantisation: str = "as-served"
@@ -150,6 +153,8 @@ class ProviderSettings(BaseSettings):
                 "output": self.output_nanoton_per_mtok,
             },
         }
+        if "model_kind" in self.model_fields_set:
+            model["kind"] = self.model_kind
         if self.backend_url is None:
             return model
         grpc = urlsplit(self.backend_url).scheme in ("grpc", "grpcs")
@@ -159,6 +164,8 @@ class ProviderSettings(BaseSettings):
             "served_as": self.backend_model,
             "api_key_file": _absolute(self.backend_api_key_file),
             "ca_file": _absolute(self.backend_ca_file),
+            "client_cert_file": _absolute(self.backend_client_cert_file),
+            "client_key_file": _absolute(self.backend_client_key_file),
             "metrics_url": self.backend_metrics_url,
             "context_tokens": self.backend_context_tokens,
             "capabilities": self.backend_capabilities,

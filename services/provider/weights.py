@@ -19,7 +19,7 @@ from cocoon.models import ModelManifest
 from cocoon.models.describing import EMBEDDED, check_onnx, describe_folder
 from cocoon.models.folder import Told
 from cocoon.models.kept import load
-from cocoon.models.manifest import describe_server
+from cocoon.models.manifest import CHAT, describe_server
 from cocoon.models.verifying import verify
 from cocoon.telemetry.logs import get_logger
 from services.provider.settings import SHIPPED_MODEL
@@ -100,6 +100,8 @@ def _described(model: ModelConfig, told: Told) -> ModelManifest:
         "quantisation": model.quantisation,
         "context_tokens": str(model.context_tokens),
     }
+    if model.kind != CHAT:
+        arguments["kind"] = model.kind
     if model.engine == "triton":
         return describe_server(model.name, arguments, "triton")
     return describe_server(model.name, arguments)
@@ -128,6 +130,11 @@ def _check_stated(model: ModelConfig, manifest: ModelManifest) -> None:
         raise ConfigurationError(
             f"the manifest is of {manifest.name} and the settings name the model {model.name}; "
             "name it as the manifest does"
+        )
+    if "kind" in model.model_fields_set and model.kind != manifest.kind:
+        raise ConfigurationError(
+            f"the manifest is of a model for {manifest.kind} and the settings say that "
+            f"{model.name} is for {model.kind}; leave kind out, or set it as the manifest does"
         )
     asked = manifest.arguments.get("model")
     if model.engine != "embedded" and asked not in (None, server_model(model, manifest)):

@@ -22,6 +22,12 @@ from cocoon.sealing import KeyBundle, Profile
 from cocoon.sealing.padding import RecordType as Kind
 from services.provider.frames import encode
 from tests.fuzz import evidence_targets, reply_targets
+from tests.fuzz.openai_seeds import (
+    completion_request,
+    embedding_request,
+    openai_completion,
+    openai_embeddings,
+)
 from tests.fuzz.sealing_targets import FINAL, SIGN_RECEIPT, record, script_of
 from tests.fuzz.targets import CORPUS, TARGETS
 from tests.support import evidence_world, example_events, job_world, open_world
@@ -442,6 +448,7 @@ def gateway_answer() -> Seeds:
     yield "no-http", b"SSH-2.0-OpenSSH_9.6\r\n"
 
 
+__all__ = ["completion_request", "embedding_request", "openai_completion", "openai_embeddings"]
 MAKERS: dict[str, Callable[[], Seeds]] = {
     name: globals()[name]
     # the evidence's targets start from the trust file, the policy and the evidence written first

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from nacl.signing import SigningKey
 
 from cocoon.agent import ModelConfig, ModelPrice
-from cocoon.chat import TokenUsage
+from cocoon.chat import ENDPOINT, TokenUsage
 from cocoon.contracts.commands import (
     AttestProvider,
     EnrolProvider,
@@ -97,6 +97,7 @@ class Opened:
     header: RequestHeader
     slot: RecipientSlot
     req_hash: bytes
+    endpoint: str = ENDPOINT
 
 
 @dataclass(eq=False, slots=True)

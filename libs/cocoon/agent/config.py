@@ -30,8 +30,8 @@ MAX_FILE_BYTES: Final = 1024 * 1024
 MAX_MODELS: Final = 64
 LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 SERVER_FIELDS: Final = (
-    "url", "served_as", "api_key_file", "ca_file", "metrics_url", "context_tokens", "capabilities",
-    "quantisation", "read_timeout_s",
+    "url", "served_as", "api_key_file", "ca_file", "client_cert_file", "client_key_file",
+    "metrics_url", "context_tokens", "capabilities", "quantisation", "read_timeout_s",
 )  # fmt: skip
 _BUS_SCHEMES: Final = ("nats", "tls", "ws", "wss")
 
@@ -169,6 +169,8 @@ class ModelConfig(_Section):
     served_as: Text | None = None
     api_key_file: FilePath | None = None
     ca_file: FilePath | None = None
+    client_cert_file: FilePath | None = None
+    client_key_file: FilePath | None = None
     metrics_url: str | None = None
     context_tokens: Annotated[int, Field(ge=16, le=10_000_000, strict=True)] = 4096
     capabilities: frozenset[Capability] = frozenset({"penalties", "seed"})
@@ -219,6 +221,8 @@ class ModelConfig(_Section):
                     raise ValueError(
                         f"has a {name} that {error}: prompts travel there in the clear"
                     ) from None
+        if (self.client_cert_file is None) != (self.client_key_file is None):
+            raise ValueError("has one of client_cert_file and client_key_file; give both")
         if self.folder is not None and self.manifest_file is None:
             raise ValueError(
                 "has a folder for a server's model, which is hashed only against a manifest; make "

@@ -11,7 +11,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Final
 
-from cocoon.chat import ChatRequest
+from cocoon.chat import AnyRequest
 from cocoon.client.answers import Settlement, StreamShaper, enclave_error, whole_body
 from cocoon.client.checks import check_answer, check_provider, check_token_prices
 from cocoon.client.choice import Addressee
@@ -83,7 +83,7 @@ class Job:
     """One request, sealed. `run` may be called again after a failure: it stays the same job."""
 
     def __init__(
-        self, gateway: Gateway, request: ChatRequest, sealing: Sealing, *, api_key: str,
+        self, gateway: Gateway, request: AnyRequest, sealing: Sealing, *, api_key: str,
         traceparent: str, seal_again: Callable[[Sealing, str], Awaitable[Sealing]],
         line_broke: bool = False,
     ) -> None:  # fmt: skip

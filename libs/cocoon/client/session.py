@@ -15,7 +15,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
-from cocoon.chat import ENDPOINT, ChatRequest, parse_chat_request
+from cocoon.chat import (
+    ENDPOINT,
+    KINDS,
+    AnyRequest,
+    ChatRequest,
+    EmbeddingRequest,
+    parse_request,
+)
 from cocoon.client.bounds import token_bounds
 from cocoon.client.choice import Addressee, choose, one_model, with_assurance
 from cocoon.client.directory import Directory
@@ -78,7 +85,8 @@ class Preferences:
 class _Ask:
     """What a caller wants sealed. `name`: its Idempotency-Key's, where it has one."""
 
-    request: ChatRequest
+    endpoint: str
+    request: AnyRequest
     body: bytes = field(repr=False)
     api_key: str = field(repr=False)
     name: str | None
@@ -89,6 +97,8 @@ class _Ask:
     def asked(self) -> bytes:
         caller = hashlib.sha256(self.api_key.encode()).digest()
         told = b"" if self.wishes is None else hashlib.sha256(self.wishes.to_canonical()).digest()
+        if self.endpoint != ENDPOINT:
+            told += self.endpoint.encode()
         return hashlib.sha256(caller + hashlib.sha256(self.body).digest() + told).digest()
 
 
@@ -117,19 +127,20 @@ class SealedSession:
         Raises BadRequest for what OpenAI's contract refuses, NotFound for an unknown model,
         EvidenceRejected when no provider passes the checks, and the gateway's errors.
         """
-        if endpoint != ENDPOINT:
-            raise BadRequest(f"Only {ENDPOINT} is sealed here.", code="unknown_endpoint")
+        if endpoint not in KINDS:
+            raise BadRequest(f"Sealed here are {', '.join(KINDS)}.", code="unknown_endpoint")
         content, wishes = split_wishes(body)
-        request = parse_chat_request(content)
-        wishes = with_tier(wishes or self._preferences.wishes, request.service_tier)
+        request = parse_request(endpoint, content)
+        tier = request.service_tier if isinstance(request, ChatRequest) else None
+        wishes = with_tier(wishes or self._preferences.wishes, tier)
         name = None
         if idempotency_key is not None:
             _check_key(idempotency_key)
             name = self._kept.name(api_key, idempotency_key)
         affinity = ""
-        if self._affinity is not None:
+        if self._affinity is not None and not isinstance(request, EmbeddingRequest):
             affinity = self._affinity.of(request, api_key, self._clock.now_ms())
-        ask = _Ask(request, content, api_key, name, wishes, affinity)
+        ask = _Ask(endpoint, request, content, api_key, name, wishes, affinity)
         sealing = self._earlier(ask)
         earlier = sealing is not None
         if sealing is None:
@@ -277,7 +288,7 @@ class SealedSession:
         sealed = seal_request(
             header=header,
             recipients=[Recipient.of(item.bundle.x25519_pk) for item in chosen],
-            endpoint=ENDPOINT,
+            endpoint=ask.endpoint,
             body=ask.body,
             randomness=self._randomness,
         )

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from cocoon.chat import ChatRequest
+from cocoon.chat import ChatRequest, TextRequest
 from cocoon.client.choice import Candidate
 from cocoon.contracts.matching import Preferences, Priority
 from cocoon.evidence.verdict import Assurance
@@ -151,7 +151,7 @@ class Affinity:
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
 
-    def of(self, request: ChatRequest, api_key: str, now_ms: int) -> str:
+    def of(self, request: TextRequest, api_key: str, now_ms: int) -> str:
         """32 hex digits for what comes before the first answer: it stays as a conversation grows.
 
         The key, `user` and `safety_identifier` are in it: two tenants never share a warm cache.
@@ -159,15 +159,16 @@ class Affinity:
         """
         beginning = hashlib.sha256()
         left = AFFINITY_BYTES
-        for message in request.messages:
-            if message.role == "assistant" or left <= 0:
+        for role, said in request.turns:
+            if role == "assistant" or left <= 0:
                 break
-            text = message.content[:left].encode("utf-8", "surrogatepass")[:left]
+            text = said[:left].encode("utf-8", "surrogatepass")[:left]
             left -= len(text)
-            beginning.update(b"%b\0%d\0" % (message.role.encode(), len(text)))
+            beginning.update(b"%b\0%d\0" % (role.encode(), len(text)))
             beginning.update(text)
         named = b"cocoon affinity\0%d\0" % (now_ms // DAY_MS)
-        tenant = (api_key, request.user or "", request.safety_identifier or "")
+        known_as = request.safety_identifier if isinstance(request, ChatRequest) else None
+        tenant = (api_key, request.user or "", known_as or "")
         for part in (*tenant, request.model):
             named += hashlib.sha256(part.encode("utf-8", "surrogatepass")).digest()
         return hmac.digest(self._secret, named + beginning.digest(), "sha256")[:16].hex()

@@ -17,7 +17,8 @@ from cocoon.kernel.errors import ConfigurationError
 from cocoon.models import ModelManifest
 from cocoon.models.describing import describe_folder
 from cocoon.models.kept import keep
-from services.provider import engines, weights
+from services.provider import weights
+from services.provider.backends import making
 from services.provider.backends.onnx import OnnxBackend
 from services.provider.settings import SHIPPED_MODEL, ProviderSettings
 from tests.support.engine_server import EngineServer
@@ -97,7 +98,7 @@ async def test_one_byte_that_differs_stops_the_agent_before_its_engine_loads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     loaded: list[object] = []
-    monkeypatch.setattr(engines, "OnnxBackend", lambda *a, **k: loaded.append(a))
+    monkeypatch.setattr(making, "OnnxBackend", lambda *a, **k: loaded.append(a))
     content = bytearray((folder / "model.onnx").read_bytes())
     content[at] ^= 1
     (folder / "model.onnx").write_bytes(content)
