@@ -77,6 +77,7 @@ def _of_provider(provider: str) -> tuple[Crossing, ...]:
         _message(subjects.heartbeat(provider), provider, OPERATORS),
         _request(subjects.submit_result(provider), provider, PLATFORM),
         _request(subjects.attestation(provider, "*"), provider, PLATFORM),
+        _request(subjects.books(provider, "*"), provider, PLATFORM),
         _request(f"sealed.{provider}.*.*", provider, PLATFORM),
         _request(f"{READ_SEALED}.sealed.{provider}.*.*", provider, PLATFORM),
     )

@@ -130,7 +130,7 @@ def billing(shards: Sequence[int]) -> Permissions:
             *_relay(shards),
             *_tail(shards),
         ),
-        subscribe=("rpc.billing.>", _inbox("billing")),
+        subscribe=("rpc.billing.>", "rpc.books.>", _inbox("billing")),
     )
 
 
@@ -150,6 +150,7 @@ def provider(provider_id: str) -> Permissions:
             subjects.heartbeat(provider_id),
             subjects.submit_result(provider_id),
             subjects.attestation(provider_id, "*"),
+            subjects.books(provider_id, "*"),
             f"sealed.{provider_id}.*.*",
             f"{READ_SEALED}.sealed.{provider_id}.*.*",
         ),

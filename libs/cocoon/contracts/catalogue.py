@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cocoon.contracts import books
 from cocoon.contracts import messages as m
 from cocoon.contracts import subjects
 from cocoon.contracts.base import Contract
@@ -100,6 +101,7 @@ def _verbs() -> tuple[Channel, ...]:
             "region and quantisations",
         ),
         ("publish_bundle", "{provider_id}", ("provider",), m.BundleRequest, "a key epoch's bundle"),
+        ("standing", "{provider_id}", ("provider",), "an empty object", "how the network sees it"),
         (
             "directory", "platform", ("gateway", "operator"), m.DirectoryRequest,
             "a model's providers with their evidence and keys",
@@ -113,6 +115,11 @@ def _verbs() -> tuple[Channel, ...]:
         ("balance", ("gateway", "operator"), m.BalanceRequest, "what is free and what is held"),
         ("parked", ("operator",), "an empty object", "the streams that the ledger has put aside"),
         ("unpark", ("operator",), m.UnparkRequest, "post such a stream's events in order"),
+    )
+    own_books = (
+        ("earnings", books.EarningsRequest, "what its jobs brought, by day, model or job"),
+        ("lost", books.LostRequest, "jobs that went elsewhere, and by which margin"),
+        ("simulate", books.SimulateRequest, "what a price would earn with the log's demand"),
     )
     keys = (
         ("create", m.CreateKeyRequest, "make an API key known by its hash"),
@@ -133,6 +140,13 @@ def _verbs() -> tuple[Channel, ...]:
                 payload, summary, reply=m.Reply,
             )
             for verb, asks, payload, summary in billing
+        ),
+        *(
+            Channel(
+                f"books.{verb}", subjects.books("{provider_id}", verb), ("provider",),
+                ("billing",), payload, summary, reply=m.Reply,
+            )
+            for verb, payload, summary in own_books
         ),
         *(
             Channel(

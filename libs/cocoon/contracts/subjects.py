@@ -93,6 +93,11 @@ def billing(shard: int, verb: str) -> str:
     return f"rpc.billing.{shard}.{verb}"
 
 
+def books(provider: str, verb: str) -> str:
+    """Provider to billing, core request: earnings, lost, simulate."""
+    return f"rpc.books.{provider}.{verb}"
+
+
 def gateway_keys(verb: str) -> str:
     """Operator to gateways, core request: create, list, revoke."""
     return f"rpc.gateway.keys.{verb}"
