@@ -35,6 +35,7 @@ from services.attestation import decide, store
 from services.attestation.challenges import Challenges
 from services.attestation.memory import Memory
 from services.attestation.settings import AttestationSettings
+from services.attestation.standing import Standings
 from services.attestation.verifying import Verifier
 from services.attestation.writing import Writer
 
@@ -62,6 +63,7 @@ class Attestation:
         stop: Callable[[CocoonError], None],
     ) -> None:
         self.memory = memory
+        self.standings = Standings()
         self.stop = stop
         self._settings, self._trust, self._signed = settings, trust, signed
         self._pool = pool
@@ -106,6 +108,10 @@ class Attestation:
 
     def on_network_event(self, stored: StoredEvent) -> None:
         self.memory.apply(stored)
+        self.standings.apply(stored)
+
+    def on_refusal(self, provider_id: str, verb: str, error: CocoonError) -> None:
+        self.standings.refused(provider_id, verb, error, self._clock.now_ms())
 
     def on_heartbeat(self, beat: Heartbeat) -> None:
         self.memory.heartbeat(beat, self._clock.monotonic_s())
@@ -218,6 +224,14 @@ class Attestation:
             "key_id": command.key_id,
             "position": await self._writer.append(command, traceparent),
         }
+
+    async def do_standing(self, provider_id: str, _body: bytes, _tp: str) -> dict[str, object]:
+        now_ms = self._clock.now_ms()
+        return self.standings.tell(
+            provider_id, self.memory.providers.get(provider_id), banned=provider_id in self._bans,
+            listed=self.memory.is_listed(provider_id, now_ms, self._clock.monotonic_s()),
+            now_ms=now_ms,
+        )  # fmt: skip
 
     # ---- the platform ----
 

@@ -108,6 +108,7 @@ class LostJob(Contract):
 
 class LostJobs(Contract):
     rows: tuple[LostJob, ...]
+    told: Annotated[str, Field(max_length=500)] = ""  # of the one job that was asked for
     next: Page = ""  # not empty: there may be more, also where this page has no row
 
 
