@@ -17,6 +17,7 @@ from cocoon.cli import (
     keys,
     matching,
     model,
+    provider,
     replay,
     sim,
     status,
@@ -45,6 +46,7 @@ app.command("fund", context_settings={"ignore_unknown_options": True})(fund.fund
 app.command("explain")(explain.explain)
 app.add_typer(matching.app, name="matching")
 app.add_typer(model.app, name="model")
+app.add_typer(provider.app, name="provider")
 app.command("unpark")(unpark.unpark)
 app.add_typer(keys.app, name="keys")
 app.command("replay")(replay.replay)
