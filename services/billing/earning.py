@@ -68,7 +68,9 @@ def earned(
     return found
 
 
-def results_among(events: Iterable[tuple[StoredEvent, EventData | None]]) -> dict[int, ResultSealed]:
+def results_among(
+    events: Iterable[tuple[StoredEvent, EventData | None]],
+) -> dict[int, ResultSealed]:
     """Position -> the result there."""
     return {stored.position: e for stored, e in events if isinstance(e, ResultSealed)}
 

@@ -48,9 +48,7 @@ _PAGE: Final = re.compile(r"(\d{1,4})\.(\d{1,16})\Z")
 class ProviderBooks:
     """Answers `rpc.books.<provider_id>.<verb>`. One event loop."""
 
-    def __init__(
-        self, pool: Pool, shards: Sequence[int], market: Market, clock: Clock
-    ) -> None:
+    def __init__(self, pool: Pool, shards: Sequence[int], market: Market, clock: Clock) -> None:
         self._pool, self._shards, self._market, self._clock = pool, tuple(shards), market, clock
         self._simulator = Simulator(pool, shards, market, clock)
         self._asking: Counter[str] = Counter()
@@ -179,9 +177,7 @@ class ProviderBooks:
                 answer = await self._lost_page(conn, provider_id, asked)
         return answer.to_canonical().decode()
 
-    async def _lost_page(
-        self, conn: Connection, provider_id: str, asked: LostRequest
-    ) -> LostJobs:
+    async def _lost_page(self, conn: Connection, provider_id: str, asked: LostRequest) -> LostJobs:
         """One bounded piece of one shard: an answer without rows may have a next one."""
         pages = self._pages(asked.after)
         shard, before = pages[0]

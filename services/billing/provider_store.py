@@ -1,4 +1,4 @@
-"""Billing's SQL for one provider's questions. It reads; all of it goes by an index and is bounded."""
+"""Billing's SQL for one provider's questions: it reads, by an index, and no more than a bound."""
 
 from __future__ import annotations
 

@@ -35,9 +35,7 @@ DEFAULT_CONTEXT: Final = 4096
 class Simulator:
     """`Market` is folded by the caller."""
 
-    def __init__(
-        self, pool: Pool, shards: Sequence[int], market: Market, clock: Clock
-    ) -> None:
+    def __init__(self, pool: Pool, shards: Sequence[int], market: Market, clock: Clock) -> None:
         self._pool, self._shards, self._market, self._clock = pool, tuple(shards), market, clock
         self._one = asyncio.Lock()
         self._waiting = 0

@@ -153,9 +153,7 @@ def is_local(model: ModelConfig) -> bool:
     return model.url is not None and urlsplit(model.url).hostname in LOOPBACK
 
 
-def core_dumps(
-    model: ModelConfig, proc: Path = PROC, pattern_file: Path = CORE_PATTERN
-) -> Finding:
+def core_dumps(model: ModelConfig, proc: Path = PROC, pattern_file: Path = CORE_PATTERN) -> Finding:
     """Whether a crash would write prompts to disk. The agent forbids its own dumps at its start."""
     name = f"core dumps of {model.name}"
     if model.engine == "embedded":

@@ -1,4 +1,4 @@
-"""The doctor's checks of what is served: files against the manifest, health, a real short answer."""
+"""The doctor's checks of what is served: files against the manifest, health, a short answer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cocoon.kernel.errors import CocoonError, ConfigurationError
 from cocoon.models.describing import EMBEDDED, describe_folder
 from cocoon.models.kept import load
 from cocoon.models.verifying import differences
-from services.provider.backends.base import Backend, EngineLoad, Ended
+from services.provider.backends.base import Backend, Ended, EngineLoad
 from services.provider.backends.onnx import OnnxBackend
 from services.provider.backends.openai_compatible import OpenAICompatibleBackend
 from services.provider.findings import Finding, fail, ok, warn
@@ -30,7 +30,7 @@ def files(model: ModelConfig) -> Finding:
     if model.engine != "embedded" and model.folder is None:
         return warn(
             name, "a server holds them; nobody here looked at them",
-            "name its folder and a manifest (`cocoon model add`), so that clients know what answers",
+            "name its folder and a manifest (`cocoon model add`): clients then know what answers",
         )  # fmt: skip
     folder = model.folder or SHIPPED_MODEL
     try:
@@ -95,7 +95,8 @@ async def _try(name: str, backend: Backend, model: ModelConfig) -> Finding:
     took_s = max(time.monotonic() - began_s, 1e-6)
     return ok(
         name, f"{ended.usage.completion} tokens in {took_s * 1000:.0f} ms "
-        f"({ended.usage.completion / took_s:.1f} tokens/s), the first after {first_s * 1000:.0f} ms",
+        f"({ended.usage.completion / took_s:.1f} tokens/s), the first after "
+        f"{first_s * 1000:.0f} ms",
     )  # fmt: skip
 
 

@@ -34,7 +34,9 @@ def trust(config: AgentConfig) -> Finding:
         place = config.network.policy_file or config.network.trust_file.with_name("policy.json")
         signed = parse_policy(place.read_bytes())
     except (ConfigurationError, OSError, ValueError) as error:
-        told = error.message if isinstance(error, ConfigurationError) else "the policy cannot be read"
+        told = (
+            error.message if isinstance(error, ConfigurationError) else "the policy cannot be read"
+        )
         return fail("trust", told, "get both files from the network's operator again")
     if not verify(signed, anchors.policy_signers, anchors.policy_threshold):
         return fail(

@@ -232,7 +232,8 @@ def _price(answers: Answers, facts: NetworkFacts, engine: Engine) -> Prices:
     if asked is None:
         market = (
             f"{len(others)} offer it, for {format_ton(min(o.output for o in others))} to "
-            f"{format_ton(max(o.output for o in others))}" if others else "nobody else offers it yet"
+            f"{format_ton(max(o.output for o in others))}" if others
+            else "nobody else offers it yet"
         )  # fmt: skip
         print(f"3. Which price? TON per million tokens of the answer; {market}.")
         asked = str(typer.prompt("   price", default=format_ton(middle.output)))

@@ -115,8 +115,8 @@ def lines(found: dict[str, Any], money: dict[str, Any]) -> list[str]:
             else "warm" if model.get("warm") else "cold"
         )  # fmt: skip
         shown.append(
-            f"  {model['name'][:28]:28} {state:9} {model['running']:>3} of {model['concurrency']:<3}"
-            f" {model['waiting']:>5} {model['jobs']:>10,} {float(model['tokens_per_s']):>9.1f}"
+            f"  {model['name'][:28]:28} {state:9} {model['running']:>3} of"
+            f" {model['concurrency']:<3} {model['waiting']:>5} {model['jobs']:>10,} {float(model['tokens_per_s']):>9.1f}"
         )
     return shown
 

@@ -31,7 +31,7 @@ def why(
     config: Config = None,
     as_json: Json = False,
 ) -> None:
-    """Tell which jobs went elsewhere and by which margin, and how the network sees this provider."""
+    """Tell which jobs went elsewhere, by which margin, and how the network sees this provider."""
     from cocoon.kernel.ids import is_job_id
 
     if job is not None and not is_job_id(job):
@@ -133,9 +133,7 @@ def simulate(
     model: Annotated[str, typer.Option(help="The model: its name, or its model id.")],
     price: Annotated[
         str,
-        typer.Option(
-            metavar="P", help="TON per million tokens of the answer, for example 0.08."
-        ),
+        typer.Option(metavar="P", help="TON per million tokens of the answer, for example 0.08."),
     ],
     input_price: Annotated[
         str | None,
@@ -145,9 +143,7 @@ def simulate(
         str | None,
         typer.Option(metavar="P", help="Of a cached prompt (default: half of the prompt's)."),
     ] = None,
-    concurrency: Annotated[
-        int, typer.Option(min=1, max=4096, help="How many jobs at once.")
-    ] = 16,
+    concurrency: Annotated[int, typer.Option(min=1, max=4096, help="How many jobs at once.")] = 16,
     hours: Annotated[
         int, typer.Option(min=1, max=24 * 31, help="How much of the latest demand to use.")
     ] = 24 * 7,

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cocoon.contracts import books
+from cocoon.contracts import books, subjects
 from cocoon.contracts import messages as m
-from cocoon.contracts import subjects
 from cocoon.contracts.base import Contract
 
 # type -> (the stream's aggregate, who appends it, when)
