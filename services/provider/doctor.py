@@ -49,8 +49,7 @@ def _checks(config: AgentConfig, *, quick: bool) -> list[tuple[str, Check]]:
     ]
     for model in config.enabled:
         if not quick:
-            checks.append((f"files of {model.name}", _of(models.files, model)))
-            checks.append((f"engine of {model.name}", partial(models.engine, model)))
+            checks.append((f"files and engine of {model.name}", partial(models.examine, model)))
         checks.append((f"core dumps of {model.name}", _of(machine.core_dumps, model)))
     checks.append(("trust", _of(network.trust, config)))
     checks.append(("clock", _of(network.clock, config)))

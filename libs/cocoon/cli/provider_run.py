@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import typer
 
 from cocoon.cli.provider_session import Config, config_path, read, running_agent
-from cocoon.kernel.errors import CocoonError, ConfigurationError
+from cocoon.kernel.errors import CocoonError, Conflict, NotFound
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,16 +30,13 @@ DRAIN_S: Final = 120.0
 def run(config: Config = None) -> None:
     """Run the agent here. Ctrl-C lets running jobs end, then stops; twice stops at once."""
     settings = read(config)
-    with contextlib.suppress(ConfigurationError):
+    with contextlib.suppress(NotFound):
         agent = running_agent(settings, config)
-        raise _RunsAlreadyError(
-            f"an agent runs from {settings.agent.data_dir} already (process {agent.pid})"
+        raise Conflict(
+            f"an agent runs with {settings.agent.data_dir} already (process {agent.pid}); "
+            "`cocoon provider status` shows it"
         )
     raise typer.Exit(asyncio.run(_run(config_path(config).absolute(), settings)))
-
-
-class _RunsAlreadyError(CocoonError):
-    pass
 
 
 async def _run(path: Path, config: AgentConfig) -> int:

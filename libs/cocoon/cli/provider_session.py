@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from cocoon.kernel.errors import CocoonError, ConfigurationError, Unavailable
+from cocoon.kernel.errors import CocoonError, ConfigurationError, NotFound, Unavailable
 
 if TYPE_CHECKING:
     from cocoon.agent.config import AgentConfig
@@ -146,11 +146,11 @@ def as_provider(config: AgentConfig, work: Callable[[Provider], Awaitable[T]]) -
 
 @dataclass(frozen=True, slots=True)
 class RunningAgent:
-    """What `agent.json` says of the agent that runs from a data folder."""
+    """The agent that runs from a data folder, as it told of itself there."""
 
     pid: int
     observe_url: str
-    token_file: Path
+    data_dir: Path
 
     def status(self) -> dict[str, Any]:
         """GET /status. Raises Unavailable if it does not answer."""
@@ -163,25 +163,25 @@ class RunningAgent:
         except (httpx.HTTPError, ValueError):
             raise Unavailable(f"the agent (process {self.pid}) does not answer") from None
 
-    def post(self, verb: str) -> None:
-        """POST /drain or /reload, with the token that only this machine's user can read."""
+    def post(self, verb: str) -> dict[str, Any]:
+        """POST /drain or /reload, with the token that only the agent's user can read."""
         import httpx
 
-        try:
-            token = self.token_file.read_text(encoding="ascii").strip()
-        except OSError:
-            raise ConfigurationError(
-                f"{self.token_file} cannot be read; run this as the user who runs the agent"
-            ) from None
+        from cocoon.agent.door import read_token
+
+        headers = {"Authorization": f"Bearer {read_token(self.data_dir)}"}
         try:
             answer = httpx.post(
-                f"{self.observe_url}/{verb}", headers={"Authorization": f"Bearer {token}"},
-                timeout=10, trust_env=False,
-            )  # fmt: skip
-        except httpx.HTTPError:
+                f"{self.observe_url}/{verb}", headers=headers, timeout=10, trust_env=False
+            )
+            found = _object(answer.text)
+        except (httpx.HTTPError, ValueError):
             raise Unavailable(f"the agent (process {self.pid}) does not answer") from None
         if answer.status_code >= 400:
-            raise Unavailable(f"the agent refused to {verb} (HTTP {answer.status_code})")
+            error = found.get("error")
+            said = error.get("message") if isinstance(error, dict) else error
+            raise Unavailable(f"the agent refused to {verb}: {said or answer.status_code}")
+        return found
 
     @property
     def is_alive(self) -> bool:
@@ -195,19 +195,19 @@ class RunningAgent:
 
 
 def running_agent(config: AgentConfig, given: Path | None) -> RunningAgent:
-    """The agent of this file. Raises ConfigurationError if none runs."""
-    place = config.agent.data_dir / "agent.json"
-    none = ConfigurationError(
-        f"no agent runs from {config.agent.data_dir}; start it with "
-        f"`cocoon provider run{config_hint(given)}`"
+    """The agent of this file. Raises NotFound, saying how to start it, if none runs."""
+    from cocoon.agent.door import find_door
+
+    data_dir = config.agent.data_dir
+    none = NotFound(
+        f"no agent runs with {data_dir}; start it with `cocoon provider run{config_hint(given)}`",
+        code="agent_not_running",
     )
     try:
-        said = json.loads(place.read_bytes())
-        agent = RunningAgent(
-            int(said["pid"]), str(said["observe_url"]), config.agent.data_dir / "control.token"
-        )
-    except (OSError, ValueError, KeyError, TypeError):
+        door = find_door(data_dir)
+    except NotFound:
         raise none from None
+    agent = RunningAgent(door.pid, door.observe_url, data_dir)
     if not agent.is_alive:
         raise none
     return agent

@@ -1,4 +1,4 @@
-"""`cocoon provider status` and `drain`: the agent on this machine, live in the terminal."""
+"""`cocoon provider status`, `drain` and `reload`: the agent on this machine, live in the terminal."""
 
 from __future__ import annotations
 
@@ -149,3 +149,14 @@ def drain(config: Config = None) -> None:
             said = left
         time.sleep(0.5)
     print("drained")
+
+
+def reload(config: Config = None, as_json: Json = False) -> None:
+    """Let the agent read its file again: prices and models change, running jobs go on."""
+    found = running_agent(read(config), config).post("reload")
+    if as_json:
+        print(json.dumps(found))
+        return
+    print("the agent read its file again")
+    for name, what in found.items():
+        print(f"  {name}: {what}")
