@@ -182,6 +182,23 @@ def test_status_shows_the_agent_and_its_money(config: Path, jobs: int) -> None:
     assert "TON with" in shown
 
 
+def test_a_drained_agent_ends_and_its_network_starts_it_again(
+    config: Path, network: LiveNetwork
+) -> None:
+    before = network.pid("provider")
+    done = provider("drain", "--config", str(config))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("drained\n")
+    network.wait_restarted("provider", before)
+    deadline = time.monotonic() + 30
+    while True:
+        shown = provider("status", "--config", str(config), "--json")
+        if shown.returncode == 0 and not json.loads(shown.stdout)["draining"]:
+            break
+        assert time.monotonic() < deadline, shown.stderr
+        time.sleep(0.2)
+
+
 def test_without_a_file_each_command_says_how_to_make_one(tmp_path: Path) -> None:
     for verb in ("status", "earnings", "drain", "why", "run"):
         done = provider(verb, "--config", str(tmp_path / "none.toml"))
