@@ -49,7 +49,7 @@ def tee(config: AgentConfig, reports: Path = TSM_REPORTS) -> Finding:
         if lacking:
             return fail(
                 "tee", f"the simulated TEE lacks {' and '.join(lacking)}",
-                "start the network with `cocoon up`, or make the provider anew with `init`",
+                "start the network with `./cocoon up`, or make the provider anew with `init`",
             )  # fmt: skip
         return warn(
             "tee", "simulated: DEV ONLY, it proves nothing",
@@ -106,7 +106,7 @@ def secret_files(config: AgentConfig) -> Finding:
         except OSError as error:
             return fail(
                 "permissions", f"{path} cannot be read ({error.strerror})",
-                "put the file there; `cocoon provider init` makes the identity key",
+                "put the file there; `./cocoon provider init` makes the identity key",
             )  # fmt: skip
         if mode & 0o077:
             return fail(

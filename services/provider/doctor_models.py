@@ -47,7 +47,7 @@ def files(model: ModelConfig, manifest: ModelManifest) -> Finding:
     if not manifest.files:
         return warn(
             name, f"the server holds them and nobody here looked at them; {told}",
-            "name its folder and a manifest (`cocoon model add`): clients then know what answers",
+            "name its folder and a manifest (`./cocoon model add`): clients then know what answers",
         )  # fmt: skip
     against = "as the manifest says" if model.manifest_file else "hashed; there is no manifest file"
     return ok(name, f"{len(manifest.files)} files, {against}; {told}")

@@ -87,7 +87,7 @@ async def bus(config: AgentConfig) -> list[Finding]:
     try:
         name = own_id(config)
     except ConfigurationError as error:
-        return [fail("bus", error.message, "`cocoon provider init` makes the key")]
+        return [fail("bus", error.message, "`./cocoon provider init` makes the key")]
     refused: CocoonError | None = None
     for url in config.network.bus:
         try:
@@ -121,7 +121,7 @@ async def _ask(nc: Any, name: str) -> list[Finding]:
             warn(
                 "bus permissions",
                 error.message,
-                "a key that has not enrolled is in the lobby: `cocoon provider run` enrols it"
+                "a key that has not enrolled is in the lobby: `./cocoon provider run` enrols it"
                 if not enrolled
                 else "ask the network's operator",
             )
@@ -140,7 +140,7 @@ def standing(told: dict[str, Any], now_ms: int) -> Finding:
     if told.get("banned"):
         return fail("standing", "banned by the operator", "ask there for the reason")
     if not told.get("enrolled"):
-        return warn("standing", f"not enrolled yet{why}", "`cocoon provider run` enrols it")
+        return warn("standing", f"not enrolled yet{why}", "`./cocoon provider run` enrols it")
     if told.get("revoked"):
         return fail(
             "standing", f"dropped: {told['revoked']['reason']}{why}",
@@ -150,7 +150,7 @@ def standing(told: dict[str, Any], now_ms: int) -> Finding:
         state = fail if last else warn
         return state(
             "standing", f"enrolled, no evidence stands{why}",
-            "`cocoon provider run` sends evidence; a refusal says what to mend",
+            "`./cocoon provider run` sends evidence; a refusal says what to mend",
         )  # fmt: skip
     left_ms = int(told["evidence_valid_until_ms"]) - now_ms
     if left_ms < SOON_MS:
@@ -184,9 +184,9 @@ def price_finding(name: str, own: Prices, others: Sequence[Prices]) -> Finding:
     if own.output > 4 * middle:
         return warn(
             name, f"{told}, and it is over four times the middle price: clients seal to nobody so "
-            "dear", f"ask at most {4 * middle} nanoTON; `cocoon provider simulate` tells what a "
+            "dear", f"ask at most {4 * middle} nanoTON; `./cocoon provider simulate` tells what a "
             "price would bring",
         )  # fmt: skip
     if len(others) >= FEW and cheaper > DEAR_PERCENTILE:
-        return warn(name, told, "`cocoon provider simulate` tells what another price would bring")
+        return warn(name, told, "`./cocoon provider simulate` tells what another price would bring")
     return ok(name, told)

@@ -47,7 +47,7 @@ def test_yes_takes_every_default_and_writes_one_file_with_a_key_of_its_own(
         assert stat.S_IMODE(secret.stat().st_mode) == 0o600
     assert stat.S_IMODE(place.stat().st_mode) == 0o700
     assert fingerprint(network.folder.trust.read_bytes()) in done.stdout
-    assert f"Next: cocoon provider doctor --config {place / 'provider.toml'}" in done.stdout
+    assert f"Next: ./cocoon provider doctor --config {place / 'provider.toml'}" in done.stdout
 
     before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
     again = init("--yes", "--network", str(network.data), "--folder", str(place))

@@ -1,4 +1,4 @@
-"""`cocoon provider`: from a GPU to earning. Each verb is in a module of its own."""
+"""`./cocoon provider`: from a GPU to earning. Each verb is in a module of its own."""
 
 from __future__ import annotations
 

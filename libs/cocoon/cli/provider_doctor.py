@@ -1,4 +1,4 @@
-"""`cocoon provider doctor`: every requirement with its remedy, a line each, as it is checked."""
+"""`./cocoon provider doctor`: every requirement with its remedy, a line each, as it is checked."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def doctor(
     if as_json:
         print(json.dumps({"checks": found, "ok": all(one["state"] != "fail" for one in found)}))
     elif not any(one["state"] == "fail" for one in found):
-        print("\nnothing fails; `cocoon provider run` starts the agent")
+        print("\nnothing fails; `./cocoon provider run` starts the agent")
     raise typer.Exit(child.returncode)
 
 

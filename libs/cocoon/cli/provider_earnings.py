@@ -1,4 +1,4 @@
-"""`cocoon provider earnings`: what its jobs brought, what is on its way, what was refused."""
+"""`./cocoon provider earnings`: what its jobs brought, what is on its way, what was refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`cocoon provider init`: at most three questions, then one file, one key and the next command."""
+"""`./cocoon provider init`: at most three questions, then one file, one key, the next command."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def init(
         typer.Option("--folder", metavar="DIR", help="Where to write (default: .cocoon-provider)."),
     ] = None,
     network: Annotated[
-        str | None, typer.Option(metavar="URL|DIR", help="A gateway, or a folder of `cocoon up`.")
+        str | None, typer.Option(metavar="URL|DIR", help="A gateway, or a folder of `./cocoon up`.")
     ] = None,
     engine: Annotated[
         str | None,
@@ -125,12 +125,12 @@ def _network(answers: Answers) -> NetworkFacts:
         if asked is None:
             raise ConfigurationError(
                 "no network runs in .cocoon; name one with --network (a gateway's address, or the "
-                "folder of a `cocoon up`)"
+                "folder of a `./cocoon up`)"
             )
     if asked is None:
         print(
             "1. Which network? A gateway's address (https://...), or the folder of a network that "
-            "`cocoon up` runs on this machine."
+            "`./cocoon up` runs on this machine."
         )
         asked = str(typer.prompt("   network", default=default))
     if urlsplit(asked).scheme in ("http", "https"):
@@ -349,5 +349,5 @@ def _tell(place: Path, config: AgentConfig, facts: NetworkFacts) -> None:
   tier      {tiers[config.tee.kind]}
   key       {config.agent.seed_file} (keep it: whoever has it is this provider)
 
-Next: cocoon provider doctor{option}
-Then: cocoon provider run{option}""")
+Next: ./cocoon provider doctor{option}
+Then: ./cocoon provider run{option}""")

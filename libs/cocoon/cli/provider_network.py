@@ -46,7 +46,7 @@ def same_fingerprint(one: str, other: str) -> bool:
 
 
 def from_devnet(folder: Path) -> NetworkFacts:
-    """The network that runs from a folder of `cocoon up`. Raises ConfigurationError."""
+    """The network that runs from a folder of `./cocoon up`. Raises ConfigurationError."""
     from cocoon.devnet.folder import DataFolder
 
     place = DataFolder(folder)

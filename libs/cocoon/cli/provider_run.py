@@ -1,4 +1,4 @@
-"""`cocoon provider run`: the agent in the foreground, in words, until Ctrl-C."""
+"""`./cocoon provider run`: the agent in the foreground, in words, until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run(config: Config = None) -> None:
         agent = running_agent(settings, config)
         raise Conflict(
             f"an agent runs with {settings.agent.data_dir} already (process {agent.pid}); "
-            "`cocoon provider status` shows it"
+            "`./cocoon provider status` shows it"
         )
     raise typer.Exit(asyncio.run(_run(config_path(config).absolute(), settings)))
 

@@ -115,7 +115,7 @@ async def connect(config: AgentConfig, timeout_s: float = CONNECT_S) -> Provider
         except ConfigurationError as error:
             raise ConfigurationError(
                 f"{url}: {error.message}; the network has not taken this key yet: "
-                "`cocoon provider run` enrols it, `cocoon provider doctor` says what is missing"
+                "`./cocoon provider run` enrols it, `./cocoon provider doctor` says what is missing"
             ) from None
         except CocoonError as error:
             failed = error
@@ -200,7 +200,7 @@ def running_agent(config: AgentConfig, given: Path | None) -> RunningAgent:
 
     data_dir = config.agent.data_dir
     none = NotFound(
-        f"no agent runs with {data_dir}; start it with `cocoon provider run{config_hint(given)}`",
+        f"no agent runs with {data_dir}; start it with `./cocoon provider run{config_hint(given)}`",
         code="agent_not_running",
     )
     try:

@@ -1,4 +1,4 @@
-"""`cocoon provider status`, `drain` and `reload`: the agent on this machine, live in the terminal."""
+"""`./cocoon provider status`, `drain` and `reload`: the agent on this machine, live."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def lines(found: dict[str, Any], money: dict[str, Any]) -> list[str]:
         f"  evidence  {_left(standing)}",
     ]
     if standing.get("revoked"):
-        shown.append(f"  DROPPED   {standing['revoked'].get('reason')}; `cocoon provider why`")
+        shown.append(f"  DROPPED   {standing['revoked'].get('reason')}; `./cocoon provider why`")
     if standing.get("last_refusal"):
         last = standing["last_refusal"]
         shown.append(f"  refused   {last.get('code')}: {last.get('message')}")
@@ -116,7 +116,8 @@ def lines(found: dict[str, Any], money: dict[str, Any]) -> list[str]:
         )  # fmt: skip
         shown.append(
             f"  {model['name'][:28]:28} {state:9} {model['running']:>3} of"
-            f" {model['concurrency']:<3} {model['waiting']:>5} {model['jobs']:>10,} {float(model['tokens_per_s']):>9.1f}"
+            f" {model['concurrency']:<3} {model['waiting']:>5} {model['jobs']:>10,}"
+            f" {float(model['tokens_per_s']):>9.1f}"
         )
     return shown
 

@@ -1,4 +1,4 @@
-"""`cocoon provider why` and `simulate`: why it got no job, and what a price would bring."""
+"""`./cocoon provider why` and `simulate`: why it got no job, and what a price would bring."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ async def _lost(provider: Provider, job: str | None, hours: int) -> dict[str, An
 def _standing_lines(standing: dict[str, Any], now_ms: int) -> list[str]:
     lines = [f"{standing['provider_id']}, tier {standing['tier'] or 'none yet'}"]
     if not standing["enrolled"]:
-        lines.append("  it never enrolled: `cocoon provider run` does that")
+        lines.append("  it never enrolled: `./cocoon provider run` does that")
     if standing["banned"]:
         lines.append("  it is banned by the network's operator: ask there for the reason")
     if standing["attested"]:
