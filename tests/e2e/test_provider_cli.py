@@ -119,10 +119,11 @@ def test_why_tells_how_the_network_sees_it(config: Path, jobs: int) -> None:
     assert found["standing"]["attested"]
     assert found["standing"]["listed"]
     assert found["standing"]["evidence_valid_until_ms"] > time.time() * 1000
-    assert found["lost"] == []  # it is alone
+    # it loses only what its clients seal to another that has joined meanwhile
+    assert {one["reason"] for one in found["lost"]} <= {"not_sealed", "only", "filtered:only"}
     shown = provider("why", "--config", str(config)).stdout
     assert "its evidence holds until" in shown
-    assert "no job of its models went elsewhere in 24 hours" in shown
+    assert "went elsewhere in 24 hours" in shown
 
 
 def test_why_of_one_job_says_what_it_earned(config: Path, jobs: int) -> None:
