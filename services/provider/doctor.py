@@ -16,6 +16,7 @@ from pathlib import Path
 from cocoon.agent.config import AgentConfig, read_config
 from cocoon.kernel.errors import ConfigurationError
 from cocoon.telemetry.logs import configure_logs
+from services.provider import doctor_logging as logging
 from services.provider import doctor_machine as machine
 from services.provider import doctor_models as models
 from services.provider import doctor_network as network
@@ -50,6 +51,7 @@ def _checks(config: AgentConfig, *, quick: bool) -> list[tuple[str, Check]]:
     for model in config.enabled:
         if not quick:
             checks.append((f"files and engine of {model.name}", partial(models.examine, model)))
+        checks.append((f"server of {model.name}", partial(logging.request_logging, model)))
         checks.append((f"core dumps of {model.name}", _of(machine.core_dumps, model)))
     checks.append(("trust", _of(network.trust, config)))
     checks.append(("clock", _of(network.clock, config)))

@@ -8,11 +8,11 @@ from typing import Final
 
 from cocoon.agent.config import ModelConfig
 from cocoon.bus.service import Stop
-from cocoon.chat import ChatRequest, parse_chat_request
+from cocoon.chat import ChatRequest, parse_chat_request, parse_embedding_request
 from cocoon.kernel.clock import SystemRandomness
 from cocoon.kernel.errors import CocoonError, ConfigurationError
 from cocoon.models import ModelManifest
-from services.provider.backends.base import Backend, Ended, EngineLoad
+from services.provider.backends.base import Backend, Embedder, Ended, EngineLoad
 from services.provider.engines import make_backend
 from services.provider.findings import Finding, fail, ok, warn
 from services.provider.weights import check_context, checked_manifest
@@ -53,7 +53,7 @@ def files(model: ModelConfig, manifest: ModelManifest) -> Finding:
     return ok(name, f"{len(manifest.files)} files, {against}; {told}")
 
 
-async def engine(model: ModelConfig, backend: Backend) -> list[Finding]:
+async def engine(model: ModelConfig, backend: Backend | Embedder) -> list[Finding]:
     """Health, and one real short answer."""
     health = f"engine of {model.name}"
     try:
@@ -61,7 +61,10 @@ async def engine(model: ModelConfig, backend: Backend) -> list[Finding]:
         if not await asyncio.wait_for(backend.healthy(), RUN_S):
             return [fail(health, "it does not say that it is ready", _REMEDY)]
         found = [ok(health, f"ready, {backend.context_tokens:,} tokens of context")]
-        return [*found, await _try(f"test run of {model.name}", backend, model)]
+        trial = f"test run of {model.name}"
+        if backend.kind == "embeddings":
+            return [*found, await _embed(trial, backend, model)]
+        return [*found, await _try(trial, backend, model)]
     except CocoonError as error:
         return [fail(health, error.message, _REMEDY)]
     except TimeoutError:
@@ -96,6 +99,21 @@ async def _try(name: str, backend: Backend, model: ModelConfig) -> Finding:
         f"({ended.usage.completion / took_s:.1f} tokens/s), the first after "
         f"{first_s * 1000:.0f} ms",
     )  # fmt: skip
+
+
+async def _embed(name: str, backend: Embedder, model: ModelConfig) -> Finding:
+    """One real vector."""
+    asked = parse_embedding_request({"model": model.name, "input": "Count from 1 to 5"})
+    began_s = time.monotonic()
+    try:
+        async with asyncio.timeout(RUN_S):
+            await backend.embed(asked, max_input_tokens=backend.context_tokens)
+    except CocoonError as error:
+        return fail(name, error.message, _REMEDY)
+    except TimeoutError:
+        return fail(name, f"no vector within {RUN_S:.0f} s", _REMEDY)
+    took_s = time.monotonic() - began_s
+    return ok(name, f"a vector of {backend.dimensions} numbers in {took_s * 1000:.0f} ms")
 
 
 def _request(model: str) -> ChatRequest:
