@@ -27,15 +27,16 @@ from cocoon.evidence import claims as binding
 from cocoon.evidence.claims import NO_GPU, Claims, TeeKind
 from cocoon.evidence.provider import ProviderEvidence
 from cocoon.kernel.clock import Clock
-from cocoon.kernel.errors import CocoonError, ConfigurationError, Fatal
+from cocoon.kernel.errors import CocoonError, ConfigurationError, Fatal, Forbidden
 from cocoon.sealing import KeyBundle
 from cocoon.telemetry.logs import get_logger
 from services.provider.enclave import Enclave
+from services.provider.entering import IN_LOBBY, enter
 from services.provider.epochs import Epoch
 from services.provider.tee import QuoteSource
 
 if TYPE_CHECKING:
-    from nats.aio.client import Client
+    from cocoon.bus.client import BusClient
 
 _log = get_logger("cocoon.provider.announcing")
 FIRST_BACKOFF_S: Final = 0.25
@@ -66,7 +67,7 @@ class Announcer:
     """Keeps the network's picture of this agent current. `ready` while a key is announced."""
 
     def __init__(
-        self, nc: Client, announced: Announced, enclave: Enclave, tee: QuoteSource, clock: Clock,
+        self, nc: BusClient, announced: Announced, enclave: Enclave, tee: QuoteSource, clock: Clock,
         *, evidence_ms: int, renew_ms: int, tick_s: float,
     ) -> None:  # fmt: skip
         self._nc = nc
@@ -214,8 +215,15 @@ class Announcer:
         _log.info("key_announced", key_id=epoch.key_id.hex(), epoch=epoch.number)
 
     async def _ask(self, verb: str, body: Contract | None) -> dict[str, Any]:
-        subject = subjects.attestation(self._announced.provider_id, verb)
-        text = await ask(self._nc, subject, body, REQUEST_TIMEOUT_S)
+        who = self._announced
+        subject = subjects.attestation(who.provider_id, verb)
+        try:
+            text = await ask(self._nc, subject, body, REQUEST_TIMEOUT_S)
+        except Forbidden as error:
+            if error.code != IN_LOBBY:
+                raise
+            await enter(self._nc, who.provider_id, who.identity_key)
+            text = await ask(self._nc, subject, body, REQUEST_TIMEOUT_S)
         try:
             answer = json.loads(text) if text else {}
             if not isinstance(answer, dict):

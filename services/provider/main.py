@@ -28,6 +28,7 @@ from services.provider.backends.base import Backend, EngineLoad
 from services.provider.backends.onnx import OnnxBackend
 from services.provider.backends.openai_compatible import OpenAICompatibleBackend
 from services.provider.enclave import Enclave
+from services.provider.entering import enter_patiently
 from services.provider.epochs import KeyEpochs
 from services.provider.frames import FrameSender
 from services.provider.handlers import Handlers
@@ -48,6 +49,7 @@ log = get_logger("services.provider")
 ROLE = "provider"
 POLICY_REFRESH_S = 5.0
 HEALTH_S = 2.0
+ENTER_S = 30.0  # a network that starts lets nobody in yet
 
 
 def main() -> None:
@@ -74,8 +76,13 @@ async def serve(settings: ProviderSettings, stop: Stop) -> None:
         await backend.start()
         offer = _offer(settings, manifest, backend)
         prefix = inbox_prefix(name)
-        nc = await connect(settings.nats_url, settings.nats_seed_file, ROLE, prefix, stop)
+        nc = await connect(
+            settings.nats_url, settings.nats_seed_file, ROLE, prefix, stop, ENTER_S,
+            settings.nats_ca_file,
+        )  # fmt: skip
         stack.push_async_callback(close, nc)
+        if not await enter_patiently(nc, name, raw_public(seed), stop):
+            return
         spool = Spool(
             settings.data_dir / "spool", settings.spool_max_items, settings.spool_max_bytes
         )

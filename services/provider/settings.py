@@ -24,6 +24,7 @@ class ProviderSettings(BaseSettings):
 
     nats_url: str
     nats_seed_file: Path  # the agent's identity key
+    nats_ca_file: Path | None = None  # the authority behind the bus's certificates; None: public
     data_dir: Path
     trust_file: Path
     policy_file: Path | None = None  # None: policy.json beside the trust file

@@ -61,7 +61,7 @@ from cocoon.sealing import (
     verify_bundle,
 )
 from services.provider import main as agent_main
-from services.provider.frames import LAST, MORE
+from services.provider.frames import DISPATCHED, LAST, MORE
 from services.provider.settings import ProviderSettings
 from tests.support.servers import Bus
 
@@ -92,6 +92,7 @@ class Job:
     blob_hash: bytes = b""
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     began: asyncio.Event = field(default_factory=asyncio.Event)
+    answered: asyncio.Queue[m.DispatchReply] = field(default_factory=asyncio.Queue)
 
     @property
     def job_id(self) -> str:
@@ -270,6 +271,9 @@ class ProviderWorld:
         if job is None:
             return
         kind, offset = message.data[0], int.from_bytes(message.data[1:9], "big")
+        if kind == DISPATCHED:
+            job.answered.put_nowait(m.DispatchReply.model_validate_json(message.data[1:]))
+            return
         assert kind in (MORE, LAST)
         start = 41 if kind == LAST else 9
         blob_hash, data = message.data[9:start], message.data[start:]
@@ -366,10 +370,10 @@ class ProviderWorld:
             js = self.gateway.jetstream()
             sent[m.H_SEALED] = await put_sealed(js, self.provider_id, sealed.envelope)
             body = b""
-        message = await self.gateway.request(
-            subjects.run_job(self.provider_id), body, timeout=WAIT_S, headers=sent
-        )
-        return m.DispatchReply.model_validate_json(message.data), job
+        answered = job.answered
+        await self.gateway.publish(subjects.run_job(self.provider_id), body, headers=sent)
+        async with asyncio.timeout(WAIT_S):
+            return await answered.get(), job
 
     async def accepted(self, sealed: SealedRequest, **options: Any) -> Job:
         reply, job = await self.dispatch(sealed, **options)
