@@ -170,9 +170,8 @@ class _Attempts:
         self.hopeless = asyncio.Event()
 
     async def error_cb(self, error: Exception) -> None:
-        certificate = _certificate_error(error)
-        if certificate is not None:
-            self._untrusted = certificate.verify_message
+        self._untrusted = self._untrusted or _untrusted(error)
+        if self._untrusted:
             self.hopeless.set()
         if "maximum" in str(error).lower():
             self._full = True
@@ -204,13 +203,14 @@ class _Attempts:
         )
 
 
-def _certificate_error(error: BaseException | None) -> ssl.SSLCertVerificationError | None:
+def _untrusted(error: BaseException | None) -> str:
+    """What is wrong with the server's certificate, or nothing."""
     while error is not None:
-        if isinstance(error, ssl.SSLCertVerificationError):
-            return error
-        inner = getattr(error, "certificate_error", None)  # aiohttp's way
-        error = inner if inner is not None else error.__cause__
-    return None
+        told = getattr(error, "verify_message", None)
+        if isinstance(error, ssl.SSLCertVerificationError) and told:
+            return str(told)
+        error = error.__cause__  # aiohttp puts an error of its own before it
+    return ""
 
 
 def broker(
