@@ -31,6 +31,9 @@ class Buckets:
         self._per_s, self._burst, self._limit = per_s, burst, limit
         self._buckets: OrderedDict[str, Bucket] = OrderedDict()
 
+    def __len__(self) -> int:
+        return len(self._buckets)
+
     def take(self, name: str, now_s: float) -> bool:
         bucket = self._buckets.get(name)
         if bucket is None:

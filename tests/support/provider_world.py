@@ -370,10 +370,10 @@ class ProviderWorld:
             js = self.gateway.jetstream()
             sent[m.H_SEALED] = await put_sealed(js, self.provider_id, sealed.envelope)
             body = b""
-        answered = job.answered
+        self.jobs[(sent[m.H_JOB], epoch)] = job
         await self.gateway.publish(subjects.run_job(self.provider_id), body, headers=sent)
         async with asyncio.timeout(WAIT_S):
-            return await answered.get(), job
+            return await job.answered.get(), job
 
     async def accepted(self, sealed: SealedRequest, **options: Any) -> Job:
         reply, job = await self.dispatch(sealed, **options)

@@ -41,9 +41,6 @@ class _Server(msgspec.Struct):
 
 class _Client(msgspec.Struct):
     host: str = ""
-    id: int = 0
-    kind: str = ""
-    type: str = ""
     nonce: str = ""
 
 
@@ -73,9 +70,7 @@ class Question:
 
     user_nkey: str  # drawn by the server for this one connection: the answer is for nobody else
     server_id: str
-    connection: int
     host: str
-    transport: str  # "nats" or "websocket"
     encrypted: bool
     nkey: str
     signature: str
@@ -103,9 +98,7 @@ def read_question(data: bytes) -> Question:
     return Question(
         user_nkey=body.user_nkey,
         server_id=body.server_id.id,
-        connection=body.client_info.id,
         host=body.client_info.host,
-        transport=body.client_info.type,
         encrypted=body.client_tls is not None,
         nkey=body.connect_opts.nkey,
         signature=body.connect_opts.sig,
