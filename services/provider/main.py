@@ -45,6 +45,8 @@ from services.provider.weights import check_context, checked_manifest, is_grpc, 
 if TYPE_CHECKING:
     from nats.aio.client import Client
 
+    from cocoon.bus.client import BusClient
+
 log = get_logger("services.provider")
 ROLE = "provider"
 POLICY_REFRESH_S = 5.0
@@ -75,13 +77,8 @@ async def serve(settings: ProviderSettings, stop: Stop) -> None:
         check_context(manifest, backend.context_tokens)
         await backend.start()
         offer = _offer(settings, manifest, backend)
-        prefix = inbox_prefix(name)
-        nc = await connect(
-            settings.nats_url, settings.nats_seed_file, ROLE, prefix, stop, ENTER_S,
-            settings.nats_ca_file,
-        )  # fmt: skip
-        stack.push_async_callback(close, nc)
-        if not await enter_patiently(nc, name, raw_public(seed), stop):
+        nc = await _come_in(settings, name, raw_public(seed), stack, stop)
+        if nc is None:
             return
         spool = Spool(
             settings.data_dir / "spool", settings.spool_max_items, settings.spool_max_bytes
@@ -140,6 +137,18 @@ async def serve(settings: ProviderSettings, stop: Stop) -> None:
         jobs.draining = True
         await heart.beat()  # the matcher stops sending at once
         await jobs.drain(settings.drain_s)
+
+
+async def _come_in(
+    settings: ProviderSettings, name: str, key: bytes, stack: contextlib.AsyncExitStack, stop: Stop
+) -> BusClient | None:
+    """A connection in a place of this agent's own; None if the process is asked to end first."""
+    nc = await connect(
+        settings.nats_url, settings.nats_seed_file, ROLE, inbox_prefix(name), stop, ENTER_S,
+        settings.nats_ca_file,
+    )  # fmt: skip
+    stack.push_async_callback(close, nc)
+    return nc if await enter_patiently(nc, name, key, stop) else None
 
 
 def _policies(settings: ProviderSettings, clock: Clock) -> PolicyWatch:
