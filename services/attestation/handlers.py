@@ -35,7 +35,7 @@ from services.attestation import decide, store
 from services.attestation.challenges import Challenges
 from services.attestation.entry import Entry
 from services.attestation.memory import Memory
-from services.attestation.pace import Bucket
+from services.attestation.pace import Bucket, Buckets
 from services.attestation.settings import AttestationSettings
 from services.attestation.verifying import Verifier
 from services.attestation.writing import Writer
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 log = get_logger("services.attestation")
 DAY_MS = 86_400_000
 HOUSEKEEPING_S = 3600.0
+ASKED_PER_S, ASKED_AT_ONCE, STRANGERS = 1.0, 20, 16_384  # by one key from the lobby; keys counted
 
 
 class Attestation:
@@ -78,6 +79,7 @@ class Attestation:
         self._writer = Writer(memory, appender, clock, settings.writes_per_provider)
         self._open_places = asyncio.Lock()
         self._bans = bans
+        self._asking = Buckets(ASKED_PER_S, ASKED_AT_ONCE, STRANGERS)
         self._enrolments = Bucket(
             settings.enrolments_per_minute / 60, settings.enrolments_per_minute
         )
@@ -237,13 +239,22 @@ class Attestation:
         self, provider_id: str, body: bytes, traceparent: str
     ) -> dict[str, object]:
         """As `do_enrol`; the connection stays in the lobby, so the provider opens another."""
+        self._check_pace(provider_id)
         return {**await self.do_enrol(provider_id, body, traceparent), "reconnect": True}
 
     async def do_refuse_from_lobby(self, provider_id: str, _body: bytes, _tp: str) -> Challenge:
+        self._check_pace(provider_id)
         decide.check_ban(self._bans, provider_id)
         raise Forbidden(
             "this connection came in as a stranger's; enrol, then connect again", code="in_lobby"
         )
+
+    def _check_pace(self, provider_id: str) -> None:
+        if not self._asking.take(provider_id, self._clock.monotonic_s()):
+            raise RateLimited(
+                "this key asks too often; wait some seconds", code="too_many_requests",
+                retry_after_s=5,
+            )  # fmt: skip
 
     # ---- the platform ----
 

@@ -21,11 +21,13 @@ import openai
 import pytest
 
 from cocoon.bus import accounts, connection, keys, permissions
+from cocoon.bus.sealed import get_sealed, put_sealed
 from cocoon.devnet.authority import DevAuthority
 from cocoon.devnet.doors import EntryAddress
 from cocoon.devnet.ports import free_port
 from cocoon.kernel import ids
 from cocoon.kernel.errors import ConfigurationError, Unavailable
+from services.provider.entering import enter
 from tests.support.asking import get
 from tests.support.fault_proxy import lines
 from tests.support.home import home, possible
@@ -121,6 +123,31 @@ def test_a_stranger_comes_in_from_outside_and_earns(network: LiveNetwork, scheme
         until_listed(network, provider)
         assert answer_by(network, provider) == "noococ"
     until_listed(network, provider, listed=False)
+
+
+@pytest.mark.parametrize("scheme", ["wss", "tls"])
+async def test_large_ciphertext_goes_both_ways(
+    network: LiveNetwork, scheme: str, tmp_path: Path
+) -> None:
+    seed = keys.new_seed(secrets.token_bytes(32))
+    keys.write_seed_file(tmp_path / "seed", seed)
+    provider = ids.provider_id(keys.raw_public(seed))
+    told = get(network, "/v1/network").json()["bus"]
+    urls = [url for url in told["urls"] if url.startswith(scheme)]
+    assert told["ca_pem"] == network.folder.bus_ca.read_text()
+    nc = await connection.connect(
+        urls, tmp_path / "seed", "x", permissions.inbox_prefix(provider),
+        ca_file=network.folder.bus_ca,
+    )  # fmt: skip
+    try:
+        await enter(nc, provider, keys.raw_public(seed))
+        whole = secrets.token_bytes(3 * 1024 * 1024 + 7)
+        digest = await put_sealed(nc.jetstream(), provider, whole)
+        assert await get_sealed(nc, provider, digest) == whole
+        await nc.reconnect(10)
+        assert await get_sealed(nc, provider, digest) == whole
+    finally:
+        await connection.close(nc)
 
 
 @pytest.mark.skipif(not possible(), reason="no network namespaces here: needs root and `ip`")

@@ -64,7 +64,7 @@ class BusClient(Client):
     async def subscribe_raw(self, subject: str, handler: RawHandler) -> Subscription:
         """Like `subscribe_direct`, for a handler that does not need every message's headers read.
 
-        `read_headers` reads a block.
+        `read_headers` reads a block. Not over a WebSocket, where nats-py reads.
         """
 
         async def too_early(message: Msg) -> None:

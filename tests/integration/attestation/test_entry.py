@@ -328,6 +328,16 @@ async def test_strangers_and_new_providers_come_at_a_bounded_pace(network: Netwo
         assert "reconnect" not in await first.enrol(client)
 
 
+async def test_a_stranger_may_ask_only_so_often(network: Network) -> None:
+    async with network.running():
+        stranger = Stranger(network.bus)
+        client = await stranger.connect()
+        with pytest.raises(RateLimited, match="too often"):
+            for _ in range(200):
+                with contextlib.suppress(Forbidden):
+                    await ask(client, subjects.attestation(stranger.id, "challenge"))
+
+
 async def test_berths_that_were_left_long_ago_are_given_to_newcomers_and_no_others(
     network: Network,
 ) -> None:
