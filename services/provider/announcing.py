@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from cocoon.bus.requests import ask
 from cocoon.contracts import subjects
@@ -63,6 +63,12 @@ class Announced:
         return hashlib.sha256(b"cai/1 config\0" + offer.to_canonical()).digest()
 
 
+def enrolment(identity_key: bytes, tee: QuoteSource) -> EnrolRequest:
+    """What this agent enrols as: without a TEE in the open tier."""
+    tier: Literal["open"] | None = "open" if tee.kind is TeeKind.NONE else None
+    return EnrolRequest(identity_key=identity_key.hex(), tier=tier)
+
+
 class Announcer:
     """Keeps the network's picture of this agent current. `ready` while a key is announced."""
 
@@ -93,13 +99,7 @@ class Announcer:
 
     async def start(self) -> None:
         """Enrol, attest, offer and announce the first key. Raises the tree's errors."""
-        await self._ask(
-            "enrol",
-            EnrolRequest(
-                identity_key=self._announced.identity_key.hex(),
-                tier="open" if self._tee.kind is TeeKind.NONE else None,
-            ),
-        )
+        await self._ask("enrol", enrolment(self._announced.identity_key, self._tee))
         await self._attest()
 
     async def run(self) -> None:
@@ -222,7 +222,7 @@ class Announcer:
         except Forbidden as error:
             if error.code != IN_LOBBY:
                 raise
-            await enter(self._nc, who.provider_id, who.identity_key)
+            await enter(self._nc, who.provider_id, enrolment(who.identity_key, self._tee))
             text = await ask(self._nc, subject, body, REQUEST_TIMEOUT_S)
         try:
             answer = json.loads(text) if text else {}

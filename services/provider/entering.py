@@ -24,12 +24,11 @@ LONGEST_BACKOFF_S: Final = 30.0
 IN_LOBBY: Final = "in_lobby"  # the code of a refusal that another connection cures
 
 
-async def enter(nc: BusClient, provider_id: str, identity_key: bytes) -> None:
+async def enter(nc: BusClient, provider_id: str, request: EnrolRequest) -> None:
     """Enrol, and connect again if this connection came in as a stranger's.
 
     Raises the tree's errors: Transient when it may be tried again, Rejected for one who is banned.
     """
-    request = EnrolRequest(identity_key=identity_key.hex())
     subject = subjects.attestation(provider_id, "enrol")
     for _ in range(2):
         told = json.loads(await ask(nc, subject, request, REQUEST_TIMEOUT_S) or "{}")
@@ -43,14 +42,16 @@ async def enter(nc: BusClient, provider_id: str, identity_key: bytes) -> None:
     raise Unavailable("the bus has no place for this agent yet; it tries again")
 
 
-async def enter_patiently(nc: BusClient, provider_id: str, identity_key: bytes, stop: Stop) -> bool:
+async def enter_patiently(
+    nc: BusClient, provider_id: str, request: EnrolRequest, stop: Stop
+) -> bool:
     """Enter as soon as the network takes it; False if the process is asked to end meanwhile."""
     pause_s = FIRST_BACKOFF_S
     ending = asyncio.create_task(stop.wait())
     try:
         while not ending.done():
             try:
-                await enter(nc, provider_id, identity_key)
+                await enter(nc, provider_id, request)
                 return True
             except Transient as error:
                 _log.warning("not_entered", code=error.code, delay_s=pause_s)

@@ -16,6 +16,7 @@ from cocoon.bus.permissions import inbox_prefix
 from cocoon.bus.service import Stop, announce_ready, run
 from cocoon.chat import Capabilities
 from cocoon.contracts.events import OfferedModel, ProfiledModel
+from cocoon.contracts.messages import EnrolRequest
 from cocoon.evidence.trust import load_trust
 from cocoon.kernel.clock import Clock, SystemClock, SystemRandomness
 from cocoon.kernel.errors import ConfigurationError, Transient
@@ -23,7 +24,7 @@ from cocoon.kernel.ids import provider_id
 from cocoon.models import ModelManifest
 from cocoon.telemetry.logs import get_logger
 from cocoon.telemetry.observe import serve_observe
-from services.provider.announcing import LONGEST_BACKOFF_S, Announced, Announcer
+from services.provider.announcing import LONGEST_BACKOFF_S, Announced, Announcer, enrolment
 from services.provider.backends.base import Backend, EngineLoad
 from services.provider.backends.onnx import OnnxBackend
 from services.provider.backends.openai_compatible import OpenAICompatibleBackend
@@ -77,7 +78,7 @@ async def serve(settings: ProviderSettings, stop: Stop) -> None:
         check_context(manifest, backend.context_tokens)
         await backend.start()
         offer = _offer(settings, manifest, backend)
-        nc = await _come_in(settings, name, raw_public(seed), stack, stop)
+        nc = await _come_in(settings, name, enrolment(raw_public(seed), tee), stack, stop)
         if nc is None:
             return
         spool = Spool(
@@ -140,7 +141,11 @@ async def serve(settings: ProviderSettings, stop: Stop) -> None:
 
 
 async def _come_in(
-    settings: ProviderSettings, name: str, key: bytes, stack: contextlib.AsyncExitStack, stop: Stop
+    settings: ProviderSettings,
+    name: str,
+    request: EnrolRequest,
+    stack: contextlib.AsyncExitStack,
+    stop: Stop,
 ) -> BusClient | None:
     """A connection in a place of this agent's own; None if the process is asked to end first."""
     nc = await connect(
@@ -148,7 +153,7 @@ async def _come_in(
         settings.nats_ca_file,
     )  # fmt: skip
     stack.push_async_callback(close, nc)
-    return nc if await enter_patiently(nc, name, key, stop) else None
+    return nc if await enter_patiently(nc, name, request, stop) else None
 
 
 def _policies(settings: ProviderSettings, clock: Clock) -> PolicyWatch:

@@ -22,6 +22,7 @@ import pytest
 
 from cocoon.bus import accounts, connection, keys, permissions
 from cocoon.bus.sealed import get_sealed, put_sealed
+from cocoon.contracts.messages import EnrolRequest
 from cocoon.devnet.authority import DevAuthority
 from cocoon.devnet.doors import EntryAddress
 from cocoon.devnet.ports import free_port
@@ -140,7 +141,7 @@ async def test_large_ciphertext_goes_both_ways(
         ca_file=network.folder.bus_ca,
     )  # fmt: skip
     try:
-        await enter(nc, provider, keys.raw_public(seed))
+        await enter(nc, provider, EnrolRequest(identity_key=keys.raw_public(seed).hex()))
         whole = secrets.token_bytes(3 * 1024 * 1024 + 7)
         digest = await put_sealed(nc.jetstream(), provider, whole)
         assert await get_sealed(nc, provider, digest) == whole

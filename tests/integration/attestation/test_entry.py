@@ -71,7 +71,7 @@ class Stranger:
 
     async def entered(self) -> BusClient:
         client = await self.connect()
-        await enter(client, self.id, keys.raw_public(self.seed))
+        await enter(client, self.id, EnrolRequest(identity_key=keys.raw_public(self.seed).hex()))
         return client
 
     async def enrol(self, client: BusClient) -> dict[str, Any]:
