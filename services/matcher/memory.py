@@ -53,6 +53,8 @@ class ProviderView:
     elsewhere: int = 0  # of the reported jobs, those that are not this shard's
     reported_concurrency: int | None = None
     draining: bool = False
+    full: tuple[str, ...] = ()  # of its models, those without room
+    away: tuple[str, ...] = ()  # and those without an engine
     live_jobs: set[str] = field(default_factory=set)  # of this shard
     first_token_us: int = 0
     first_token_samples: int = 0
@@ -268,6 +270,7 @@ class Memory:
         view.elsewhere = sum(job_id not in view.live_jobs for job_id, _ in beat.running)
         view.reported_concurrency = beat.concurrency
         view.draining = beat.draining
+        view.full, view.away = beat.full, beat.away
         return restarted
 
     def told_busy(self, provider_id: str) -> None:
@@ -313,21 +316,25 @@ class Memory:
                 provider_id, view, key_id, model_id
             )
             if fixed:
-                found.append(self._candidate(view, fixed, now_s))
+                found.append(self._candidate(view, fixed, model_id, now_s))
         return tuple(found)
 
-    def _candidate(self, view: ProviderView, fixed: Candidate, now_s: float) -> Candidate:
+    def _candidate(
+        self, view: ProviderView, fixed: Candidate, model_id: str, now_s: float
+    ) -> Candidate:
         """With what changes from job to job: integers within their bounds, so unchecked."""
         offer, reputation = view.state.offer, view.reputation
         concurrency = _at_once(offer.concurrency if offer else 0, view.reported_concurrency)
         if fixed.tier == open_tier.OPEN and self.open_limits is not None:
             concurrency = min(concurrency, self.open_limits.max_running_jobs)
+        full = model_id in view.full
+        away = view.draining or model_id in view.away
         return fixed.model_copy(
             update={
-                "running": self.running_at(view, concurrency),
+                "running": concurrency if full else self.running_at(view, concurrency),
                 "concurrency": concurrency,
                 "first_token_us": view.first_token_us,
-                "alive": now_s - view.last_seen_s <= self.silence_s and not view.draining,
+                "alive": now_s - view.last_seen_s <= self.silence_s and not away,
                 "tokens_per_s": reputation.tokens_per_s,
                 "ended_jobs": reputation.ended_jobs,
                 "success_ppm": reputation.success_ppm,

@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from cocoon.chat import Answer, ChatRequest
 from cocoon.contracts.events import Quote
@@ -31,13 +32,19 @@ IDLE_WAIT_S: Final = 60.0
 CLOSE_TIMEOUT_S: Final = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class Served:
-    """The model that this agent serves."""
+class Served(Protocol):
+    """The model that a job is for (models.py)."""
 
-    model_id: str
-    names: tuple[str, ...]
-    backend: Backend
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What a request may call it."""
+
+    @property
+    def backend(self) -> Backend:
+        """Its engine. Generate within `place` only: it may be another after a restart."""
+
+    def place(self) -> AbstractAsyncContextManager[None]:
+        """Wait until the engine is up and has a place for this job. Raises as a start does."""
 
 
 @dataclass(slots=True)
@@ -153,7 +160,7 @@ class JobRun:
                     self._served.backend.system_fingerprint, request,
                 )
             )  # fmt: skip
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self._timeout_s), self._served.place():
                 await self._drain(request)
         except TimeoutError:
             self._fail(DeadlineExceeded("The answer took too long; ask for less."))

@@ -106,23 +106,23 @@ class EngineServer:
             await generator.aclose()
 
     @contextlib.asynccontextmanager
-    async def serve(self) -> AsyncIterator[str]:
-        """Run on a port that the system gives; yields the base URL."""
+    async def serve(self, port: int = 0) -> AsyncIterator[str]:
+        """Run on a port, or one that the system gives; yields the base URL."""
         app = Starlette(
             routes=[
                 Route("/v1/models", self._models),
                 Route("/v1/chat/completions", self._chat, methods=["POST"]),
             ]
         )
-        config = uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, lifespan="off")
+        config = uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None, lifespan="off")
         server = uvicorn.Server(config)
         server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
         task = asyncio.create_task(server.serve())
         while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
             await asyncio.sleep(0.01)
-        port = server.servers[0].sockets[0].getsockname()[1]
+        bound = server.servers[0].sockets[0].getsockname()[1]
         try:
-            yield f"http://127.0.0.1:{port}"
+            yield f"http://127.0.0.1:{bound}"
         finally:
             server.should_exit = True
             await task

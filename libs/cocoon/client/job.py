@@ -23,6 +23,7 @@ from cocoon.sealing import Data, ErrorRecord, Finished, SealedRequest, Usage
 # why a job is sealed again: the gateway asks for it, once the log was asked, too
 RESEAL: Final = "reseal"
 EXPIRED: Final = "expired"  # its not_after passed before it ran; no enclave runs it any more
+PRICE_ROSE: Final = "no_provider_price"  # since the listing that max_price was taken from
 # or its last status in the log
 PROVIDER_FAILED: Final = "failed"
 LINE_BROKE: Final = "cancelled"
@@ -154,7 +155,7 @@ class Job:
         the gateway asks to seal again, does not know it. Cancelled a job may be by a broken line,
         not by its owner. Raises Unavailable when a reseal is asked for and the log cannot be read.
         """
-        told = error.code if error.code in (RESEAL, EXPIRED) else None
+        told = error.code if error.code in (RESEAL, EXPIRED, PRICE_ROSE) else None
         lost = isinstance(error, Unavailable) or (error.code == CANCELLED and self._line_broke)
         if told is None and not lost:
             return None

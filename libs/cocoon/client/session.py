@@ -20,7 +20,7 @@ from cocoon.client.bounds import token_bounds
 from cocoon.client.choice import Addressee, choose, one_model, with_assurance
 from cocoon.client.directory import Directory
 from cocoon.client.gateway import Gateway
-from cocoon.client.job import EXPIRED, LINE_BROKE, Chunk, Ended, Job, Sealing
+from cocoon.client.job import EXPIRED, LINE_BROKE, PRICE_ROSE, Chunk, Ended, Job, Sealing
 from cocoon.client.kept import KeptRequest, KeptRequests
 from cocoon.client.trace import child_traceparent
 from cocoon.client.wishes import Affinity, fitting, split_wishes, with_tier
@@ -203,21 +203,25 @@ class SealedSession:
             deadline_ms = now_ms + REQUEST_TTL_MS
         for wait_s in REPLACED_AFTER_S:
             late = self._clock.now_ms() >= header.not_after_ms  # then the keys were not at fault
-            avoid = None if cause in (LINE_BROKE, EXPIRED) or late else header
+            same = cause in (LINE_BROKE, EXPIRED, PRICE_ROSE)
+            avoid = None if same or late else header
+            above = header.max_price_nanoton if cause == PRICE_ROSE else None
             try:
-                return await self._seal(ask, deadline_ms, again=again, avoid=avoid)
+                return await self._seal(
+                    ask, deadline_ms, again=again, avoid=avoid, above_nanoton=above
+                )
             except Unavailable:
                 await asyncio.sleep(wait_s)
         return await self._seal(ask, deadline_ms, again=again)
 
     async def _seal(
         self, ask: _Ask, deadline_ms: int, *, again: tuple[str, ...] = (),
-        avoid: RequestHeader | None = None,
+        avoid: RequestHeader | None = None, above_nanoton: int | None = None,
     ) -> Sealing:  # fmt: skip
         """Choose and seal, and keep what a repeat after a restart needs.
 
         To seal again the directory is read again. Raises Unavailable when the policy and all keys
-        are those of the header to avoid.
+        are those of the header to avoid, or when it tells no price above `above_nanoton` yet.
         """
         request = ask.request
         listing = await self._directory.listing(request.model, ask.api_key, refresh=bool(again))
@@ -249,6 +253,8 @@ class SealedSession:
             greatest_price(item.quote, bounds.max_input_tokens, bounds.max_output_tokens)
             for item in chosen
         )
+        if above_nanoton is not None and max_price <= above_nanoton:
+            raise Unavailable("No provider tells its new price yet; try again.", code="no_provider")
         stream = bool(request.stream)
         profile = wanted.stream_profile if stream else wanted.body_profile
         not_after_ms = min(

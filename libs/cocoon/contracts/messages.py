@@ -102,8 +102,14 @@ class DispatchReply(Contract):
     code: Literal["ok", "busy", "bad_request", "unknown_key", "wrong_policy", "expired"] = "ok"
 
 
+ModelIds = Annotated[tuple[Hex32, ...], Field(max_length=64)]
+
+
 class Heartbeat(Contract):
-    """Provider to matcher, once a second: which jobs run (renews their leases) and the load."""
+    """Provider to matcher, once a second: which jobs run (renews their leases) and the load.
+
+    Of its models, `full` have no room while others may have it, and `away` have no engine now.
+    """
 
     provider_id: Name
     boot_id: Hex16
@@ -111,6 +117,8 @@ class Heartbeat(Contract):
     running: tuple[tuple[Hex16, Epoch], ...]
     concurrency: Count
     draining: bool = False
+    full: ModelIds = ()
+    away: ModelIds = ()
 
 
 class SubmitResult(Contract):
