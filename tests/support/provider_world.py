@@ -368,7 +368,6 @@ class ProviderWorld:
     ) -> tuple[m.DispatchReply, Job]:  # fmt: skip
         quote = quote or self.quote()
         job = Job(sealed, quote, epoch)
-        self.jobs[(job.job_id, epoch)] = job
         sent = {
             m.H_JOB: job.job_id,
             m.H_EPOCH: str(epoch),
@@ -382,10 +381,9 @@ class ProviderWorld:
             js = self.gateway.jetstream()
             sent[m.H_SEALED] = await put_sealed(js, self.provider_id, sealed.envelope)
             body = b""
-        self.jobs[(sent[m.H_JOB], epoch)] = job
+        self.jobs[(job.job_id, epoch)] = self.jobs[(sent[m.H_JOB], epoch)] = job
         await self.gateway.publish(subjects.run_job(self.provider_id), body, headers=sent)
-        async with asyncio.timeout(WAIT_S):
-            return await job.answered.get(), job
+        return await asyncio.wait_for(job.answered.get(), WAIT_S), job
 
     async def accepted(self, sealed: SealedRequest, **options: Any) -> Job:
         reply, job = await self.dispatch(sealed, **options)
