@@ -33,7 +33,9 @@ from cocoon.telemetry import metrics
 from cocoon.telemetry.logs import get_logger
 from services.attestation import decide, store
 from services.attestation.challenges import Challenges
+from services.attestation.entry import Entry
 from services.attestation.memory import Memory
+from services.attestation.pace import Bucket, Buckets
 from services.attestation.settings import AttestationSettings
 from services.attestation.standing import Standings
 from services.attestation.verifying import Verifier
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
 log = get_logger("services.attestation")
 DAY_MS = 86_400_000
 HOUSEKEEPING_S = 3600.0
+ASKED_PER_S, ASKED_AT_ONCE, STRANGERS = 1.0, 20, 16_384  # by one key from the lobby; keys counted
 
 
 class Attestation:
@@ -61,8 +64,10 @@ class Attestation:
         clock: Clock,
         randomness: Randomness,
         stop: Callable[[CocoonError], None],
+        entry: Entry,
+        bans: dict[str, str],  # provider id -> its machine's PPID; filled by `load`
     ) -> None:
-        self.memory = memory
+        self.memory, self._entry = memory, entry
         self.standings = Standings()
         self.stop = stop
         self._settings, self._trust, self._signed = settings, trust, signed
@@ -75,7 +80,11 @@ class Attestation:
         )  # fmt: skip
         self._writer = Writer(memory, appender, clock, settings.writes_per_provider)
         self._open_places = asyncio.Lock()
-        self._bans: dict[str, str] = {}  # provider id -> its machine's PPID
+        self._bans = bans
+        self._asking = Buckets(ASKED_PER_S, ASKED_AT_ONCE, STRANGERS)
+        self._enrolments = Bucket(
+            settings.enrolments_per_minute / 60, settings.enrolments_per_minute
+        )
         self._housekept_s = float("-inf")
 
     # ---- start and end ----
@@ -83,7 +92,7 @@ class Attestation:
     async def load(self) -> None:
         """Read this service's tables, once the memory has caught up with the log."""
         await self._verifier.load()
-        self._bans = await store.load_bans(self._pool)
+        self._bans.update(await store.load_bans(self._pool))
         found = await store.load_evidence(self._pool, self.memory.evidence_ids())
         for evidence_id, (evidence, ppid) in found.items():
             self.memory.remember_evidence(evidence_id, evidence, ppid)
@@ -132,6 +141,13 @@ class Attestation:
                 code="too_many_providers",
                 retry_after_s=3600,
             )
+        if not known and not self._enrolments.take(self._clock.monotonic_s()):
+            raise RateLimited(
+                "many providers enrol at this moment; try again in a minute",
+                code="too_many_enrolments",
+                retry_after_s=60,
+            )
+        await self._entry.take(provider_id)
         await self._writer.append(command, traceparent)
         if not known:
             log.info("provider_enrolled", provider_id=provider_id, tier=command.tier)
@@ -233,6 +249,27 @@ class Attestation:
             now_ms=now_ms,
         )  # fmt: skip
 
+    async def do_enrol_from_lobby(
+        self, provider_id: str, body: bytes, traceparent: str
+    ) -> dict[str, object]:
+        """As `do_enrol`; the connection stays in the lobby, so the provider opens another."""
+        self._check_pace(provider_id)
+        return {**await self.do_enrol(provider_id, body, traceparent), "reconnect": True}
+
+    async def do_refuse_from_lobby(self, provider_id: str, _body: bytes, _tp: str) -> Challenge:
+        self._check_pace(provider_id)
+        decide.check_ban(self._bans, provider_id)
+        raise Forbidden(
+            "this connection came in as a stranger's; enrol, then connect again", code="in_lobby"
+        )
+
+    def _check_pace(self, provider_id: str) -> None:
+        if not self._asking.take(provider_id, self._clock.monotonic_s()):
+            raise RateLimited(
+                "this key asks too often; wait some seconds", code="too_many_requests",
+                retry_after_s=5,
+            )  # fmt: skip
+
     # ---- the platform ----
 
     async def do_directory(self, _who: str, body: bytes, _tp: str) -> dict[str, object]:
@@ -271,7 +308,9 @@ class Attestation:
         ppid = ppid or self._bans.get(request.provider_id, "")
         await store.save_ban(self._pool, request.provider_id, ppid, self._clock.now_ms())
         self._bans[request.provider_id] = ppid
-        return {"banned": True, "revoked": await self._revoke_banned(traceparent)}
+        revoked = await self._revoke_banned(traceparent)
+        ended = await self._entry.turn_out(request.provider_id)
+        return {"banned": True, "revoked": revoked, "connections": ended}
 
     async def _revoke_banned(self, traceparent: str = "") -> int:
         """Revoke whatever stands on a banned provider or machine; how many."""

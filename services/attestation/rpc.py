@@ -47,6 +47,13 @@ def wire(broker: NatsBroker, service: Attestation) -> None:
             "ban": service.do_ban,
         },
     }
+    lobby: dict[str, Handler] = dict.fromkeys(verbs["*"], service.do_refuse_from_lobby)
+    lobby["enrol"] = service.do_enrol_from_lobby
+    for verb, handler in lobby.items():
+        subscribe = broker.subscriber(
+            subjects.from_lobby("*", verb), max_workers=WORKERS, decoder=_undecoded
+        )
+        subscribe(_door(service, verb, handler))
     for who, handlers in verbs.items():
         for verb, handler in handlers.items():
             subscribe = broker.subscriber(

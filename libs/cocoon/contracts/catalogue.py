@@ -186,7 +186,7 @@ CHANNELS: tuple[Channel, ...] = (
     Channel(
         "run_job", subjects.run_job(_PROVIDER), ("gateway",), ("provider",),
         "the sealed envelope, or nothing when a header names it in SEALED",
-        "dispatch of a matched job", reply=m.DispatchReply,
+        "dispatch of a matched job; the answer comes on tokens",
     ),
     Channel(
         "cancel_job", subjects.cancel_job(_PROVIDER), ("gateway", "matcher"), ("provider",),
@@ -194,8 +194,9 @@ CHANNELS: tuple[Channel, ...] = (
     ),
     Channel(
         "tokens", f"tok.{_GATEWAY}.{_PROVIDER}.{_JOB}.{{epoch}}", ("provider",), ("gateway",),
-        "kind u8, offset u64 big-endian, on the last the blob's SHA-256, then sealed bytes",
-        "numbered pieces of the sealed response",
+        "kind u8; 2: a DispatchReply; 0 and 1: offset u64 big-endian, on the last (1) the blob's "
+        "SHA-256, then sealed bytes",
+        "whether a dispatch was taken, then numbered pieces of the sealed response",
     ),
     Channel(
         "heartbeat", subjects.heartbeat(_PROVIDER), ("provider",),

@@ -244,6 +244,10 @@ VERIFY_SECONDS = Histogram(
     "cocoon_verify_seconds", "One verification of evidence.", buckets=_SLOW_S
 )
 REVOCATIONS = Counter("cocoon_revocations", "Revoked attestations, by reason.", _label("reason"))
+ENTRIES = Counter(
+    "cocoon_bus_entries", "Connections to the bus that asked to come in, by what they got.",
+    _label("outcome"),
+)  # fmt: skip
 NEXT_EXPIRY = Gauge(
     "cocoon_next_expiry_seconds", "Until the first attestation runs out; -1 without any."
 )
