@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from cocoon.agent.config import AgentConfig, ModelConfig
 from cocoon.agent.market import Prices, get_json, offers, percentile
@@ -17,14 +17,18 @@ from cocoon.contracts import subjects
 from cocoon.contracts.books import EarningsRequest
 from cocoon.evidence.policy import parse_policy, verify
 from cocoon.evidence.trust import load_trust
-from cocoon.kernel.errors import CocoonError, ConfigurationError, Forbidden
+from cocoon.kernel.errors import CocoonError, ConfigurationError
 from cocoon.kernel.ids import provider_id
 from services.provider.findings import Finding, fail, ok, warn
+
+if TYPE_CHECKING:
+    from cocoon.bus.client import BusClient
 
 CLOCK_WARN_MS, CLOCK_FAIL_MS = 1_000, 10_000
 DEAR_PERCENTILE: Final = 75
 FEW: Final = 3  # offers, below which a percentile says nothing
 SOON_MS: Final = 10 * 60_000
+CONNECT_S: Final = 8.0
 
 
 def trust(config: AgentConfig) -> Finding:
@@ -88,49 +92,38 @@ async def bus(config: AgentConfig) -> list[Finding]:
         name = own_id(config)
     except ConfigurationError as error:
         return [fail("bus", error.message, "`./cocoon provider init` makes the key")]
-    refused: CocoonError | None = None
-    for url in config.network.bus:
-        try:
-            nc = await connect(
-                url, config.agent.seed_file, "provider-doctor", inbox_prefix(name), timeout_s=5.0
-            )
-        except CocoonError as error:
-            refused = error
-            continue
-        try:
-            return [ok("bus", f"{url} takes this key ({name})"), *await _ask(nc, name)]
-        finally:
-            await close(nc)
-    told = refused.message if refused else "no address is named"
-    known = isinstance(refused, ConfigurationError)
-    remedy = (
-        "this network takes only keys that its operator let in; send him the provider's id "
-        f"{name}" if known else "check [network] bus, a firewall (agents dial out only), ca_file"
-    )  # fmt: skip
-    return [fail("bus", told, remedy)]
-
-
-async def _ask(nc: Any, name: str) -> list[Finding]:
-    found = []
     try:
-        await ask(nc, subjects.books(name, "earnings"), EarningsRequest(limit=1))
-        found.append(ok("bus permissions", "it may ask for its own books"))
+        nc = await connect(
+            config.network.bus, config.agent.seed_file, "provider-doctor", inbox_prefix(name),
+            timeout_s=CONNECT_S, ca_file=config.network.ca_file,
+        )  # fmt: skip
+    except ConfigurationError as error:
+        remedy = f"ask the network's operator, and tell him the provider's id, {name}"
+        return [fail("bus", error.message, remedy)]
     except CocoonError as error:
-        enrolled = isinstance(error, Forbidden)
-        found.append(
-            warn(
-                "bus permissions",
-                error.message,
-                "a key that has not enrolled is in the lobby: `./cocoon provider run` enrols it"
-                if not enrolled
-                else "ask the network's operator",
-            )
-        )
+        remedy = "check [network] bus and ca_file, and a firewall (agents dial out only)"
+        return [fail("bus", error.message, remedy)]
+    try:
+        return [ok("bus", f"it takes this key ({name})"), *await _ask(nc, name)]
+    finally:
+        await close(nc)
+
+
+async def _ask(nc: BusClient, name: str) -> list[Finding]:
+    """How it stands there, and once it has a place on the bus, whether it may ask for its books."""
     try:
         answer = json.loads(await ask(nc, subjects.attestation(name, "standing")))
     except CocoonError as error:
-        return [*found, fail("standing", error.message, "ask the network's operator")]
-    return [*found, standing(answer, time.time_ns() // 1_000_000)]
+        return [fail("standing", error.message, "ask the network's operator")]
+    found = [standing(answer, time.time_ns() // 1_000_000)]
+    if not answer.get("enrolled"):
+        return found
+    try:
+        await ask(nc, subjects.books(name, "earnings"), EarningsRequest(limit=1))
+    except CocoonError as error:
+        remedy = "wait a minute if it has just enrolled; else ask the network's operator"
+        return [*found, warn("bus permissions", error.message, remedy)]
+    return [*found, ok("bus permissions", "it may ask for its own books")]
 
 
 def standing(told: dict[str, Any], now_ms: int) -> Finding:

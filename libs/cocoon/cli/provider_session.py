@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from cocoon.kernel.errors import CocoonError, ConfigurationError, NotFound, Unavailable
+from cocoon.kernel.errors import ConfigurationError, NotFound, Unavailable
 
 if TYPE_CHECKING:
     from cocoon.agent.config import AgentConfig
@@ -97,31 +97,24 @@ def provider_id_of(config: AgentConfig) -> str:
 
 
 async def connect(config: AgentConfig, timeout_s: float = CONNECT_S) -> Provider:
-    """A connection to the first address of the bus that answers.
+    """A connection to one of the bus's addresses.
 
-    Raises Unavailable if none does, ConfigurationError if the network does not know the key.
+    Raises Unavailable if none answers, ConfigurationError if the network does not know the key.
     """
     from cocoon.bus.connection import connect as connect_bus
     from cocoon.bus.permissions import inbox_prefix
 
     name = provider_id_of(config)
-    failed: CocoonError = Unavailable("there is no address of the bus")
-    for url in config.network.bus:
-        try:
-            nc = await connect_bus(
-                url, config.agent.seed_file, "provider-cli", inbox_prefix(name),
-                timeout_s=timeout_s,
-            )  # fmt: skip
-        except ConfigurationError as error:
-            raise ConfigurationError(
-                f"{url}: {error.message}; the network has not taken this key yet: "
-                "`./cocoon provider run` enrols it, `./cocoon provider doctor` says what is missing"
-            ) from None
-        except CocoonError as error:
-            failed = error
-        else:
-            return Provider(nc, name)
-    raise failed
+    try:
+        nc = await connect_bus(
+            config.network.bus, config.agent.seed_file, "provider-cli", inbox_prefix(name),
+            timeout_s=timeout_s, ca_file=config.network.ca_file,
+        )  # fmt: skip
+    except ConfigurationError as error:
+        raise ConfigurationError(
+            f"{error.message}; `./cocoon provider doctor` says what is missing"
+        ) from None
+    return Provider(nc, name)
 
 
 def as_provider(config: AgentConfig, work: Callable[[Provider], Awaitable[T]]) -> T:
