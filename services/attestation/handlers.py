@@ -249,6 +249,12 @@ class Attestation:
             now_ms=now_ms,
         )  # fmt: skip
 
+    async def do_standing_from_lobby(
+        self, provider_id: str, body: bytes, traceparent: str
+    ) -> dict[str, object]:
+        self._check_pace(provider_id)
+        return await self.do_standing(provider_id, body, traceparent)
+
     async def do_enrol_from_lobby(
         self, provider_id: str, body: bytes, traceparent: str
     ) -> dict[str, object]:

@@ -49,6 +49,7 @@ def wire(broker: NatsBroker, service: Attestation) -> None:
     }
     lobby: dict[str, Handler] = dict.fromkeys(verbs["*"], service.do_refuse_from_lobby)
     lobby["enrol"] = service.do_enrol_from_lobby
+    lobby["standing"] = service.do_standing_from_lobby  # whoever is not let in may ask why
     for verb, handler in lobby.items():
         subscribe = broker.subscriber(
             subjects.from_lobby("*", verb), max_workers=WORKERS, decoder=_undecoded
