@@ -61,13 +61,17 @@ def clock(config: AgentConfig) -> Finding:
         return warn("clock", "no gateway is named to compare with", "name it in [network] gateway")
     began_ms = time.time_ns() // 1_000_000
     try:
-        theirs = int(get_json(f"{config.network.gateway}/v1/network")["now_ms"])
+        theirs = int(_told(config)["now_ms"])
     except CocoonError as error:
         return fail("clock", error.message, "mend [network] gateway, or ask its operator")
     except (KeyError, TypeError, ValueError):
         return warn("clock", "the gateway tells no time", "keep the clock by NTP")
     ended_ms = time.time_ns() // 1_000_000
     return clock_finding((began_ms + ended_ms) // 2 - theirs, ended_ms - began_ms)
+
+
+def _told(config: AgentConfig) -> dict[str, Any]:
+    return get_json(f"{config.network.gateway}/v1/network", config.network.ca_file)
 
 
 def clock_finding(off_ms: int, round_trip_ms: int) -> Finding:
@@ -161,7 +165,7 @@ def price(config: AgentConfig, model: ModelConfig) -> Finding:
     if config.network.gateway is None:
         return warn(name, "no gateway is named to compare with", "name it in [network] gateway")
     try:
-        others = offers(config.network.gateway, model.name, own_id(config))
+        others = offers(config.network.gateway, model.name, own_id(config), config.network.ca_file)
     except CocoonError as error:
         return warn(name, error.message, "look again when the gateway answers")
     own = Prices(model.price.input, model.price.cached_input, model.price.output)

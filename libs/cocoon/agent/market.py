@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -14,12 +16,24 @@ TIMEOUT_S: Final = 5.0
 MAX_BODY_BYTES: Final = 32 * 1024 * 1024
 
 
-def get_json(url: str) -> dict[str, Any]:
-    """GET an object. Raises Unavailable, ConfigurationError for what is none."""
+def get_json(url: str, ca_file: Path | None = None) -> dict[str, Any]:
+    """GET an object. `ca_file`: an authority to believe besides the public ones.
+
+    Raises Unavailable, ConfigurationError for what is none or a file that holds no authority.
+    """
     import httpx  # a tenth of a second that a command without a network need not wait
 
     try:
-        answer = httpx.get(url, timeout=TIMEOUT_S, trust_env=False)
+        answer = httpx.get(url, timeout=TIMEOUT_S, trust_env=False, verify=_believed(ca_file))
+    except httpx.ConnectError as error:
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            raise ConfigurationError(
+                f"{url} shows a certificate of an authority that this machine does not know; get "
+                "the operator's (bus-ca.pem) and name it with --ca FILE, or in [network] ca_file"
+            ) from None
+        raise Unavailable(
+            f"{url} does not answer; is the address right, is the network up?"
+        ) from None
     except (httpx.HTTPError, httpx.InvalidURL):
         raise Unavailable(
             f"{url} does not answer; is the address right, is the network up?"
@@ -35,6 +49,18 @@ def get_json(url: str) -> dict[str, Any]:
     return found
 
 
+def _believed(ca_file: Path | None) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    if ca_file is not None:
+        try:
+            context.load_verify_locations(ca_file)
+        except (OSError, ssl.SSLError):
+            raise ConfigurationError(
+                f"{ca_file} holds no certificate of an authority (PEM)"
+            ) from None
+    return context
+
+
 @dataclass(frozen=True, slots=True)
 class Prices:
     """nanoTON per million tokens."""
@@ -44,12 +70,12 @@ class Prices:
     output: int
 
 
-def offers(gateway: str, model: str, but: str = "") -> list[Prices]:
+def offers(gateway: str, model: str, but: str = "", ca_file: Path | None = None) -> list[Prices]:
     """What the directory's providers of a model ask, but the one of this id.
 
     Raises Unavailable, ConfigurationError.
     """
-    listing = get_json(f"{gateway}/v1/directory?model={quote(model, safe='')}")
+    listing = get_json(f"{gateway}/v1/directory?model={quote(model, safe='')}", ca_file)
     return [
         Prices(
             int(entry["offer"]["input_nanoton_per_mtok"]),

@@ -38,6 +38,7 @@ class Answers:
     model: str | None
     price: str | None
     trust: Path | None
+    ca: Path | None
     fingerprint: str | None
     yes: bool
 
@@ -68,6 +69,14 @@ def init(
         Path | None,
         typer.Option(metavar="FILE", help="The network's trust file, from its operator."),
     ] = None,
+    ca: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The authority behind the network's certificates, where it is a private one "
+            "(bus-ca.pem), from its operator.",
+        ),
+    ] = None,
     fingerprint: Annotated[
         str | None,
         typer.Option(
@@ -86,7 +95,7 @@ def init(
     """Set this machine up as a provider: three questions, one file, one key."""
     place = folder or default_folder()
     _check_new(place)
-    answers = Answers(network, engine, model, price, trust, fingerprint, yes)
+    answers = Answers(network, engine, model, price, trust, ca, fingerprint, yes)
     _check_can_ask(answers)
     facts = _network(answers)
     chosen = _engine(answers)
@@ -134,9 +143,11 @@ def _network(answers: Answers) -> NetworkFacts:
         )
         asked = str(typer.prompt("   network", default=default))
     if urlsplit(asked).scheme in ("http", "https"):
-        facts = networks.from_gateway(asked, answers.trust)
-    elif answers.trust is not None:
-        raise BadRequest("--trust belongs to a gateway's address; a folder has its own trust file")
+        facts = networks.from_gateway(asked, answers.trust, answers.ca)
+    elif answers.trust is not None or answers.ca is not None:
+        raise BadRequest(
+            "--trust and --ca belong to a gateway's address; a folder has its own files"
+        )
     else:
         facts = networks.from_devnet(Path(asked))
     _confirm_trust(facts, answers)
@@ -222,7 +233,7 @@ def _of_name(found: list[Engine], model: str, where: str) -> Engine:
 
 def _price(answers: Answers, facts: NetworkFacts, engine: Engine) -> Prices:
     try:
-        others = offers(facts.gateway, engine.model)
+        others = offers(facts.gateway, engine.model, ca_file=facts.ca_file)
     except CocoonError:
         others = []  # a network without a provider of it says so; then there is no market
     middle = median(others) if others else FIRST_PRICES

@@ -7,9 +7,11 @@ with one that came another way; otherwise the gateway could name its own roots.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from cocoon.agent.market import get_json
 from cocoon.kernel.errors import ConfigurationError
@@ -27,6 +29,7 @@ class NetworkFacts:
     trust: bytes = field(repr=False)
     policy: bytes = field(repr=False)
     ca_pem: str | None = field(default=None, repr=False)
+    ca_file: Path | None = None  # what the gateway's own certificate was checked against
     devnet: Path | None = None
     vouched: bool = True
 
@@ -53,7 +56,7 @@ def from_devnet(folder: Path) -> NetworkFacts:
     running = place.read_running()
     told = _network(running.gateway_url)
     bus = told.get("bus") if isinstance(told.get("bus"), dict) else None
-    urls = tuple(map(str, bus.get("urls", ()))) if bus else ()
+    urls = _of_one_kind(bus.get("urls", ())) if bus else ()
     return NetworkFacts(
         gateway=running.gateway_url,
         bus=urls or (running.nats_url,),
@@ -64,13 +67,15 @@ def from_devnet(folder: Path) -> NetworkFacts:
     )
 
 
-def from_gateway(gateway: str, trust_file: Path | None) -> NetworkFacts:
-    """Ask a gateway; `trust_file` is what the network's operator gave.
+def from_gateway(
+    gateway: str, trust_file: Path | None, ca_file: Path | None = None
+) -> NetworkFacts:
+    """Ask a gateway; `trust_file` and `ca_file` are what the network's operator gave.
 
     Raises ConfigurationError (no bus or no trust document told), Unavailable.
     """
     base = gateway.rstrip("/").removesuffix("/v1")
-    told = _network(base)
+    told = _network(base, ca_file)
     bus = told.get("bus")
     if not isinstance(bus, dict) or not bus.get("urls"):
         raise ConfigurationError(
@@ -79,12 +84,32 @@ def from_gateway(gateway: str, trust_file: Path | None) -> NetworkFacts:
     trust = _read(trust_file) if trust_file else _offered_trust(told, base)
     return NetworkFacts(
         gateway=base,
-        bus=tuple(str(url) for url in bus["urls"]),
+        bus=_of_one_kind(bus["urls"]),
         trust=trust,
         policy=_canonical(told.get("policy")),
-        ca_pem=str(bus["ca_pem"]) if bus.get("ca_pem") else None,
+        ca_pem=_authority(bus, ca_file),
+        ca_file=ca_file,
         vouched=trust_file is not None,
     )
+
+
+def _authority(bus: dict[str, Any], ca_file: Path | None) -> str | None:
+    """The bus's, which is the operator's file where one was given. Raises ConfigurationError."""
+    told = str(bus["ca_pem"]) if bus.get("ca_pem") else None
+    if ca_file is None:
+        return told
+    given = _read(ca_file).decode("ascii", "replace")
+    if told is not None and "".join(told.split()) != "".join(given.split()):
+        raise ConfigurationError(
+            f"the gateway names another authority for its bus than {ca_file}; ask the operator"
+        )
+    return given
+
+
+def _of_one_kind(urls: Iterable[object]) -> tuple[str, ...]:
+    """Those of the first one's kind: an agent dials one kind only."""
+    named = [str(url) for url in urls]
+    return tuple(url for url in named if urlsplit(url).scheme == urlsplit(named[0]).scheme)
 
 
 def check(facts: NetworkFacts) -> TrustAnchors:
@@ -131,5 +156,5 @@ def _canonical(value: object) -> bytes:
     return canonical.dumps(value)
 
 
-def _network(base: str) -> dict[str, Any]:
-    return get_json(f"{base}/v1/network")
+def _network(base: str, ca_file: Path | None = None) -> dict[str, Any]:
+    return get_json(f"{base}/v1/network", ca_file)

@@ -288,8 +288,9 @@ def _entry_told(folder: DataFolder, running: RunningNetwork) -> str:
     if not running.entry_urls:
         return ""
     return f"""
-Providers elsewhere come in at {" or ".join(running.entry_urls)};
-what they need to trust is {folder.bus_ca}, which GET {running.gateway_url}/v1/network tells too.
+Providers elsewhere come in at {" or ".join(running.entry_urls)}.
+Give them {folder.trust} and {folder.bus_ca}, and there:
+  ./cocoon provider init --network {running.entry_gateway_url} --trust trust.json --ca bus-ca.pem
 """
 
 

@@ -26,7 +26,7 @@ from cocoon.devnet.nats_server import LOOPBACK, Doors
 from cocoon.devnet.private_file import write_private
 from cocoon.kernel.errors import ConfigurationError
 
-DEFAULT_PORT = 8643  # WebSocket; plain TLS listens on the next one
+DEFAULT_PORT = 8643  # WebSocket; plain TLS listens on the next one, the gateway on the third
 _ANY = "0.0.0.0"  # noqa: S104 - for a name that is no address of this machine's own
 _DAY = dt.timedelta(days=1)
 _VALID, _BACKDATED = 825 * _DAY, 1 * _DAY
@@ -51,13 +51,21 @@ class EntryAddress:
                 f"--entry {text} is not an address; write HOST or HOST:PORT, with the name or the "
                 "IPv4 address under which providers reach this machine"
             )
-        if not 1 <= int(port) < 65_535:
-            raise ConfigurationError(f"--entry takes a port from 1 to 65534, not {port}")
+        if not 1 <= int(port) < 65_534:
+            raise ConfigurationError(f"--entry takes a port from 1 to 65533, not {port}")
         return cls(host, int(port))
 
     @property
     def urls(self) -> tuple[str, ...]:
         return (f"wss://{self.host}:{self.port}", f"tls://{self.host}:{self.port + 1}")
+
+    @property
+    def gateway_port(self) -> int:
+        return self.port + 2
+
+    @property
+    def gateway_url(self) -> str:
+        return f"https://{self.host}:{self.gateway_port}"
 
     def listen_host(self) -> str:
         """The host's own address if it is one of this machine, else every interface."""
@@ -73,7 +81,7 @@ class EntryAddress:
 def open_doors(folder: DataFolder, address: EntryAddress) -> Doors:
     """The doors at this address, with a fresh certificate for it. Raises ConfigurationError."""
     host = address.listen_host()
-    for port in (address.port, address.port + 1):
+    for port in (address.port, address.port + 1, address.gateway_port):
         _check_free(host, port)
     key, certificate = _certificate(folder, address.host)
     write_private(folder.bus_key, _pem(key))

@@ -43,6 +43,7 @@ class RunningNetwork(MappingContract):
     engine_metrics_url: str | None = None
     shards: tuple[int, ...]
     entry_urls: tuple[str, ...] = ()  # where providers elsewhere come in
+    entry_gateway_url: str = ""  # and where they ask the gateway
 
 
 class DataFolder:

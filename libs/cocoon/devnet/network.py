@@ -41,6 +41,7 @@ from cocoon.devnet.ports import free_port, free_port_after, is_free
 from cocoon.devnet.postgres import PostgresServer
 from cocoon.devnet.private_file import write_private
 from cocoon.devnet.supervising import Part, Supervisor, in_thread
+from cocoon.devnet.tls_door import TlsDoor
 from cocoon.devnet.triton_server import CAPABILITIES, CONTEXT_TOKENS, TritonServer
 from cocoon.eventlog.migrate import apply_schema, set_role_passwords
 from cocoon.kernel.clock import SystemClock
@@ -123,6 +124,7 @@ class Network:
         self._shards = (subjects.NETWORK_SHARD, *accounts)
         self._matchers = {matcher_name(shard): shard for shard in accounts}
         self._account_id, self._network_id = "", ""
+        self._door: TlsDoor | None = None  # the gateway's, for providers elsewhere
 
     # ---- start ----
 
@@ -151,6 +153,7 @@ class Network:
         children = [self._service(name) for name in names]
         await asyncio.gather(*(child.start() for child in children))
         self._record()
+        await self._open_gateway_door()
         await self._first_account()
         self._say("starting the sidecar")
         await asyncio.gather(self._service("sidecar").start(), self._until_listed())
@@ -159,6 +162,15 @@ class Network:
         self._folder.write_running(running)
         self._record()
         return running
+
+    async def _open_gateway_door(self) -> None:
+        entry, folder = self._options.entry, self._folder
+        if entry is not None:
+            self._door = TlsDoor(
+                entry.listen_host(), entry.gateway_port, self._gateway_port,
+                folder.bus_certificate, folder.bus_key,
+            )  # fmt: skip
+            await self._door.start()
 
     def _record(self) -> None:
         pids = {name: child.pid for name, child in self._children.items()}
@@ -356,6 +368,7 @@ class Network:
             engine_metrics_url=self._triton.metrics_url if self._triton else None,
             shards=self._shards,
             entry_urls=self._options.entry.urls if self._options.entry else (),
+            entry_gateway_url=self._options.entry.gateway_url if self._options.entry else "",
         )
 
     # ---- watch ----
@@ -395,6 +408,8 @@ class Network:
 
     async def stop(self) -> None:
         """Stop everything: clients' door first, then providers, services, servers."""
+        if self._door is not None:
+            await self._door.stop()
         await self._stop_children("sidecar", "gateway")
         await self._stop_children(*self._providers)
         # Triton looks once a second whether it may go: meanwhile the others do
