@@ -8,16 +8,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from cocoon.contracts.commands import LiftHonesty
 from cocoon.contracts.envelope import StoredEvent
 from cocoon.contracts.messages import (
     BanRequest,
     BundleRequest,
+    CanaryRequest,
     Challenge,
     DirectoryRequest,
     EnrolRequest,
     Heartbeat,
     OfferRequest,
 )
+from cocoon.domain.honesty import HonestyState
 from cocoon.domain.provider import ProviderState
 from cocoon.eventlog.append import LogAppender
 from cocoon.evidence.policy import SignedPolicy, policy_hash
@@ -111,6 +114,7 @@ class Attestation:
         command = decide.enrol_command(
             provider_id, EnrolRequest.model_validate_json(body), self._signed.policy
         )
+        decide.check_honest(self.memory.honesty.get(provider_id))
         decide.check_ban(self._bans, provider_id)
         known = provider_id in self.memory.providers
         if not known and len(self.memory.providers) >= self._settings.max_providers:
@@ -126,6 +130,7 @@ class Attestation:
 
     async def do_challenge(self, provider_id: str, _body: bytes, _tp: str) -> Challenge:
         decide.require_enrolled(self.memory.providers.get(provider_id))
+        decide.check_honest(self.memory.honesty.get(provider_id))
         decide.check_ban(self._bans, provider_id)
         return self._challenges.issue(
             provider_id, self.memory.head_hash, self._randomness.token(32), self._clock.now_ms()
@@ -156,6 +161,7 @@ class Attestation:
         await store.save_evidence(self._pool, evidence_id, evidence, ppid, self._clock.now_ms())
 
         def still_welcome() -> bool:
+            decide.check_honest(self.memory.honesty.get(provider_id))
             decide.check_ban(self._bans, provider_id, ppid)
             return True
 
@@ -229,20 +235,44 @@ class Attestation:
         if request.lift:
             await store.lift_ban(self._pool, request.provider_id)
             self._bans.pop(request.provider_id, None)
+            await self._writer.append(LiftHonesty(provider_id=request.provider_id), traceparent)
             return {"banned": False, "revoked": 0}
-        state = self.memory.providers.get(request.provider_id)
+        await self._ban(request.provider_id)
+        return {"banned": True, "revoked": await self._revoke_banned(traceparent)}
+
+    async def do_canary(self, _who: str, body: bytes, traceparent: str) -> dict[str, object]:
+        """Record an audit job's judgement; who is found to cheat is revoked and refused."""
+        request = CanaryRequest.model_validate_json(body)
+        provider_id = request.provider_id
+        command = decide.judge_command(request, self.memory.providers.get(provider_id))
+        position = await self._writer.append(command, traceparent)
+        metrics.CANARIES.inc(request.outcome)
+        revoked = await self._revoke_dishonest(traceparent)
+        known = self.memory.honesty.get(provider_id, HonestyState())
+        return decide.told_of_honesty(known, request.model_id, position, revoked)
+
+    async def _revoke_dishonest(self, traceparent: str = "") -> int:
+        """Ban whom canaries found to cheat, with the machine, and revoke what stands on it."""
+        fresh = [one for one in self.memory.dishonest() if one not in self._bans]
+        for provider_id in fresh:
+            await self._ban(provider_id)
+        return await self._revoke_banned(traceparent) if fresh else 0
+
+    async def _ban(self, provider_id: str) -> None:
+        state = self.memory.providers.get(provider_id)
         attested = state.attested if state else None
         ppid = self.memory.ppids.get(attested.evidence_id, "") if attested else ""
-        ppid = ppid or self._bans.get(request.provider_id, "")
-        await store.save_ban(self._pool, request.provider_id, ppid, self._clock.now_ms())
-        self._bans[request.provider_id] = ppid
-        return {"banned": True, "revoked": await self._revoke_banned(traceparent)}
+        ppid = ppid or self._bans.get(provider_id, "")
+        await store.save_ban(self._pool, provider_id, ppid, self._clock.now_ms())
+        self._bans[provider_id] = ppid
 
     async def _revoke_banned(self, traceparent: str = "") -> int:
         """Revoke whatever stands on a banned provider or machine; how many."""
         banned = self.memory.banned(self._bans)
+        dishonest = set(self.memory.dishonest())
         for provider_id, evidence_id in banned:
-            await self._revoke(provider_id, evidence_id, "banned", traceparent)
+            reason = "canary" if provider_id in dishonest else "banned"
+            await self._revoke(provider_id, evidence_id, reason, traceparent)
         return len(banned)
 
     # ---- time ----
@@ -252,6 +282,7 @@ class Attestation:
         now_ms = self._clock.now_ms()
         for provider_id, evidence_id in self.memory.expired(now_ms):
             await self._revoke(provider_id, evidence_id, "expired")
+        await self._revoke_dishonest()  # found just before a crash
         await self._revoke_banned()  # what was being attested while its ban came in
         if self._verifier.floors_rose:
             self._verifier.floors_rose = False

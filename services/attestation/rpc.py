@@ -43,6 +43,7 @@ def wire(broker: NatsBroker, service: Attestation) -> None:
             "directory": service.do_directory,
             "policy": service.do_policy,
             "ban": service.do_ban,
+            "canary": service.do_canary,
         },
     }
     for who, handlers in verbs.items():

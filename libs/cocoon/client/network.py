@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from cocoon.client.counting import Counters
 from cocoon.client.directory import Directory
 from cocoon.client.door import Door
 from cocoon.client.gateway import Gateway
@@ -37,7 +38,8 @@ class NetworkOptions:
     assurances: None means every attested tier, and simulated only under a dev trust file.
     max_price_nanoton bounds one request. model_pins: names to the model ids they must have.
     affinity: whether conversations go where their beginning is warm; the network can then tell that
-    two requests of an account have the same beginning, and not which.
+    two requests of an account have the same beginning, and not which. tokenizers: model names to
+    the folders with their tokenizer.json; answers' tokens are counted with them, else by bytes.
     """
 
     gateway_url: str
@@ -50,6 +52,7 @@ class NetworkOptions:
     max_price_nanoton: int | None = None
     model_pins: Mapping[str, str] | None = None
     affinity: bool = True
+    tokenizers: Mapping[str, Path | str] | None = None
     local_key: str | None = field(default=None, repr=False)
     clock: Clock = field(default_factory=SystemClock)
     randomness: Randomness = field(default_factory=SystemRandomness)
@@ -66,6 +69,7 @@ class Network:
             options.trust if isinstance(options.trust, TrustAnchors) else load_trust(options.trust)
         )
         check_options(options)
+        counters = Counters(options.tokenizers)
         self._kept = KeptRequests(
             None if options.state_dir is None else Path(options.state_dir),
             clock=options.clock, randomness=options.randomness,
@@ -87,6 +91,7 @@ class Network:
             stream_profile=options.stream_profile,
             max_price_nanoton=options.max_price_nanoton,
             affinity=options.affinity,
+            counters=counters,
         )
         self.session = SealedSession(
             self.gateway, self._directory, preferences, self._kept, clock=options.clock,

@@ -41,6 +41,7 @@ class SidecarSettings(BaseSettings):
     stream_padding: Padding = "P2"
     max_price_nanoton: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
     model_pins: dict[str, str] = {}
+    tokenizers: dict[str, Path] = {}  # model names to folders with their tokenizer.json
     otlp_endpoint: str | None = None
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
@@ -56,6 +57,7 @@ class SidecarSettings(BaseSettings):
             stream_profile=Profile[self.stream_padding],
             max_price_nanoton=self.max_price_nanoton,
             model_pins=self.model_pins,
+            tokenizers=self.tokenizers,
             local_key=self.local_key.get_secret_value() if self.local_key else None,
         )
 

@@ -45,6 +45,10 @@ EVENTS: dict[str, tuple[str, str, str]] = {
     "AttestationRevoked": ("provider", "attestation", "evidence ran out, was replaced or banned"),
     "KeyBundlePublished": ("provider", "attestation", "a key epoch's signed bundle was verified"),
     "PolicyPublished": ("policy", "attestation", "the network's signed policy changed"),
+    "CanaryJudged": ("honesty", "attestation", "an auditor judged one of its jobs; once a job"),
+    "HonestyDecided": ("honesty", "attestation", "with CanaryJudged, once its test is sure"),
+    "HonestyLifted": ("honesty", "attestation", "an operator lifts a ban"),
+    "DisputeOpened": ("dispute", "billing", "a client counted fewer tokens; once a job"),
 }
 
 # consumer -> whose it is: the one role that may move its checkpoint and park behind it
@@ -82,11 +86,13 @@ def _verbs() -> tuple[Channel, ...]:
         ),
         ("policy", "platform", ("operator",), "an empty object", "the signed policy"),
         ("ban", "platform", ("operator",), m.BanRequest, "revoke a machine at once"),
+        ("canary", "platform", ("operator",), m.CanaryRequest, "how an audit job was judged"),
     )  # fmt: skip
     billing = (
         ("open_account", ("operator",), m.OpenAccountRequest, "open an account"),
         ("credit_deposit", ("operator",), m.CreditRequest, "credit a deposit"),
         ("balance", ("gateway", "operator"), m.BalanceRequest, "what is free and what is held"),
+        ("dispute", ("gateway",), m.DisputeRequest, "a client's count against a receipt's"),
         ("parked", ("operator",), "an empty object", "the streams that the ledger has put aside"),
         ("unpark", ("operator",), m.UnparkRequest, "post such a stream's events in order"),
     )

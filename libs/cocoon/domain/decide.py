@@ -9,10 +9,12 @@ from typing import TypeAlias
 
 from cocoon.contracts import commands as c
 from cocoon.contracts import events as e
-from cocoon.domain import account, job, provider
+from cocoon.domain import account, honesty, job, provider
 from cocoon.domain.account import AccountState, decide_credit_deposit, decide_open_account
+from cocoon.domain.honesty import HonestyState
 from cocoon.domain.job import JobState
 from cocoon.domain.leasing import decide_expire_lease, decide_request_job
+from cocoon.domain.metering import decide_open_dispute
 from cocoon.domain.provider import (
     ProviderState,
     decide_attest_provider,
@@ -24,7 +26,7 @@ from cocoon.domain.provider import (
 from cocoon.domain.settling import decide_settle_result
 from cocoon.kernel.errors import BadRequest
 
-State: TypeAlias = JobState | AccountState | ProviderState | None
+State: TypeAlias = JobState | AccountState | ProviderState | HonestyState | None
 
 
 def decide(state: State, command: c.Command) -> tuple[e.EventData, ...]:
@@ -50,6 +52,12 @@ def decide(state: State, command: c.Command) -> tuple[e.EventData, ...]:
             return decide_revoke_attestation(state, command)
         case ProviderState(), c.PublishKeyBundle():
             return decide_publish_bundle(state, command)
+        case HonestyState(), c.JudgeCanary():
+            return honesty.decide_judge_canary(state, command)
+        case HonestyState(), c.LiftHonesty():
+            return honesty.decide_lift_honesty(state, command)
+        case None, c.OpenDispute():
+            return decide_open_dispute(command)
         case None, c.PublishPolicy():
             return (
                 e.PolicyPublished(
@@ -79,6 +87,10 @@ def stream_of(command: c.Command) -> str:
             return "policy/network"
         case c.TakeLedgerSnapshot():
             return f"ledger/{command.shard}"
+        case c.OpenDispute():
+            return f"dispute/{command.job_id}"
+        case c.JudgeCanary() | c.LiftHonesty():
+            return f"honesty/{command.provider_id}"
         case (
             c.EnrolProvider()
             | c.PublishOffer()
@@ -101,6 +113,8 @@ def evolve(state: State, event: e.EventData, stream: str) -> State:
     if aggregate == "provider":
         start = state if isinstance(state, ProviderState) else ProviderState()
         return provider.evolve(start, event)
+    if aggregate == "honesty":
+        return honesty.evolve(state if isinstance(state, HonestyState) else HonestyState(), event)
     return None
 
 
@@ -111,4 +125,5 @@ def initial(stream: str) -> State:
 
 _STARTS: dict[str, State] = {
     "job": JobState(), "account": AccountState(), "provider": ProviderState(),
+    "honesty": HonestyState(),
 }  # fmt: skip

@@ -243,6 +243,7 @@ VERDICTS = Counter(
 VERIFY_SECONDS = Histogram(
     "cocoon_verify_seconds", "One verification of evidence.", buckets=_SLOW_S
 )
+CANARIES = Counter("cocoon_canaries", "Judged audit jobs, by outcome.", _label("outcome"))
 REVOCATIONS = Counter("cocoon_revocations", "Revoked attestations, by reason.", _label("reason"))
 NEXT_EXPIRY = Gauge(
     "cocoon_next_expiry_seconds", "Until the first attestation runs out; -1 without any."
