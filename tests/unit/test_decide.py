@@ -10,6 +10,7 @@ from cocoon.domain import account, provider
 from cocoon.domain.decide import State, decide, evolve, initial, stream_of
 from cocoon.domain.job import JobState, fold
 from cocoon.kernel.errors import BadRequest
+from tests.support.example_events import CANARY, DISPUTE
 from tests.support.job_world import (
     ALICE,
     POLICY,
@@ -79,6 +80,17 @@ SCENARIOS: list[tuple[State, c.Command, list[str]]] = [
         c.TakeLedgerSnapshot(shard=1, position=7, sha256=hex32("books")),
         ["LedgerSnapshotTaken"],
     ),
+    (
+        initial("honesty/p"),
+        c.JudgeCanary.model_validate(CANARY.model_dump()),
+        ["CanaryJudged"],
+    ),
+    (
+        evolve(initial("honesty/p"), CANARY, "honesty/p"),
+        c.LiftHonesty(provider_id=ALICE.id),
+        ["HonestyLifted"],
+    ),
+    (None, c.OpenDispute.model_validate(DISPUTE.model_dump()), ["DisputeOpened"]),
 ]  # fmt: skip
 
 
@@ -128,7 +140,8 @@ STREAMS = {
     "EnrolProvider": PROVIDER_STREAM, "PublishOffer": PROVIDER_STREAM,
     "AttestProvider": PROVIDER_STREAM, "RevokeAttestation": PROVIDER_STREAM,
     "PublishKeyBundle": PROVIDER_STREAM, "PublishPolicy": "policy/network",
-    "TakeLedgerSnapshot": "ledger/1",
+    "TakeLedgerSnapshot": "ledger/1", "JudgeCanary": f"honesty/{ALICE.id}",
+    "LiftHonesty": f"honesty/{ALICE.id}", "OpenDispute": f"dispute/{hex16('job')}",
 }  # fmt: skip
 
 

@@ -34,7 +34,9 @@ def told(text: str, tokens: int | None = None, detail: tuple[Token, ...] = ()) -
     return Told(text, len(text.split()) if tokens is None else tokens, detail)
 
 
-def after_canaries(outcomes: str, state: HonestyState | None = None) -> tuple[HonestyState, list[str]]:
+def after_canaries(
+    outcomes: str, state: HonestyState | None = None
+) -> tuple[HonestyState, list[str]]:
     """The state after so many canaries (p, d, u), and the verdicts on the way."""
     state, verdicts = state or HonestyState(), []
     words = {"p": "passed", "d": "differed", "u": "unclear"}
@@ -211,7 +213,7 @@ def test_another_rule_begins_another_test() -> None:
 
 
 def test_false_alarms_and_misses_keep_to_the_rule() -> None:
-    draw = random.Random(7)
+    draw = random.Random(7)  # noqa: S311
 
     def verdict(share: float) -> str:
         state = HonestyState()

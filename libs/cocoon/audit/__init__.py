@@ -1,1 +1,1 @@
-"""Canaries: paid jobs of an ordinary client whose answers are held against a trusted reference's."""
+"""Canaries: paid jobs of an ordinary client, their answers held against a trusted engine's."""

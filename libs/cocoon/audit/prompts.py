@@ -1,4 +1,4 @@
-"""What canaries ask: lines of the owner's corpus, or requests in the manner of the model's usual ones.
+"""What canaries ask: lines of the owner's corpus, or requests like the model's usual ones.
 
 A corpus of real requests is better: what is generated here can be learned.
 """
@@ -15,104 +15,17 @@ from cocoon.kernel.errors import ConfigurationError
 
 Messages = list[dict[str, Any]]
 MAX_CORPUS_BYTES: Final = 64 * 1024 * 1024
-_WORDS: Final = tuple(
-    [
-        "amber",
-        "apple",
-        "arrow",
-        "autumn",
-        "basket",
-        "beacon",
-        "bird",
-        "bottle",
-        "branch",
-        "bread",
-        "bridge",
-        "candle",
-        "canyon",
-        "carpet",
-        "castle",
-        "cedar",
-        "circle",
-        "cloud",
-        "clover",
-        "coffee",
-        "copper",
-        "coral",
-        "cotton",
-        "crystal",
-        "dragon",
-        "eagle",
-        "ember",
-        "engine",
-        "falcon",
-        "feather",
-        "field",
-        "flame",
-        "flower",
-        "forest",
-        "fossil",
-        "garden",
-        "glacier",
-        "globe",
-        "guitar",
-        "harbor",
-        "hazel",
-        "helmet",
-        "honey",
-        "island",
-        "ivory",
-        "jacket",
-        "jungle",
-        "kettle",
-        "ladder",
-        "lantern",
-        "lemon",
-        "maple",
-        "marble",
-        "meadow",
-        "mirror",
-        "mountain",
-        "needle",
-        "ocean",
-        "olive",
-        "orange",
-        "orchid",
-        "paper",
-        "pearl",
-        "pencil",
-        "pepper",
-        "planet",
-        "pocket",
-        "quartz",
-        "rabbit",
-        "raven",
-        "ribbon",
-        "river",
-        "rocket",
-        "saddle",
-        "salmon",
-        "shadow",
-        "silver",
-        "spider",
-        "stone",
-        "summer",
-        "sunset",
-        "table",
-        "thunder",
-        "tiger",
-        "tulip",
-        "tunnel",
-        "valley",
-        "velvet",
-        "violet",
-        "walnut",
-        "water",
-        "willow",
-        "window",
-        "winter",
-    ]
+_SPOKEN: Final = (
+    "amber apple arrow autumn basket beacon bird bottle branch bread bridge candle canyon "
+    "carpet castle cedar circle cloud clover coffee copper coral cotton crystal dragon "
+    "eagle ember engine falcon feather field flame flower forest fossil garden glacier "
+    "globe guitar harbor hazel helmet honey island ivory jacket jungle kettle ladder "
+    "lantern lemon maple marble meadow mirror mountain needle ocean olive orange orchid "
+    "paper pearl pencil pepper planet pocket quartz rabbit raven ribbon river rocket "
+    "saddle salmon shadow silver spider stone summer sunset table thunder tiger tulip "
+    "tunnel valley velvet violet walnut water willow window winter "
 )
+_WORDS: Final = tuple(_SPOKEN.split())
 _PLAIN: Final = (
     "Repeat: {words}", "Reverse: {word}", "Uppercase: {words}", "Count: {words}",
 )  # fmt: skip

@@ -92,7 +92,7 @@ def _verbs() -> tuple[Channel, ...]:
         ("open_account", ("operator",), m.OpenAccountRequest, "open an account"),
         ("credit_deposit", ("operator",), m.CreditRequest, "credit a deposit"),
         ("balance", ("gateway", "operator"), m.BalanceRequest, "what is free and what is held"),
-        ("dispute", ("gateway",), m.DisputeRequest, "a client's count against a receipt's"),
+        ("dispute", ("gateway", "operator"), m.DisputeRequest, "a count against a receipt's"),
         ("parked", ("operator",), "an empty object", "the streams that the ledger has put aside"),
         ("unpark", ("operator",), m.UnparkRequest, "post such a stream's events in order"),
     )

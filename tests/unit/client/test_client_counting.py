@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from cocoon.chat import parse_chat_request, to_json
