@@ -233,9 +233,10 @@ class Attestation:
         """Ban a provider and its machine, and revoke what stands on either; or lift the ban."""
         request = BanRequest.model_validate_json(body)
         if request.lift:
+            # first, or a sweep in between would ban it again for the verdict that still stands
+            await self._writer.append(LiftHonesty(provider_id=request.provider_id), traceparent)
             await store.lift_ban(self._pool, request.provider_id)
             self._bans.pop(request.provider_id, None)
-            await self._writer.append(LiftHonesty(provider_id=request.provider_id), traceparent)
             return {"banned": False, "revoked": 0}
         await self._ban(request.provider_id)
         return {"banned": True, "revoked": await self._revoke_banned(traceparent)}
