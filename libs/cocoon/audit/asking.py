@@ -34,7 +34,12 @@ class Answered:
 
 
 class Reference(Protocol):
-    """An engine that the auditor trusts to serve the model's very files."""
+    """An engine that the auditor trusts to serve the model's very files.
+
+    provider_id: the network's name for it, "" for none.
+    """
+
+    provider_id: str
 
     async def ask(self, body: Body) -> tuple[Told, str | None]:
         """Its answer, and the model id that it has proven, if it has."""
@@ -67,16 +72,18 @@ class TrustedProvider:
     """A provider of the network that the auditor runs or trusts, asked by its name."""
 
     def __init__(self, network: Network, api_key: str, provider_id: str) -> None:
-        self._network, self._api_key, self._provider_id = network, api_key, provider_id
+        self._network, self._api_key, self.provider_id = network, api_key, provider_id
 
     async def ask(self, body: Body) -> tuple[Told, str | None]:
-        wanted = {**body, "provider": {"only": [self._provider_id]}}
+        wanted = {**body, "provider": {"only": [self.provider_id]}}
         answered = await ask_network(self._network, self._api_key, wanted)
         return answered.told, answered.model_id
 
 
 class TrustedServer:
     """An OpenAI-compatible server of the auditor's own. It proves no model id."""
+
+    provider_id = ""
 
     def __init__(self, http: httpx.AsyncClient, url: str, model: str, *, logprobs: bool) -> None:
         self._http, self._url, self._model = http, url.rstrip("/"), model

@@ -21,6 +21,7 @@ from cocoon.kernel.errors import CocoonError
 
 HOUR_S: Final = 3600.0
 MOST_WAIT_S: Final = 24 * HOUR_S
+ITSELF: Final = "reference_itself"  # the market chose the trusted one
 _SHARE: Final = 10_000
 
 
@@ -92,6 +93,9 @@ async def run(
         body = request(plan, prompts, randomness, found)
         try:
             answered = await ask(body)
+            if answered.provider_id == reference.provider_id:
+                found.failed[ITSELF] += 1  # it says nothing of anybody
+                continue
             plain = {name: value for name, value in body.items() if name != "provider"}
             told, model_id = await reference.ask({**plain, "stream": False})
         except CocoonError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from cocoon.domain.honesty import make_rule
 from cocoon.eventlog.connection import connect as connect_log
 from cocoon.eventlog.honesty import standings
 from cocoon.eventlog.read import read_batch, read_commands
-from cocoon.kernel.errors import CocoonError, NotFound
+from cocoon.kernel.errors import CocoonError, NotFound, Unavailable
 from tests.support.attestation_world import MODEL_ID, OTHER_MODEL_ID, Network, Provider
 from tests.support.servers import Bus, Database
 
@@ -107,23 +108,22 @@ async def test_what_was_decided_just_before_a_crash_is_revoked_by_the_next(
 ) -> None:
     from services.attestation.handlers import Attestation
 
-    async def dies(*_: object) -> int:
-        raise NotFound("as if it died here")
+    async def dies(*_: object) -> None:
+        raise Unavailable("as if it died here")
 
     async with network.running():
         provider = await (await Provider.connect(network)).admitted()
         with monkeypatch.context() as patched:
-            patched.setattr(Attestation, "_revoke_dishonest", dies)
-            with pytest.raises(NotFound):
-                await tell(network, provider, "differed")
-            for job in ("a", "b", "c"):
-                with pytest.raises(NotFound):
-                    await network.platform_ask("canary", judged(provider, "differed", job))
+            patched.setattr(Attestation, "_ban", dies)
+            await tell(network, provider, *["differed"] * 3)
+            with pytest.raises(Unavailable):
+                await tell(network, provider, "differed", begin="last")
             assert (await network.types())[-1] == "HonestyDecided"
     async with network.running(sweep_s=0.05):
         for _ in range(200):
             if (await network.types())[-1] == "AttestationRevoked":
                 break
+            await asyncio.sleep(0.02)
     assert (await network.types())[-1] == "AttestationRevoked"
 
 
