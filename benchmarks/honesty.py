@@ -32,12 +32,11 @@ LENGTHS = (16, 256)  # tokens of an answer
 
 @dataclass(frozen=True)
 class Found:
-    """One kind of cheat at one share of canaries; jobs are the provider's own."""
+    """One kind of cheat; jobs are the provider's own, median and 95 %, by share of canaries."""
 
     share_found: float
     median_canaries: float
-    median_jobs: float
-    p95_jobs: float
+    jobs: tuple[tuple[float, float], ...]
 
 
 def canaries_until(
@@ -91,17 +90,18 @@ def inflating(surplus: float) -> Callable[[random.Random], bool]:
 
 
 def detection(
-    differs: Callable[[random.Random], bool], canary_share: float, repeats: int, seed: int
+    differs: Callable[[random.Random], bool], shares: Sequence[float], repeats: int, seed: int
 ) -> Found:
     draw = random.Random(seed)  # noqa: S311
     needed = [canaries_until(differs, draw, RULE) for _ in range(repeats)]
     found = [count for count in needed if count is not None]
-    jobs = [float(_jobs(count, canary_share, draw)) for count in found]
     if not found:
-        return Found(0.0, math.inf, math.inf, math.inf)
-    counts = [float(count) for count in found]
+        return Found(0.0, math.inf, ())
+    jobs = [[float(_jobs(count, share, draw)) for count in found] for share in shares]
     return Found(
-        len(found) / repeats, percentile(counts, 50), percentile(jobs, 50), percentile(jobs, 95)
+        len(found) / repeats,
+        percentile([float(count) for count in found], 50),
+        tuple((percentile(row, 50), percentile(row, 95)) for row in jobs),
     )
 
 
@@ -147,22 +147,19 @@ SHARES = (0.01, 0.001)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=500)
+    parser.add_argument("--repeats", type=int, default=300)
     options = parser.parse_args()
     print("| the provider | canaries until found, median | jobs until found, 1 % canaries: median, "
           "95 % | jobs, 0.1 % canaries: median, 95 % | found within 20,000 canaries |")  # fmt: skip
     print("| --- | --- | --- | --- | --- |")
     for name, differs in CHEATS:
-        often, seldom = (
-            detection(differs, share, options.repeats, options.seed) for share in SHARES
-        )
-        if not often.share_found:
+        found = detection(differs, SHARES, options.repeats, options.seed)
+        if not found.jobs:
             print(f"| {name} | never | | | 0 % |")
             continue
+        jobs = " | ".join(f"{median:,.0f}, {late:,.0f}" for median, late in found.jobs)
         print(
-            f"| {name} | {often.median_canaries:,.0f} | {often.median_jobs:,.0f}, "
-            f"{often.p95_jobs:,.0f} | {seldom.median_jobs:,.0f}, {seldom.p95_jobs:,.0f} | "
-            f"{100 * often.share_found:.0f} % |"
+            f"| {name} | {found.median_canaries:,.0f} | {jobs} | {100 * found.share_found:.0f} % |"
         )
     print("\n| honest; its canaries differ in | accused within 1,000 canaries | within 10,000 |")
     print("| --- | --- | --- |")

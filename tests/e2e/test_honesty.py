@@ -204,28 +204,44 @@ def canaries(network: LiveNetwork, reference: str, count: int) -> str:
     return ran.stdout
 
 
-def test_canaries_find_another_model_and_leave_the_honest(
-    network: LiveNetwork, engine: str
-) -> None:
-    honest, cheat = own_id(network, HONEST), own_id(network, CHEAT)
+@pytest.fixture(scope="module")
+def audited(network: LiveNetwork, engine: str) -> dict[str, Any]:
+    """What canaries found of an honest provider and one whose engine is another model."""
     with serving() as url, in_place_of(network, CHEAT):
         with cheating(network, url):
-            wait_answers(network, cheat, "weather")
-            ran = canaries(network, engine, 40)
-        found = json.loads(ran)["providers"]
+            wait_answers(network, own_id(network, CHEAT), "weather")
+            found: dict[str, Any] = json.loads(canaries(network, engine, 30))
         with cheating(network, url) as log:  # once more
             wait_said(log, '"canary"')
+    return found
+
+
+def test_canaries_find_another_model_and_leave_the_honest(
+    network: LiveNetwork, audited: dict[str, Any]
+) -> None:
+    honest, cheat = own_id(network, HONEST), own_id(network, CHEAT)
+    found = audited["providers"]
     assert found[cheat]["verdict"] == "dishonest"
-    assert found[cheat]["differed"] == 4  # and none after it was revoked
+    assert (found[cheat]["differed"], found[cheat].get("passed", 0)) == (4, 0)
     assert found[honest]["passed"] >= 1
     assert "differed" not in found[honest]
     assert listed(network) == {honest}
+
+
+@pytest.mark.usefixtures("audited")
+def test_everybody_can_see_what_canaries_found(network: LiveNetwork) -> None:
+    honest, cheat = own_id(network, HONEST), own_id(network, CHEAT)
     told = json.loads(network.cli("canary", "report", "--json").stdout)
     assert told[cheat]["dishonest"]
-    assert told[cheat]["canaries"]["differed"] == 4
+    assert told[cheat]["canaries"]["differed"] == 4  # and none after it was revoked
     assert not told[honest]["dishonest"]
     assert "revoked by canaries" in network.cli("status").stdout
-    assert network.cli("replay", "--verify", "--decisions").returncode == 0
+
+
+@pytest.mark.usefixtures("audited")
+def test_what_canaries_decided_replays(network: LiveNetwork) -> None:
+    replayed = network.cli("replay", "--verify", "--decisions")
+    assert replayed.returncode == 0, replayed.stdout + replayed.stderr
 
 
 def test_two_honest_engines_are_calibrated_to_a_small_tolerance(

@@ -97,7 +97,7 @@ class HonestyState:
 
 def after(test: Test | None, event: CanaryJudged) -> Test:
     """The test with one more canary. Another rule begins another test."""
-    if test is None or test.rule != event.rule:
+    if test is None or (test.rule is not event.rule and test.rule != event.rule):
         test = Test(event.rule)
     if event.outcome == "unclear":
         return replace(test, unclear=test.unclear + 1)
