@@ -167,7 +167,7 @@ SCHEMAS: dict[str, Any] = {
             "dispute": {"type": ["object", "null"],
                         "description": "DisputeOpened without the job and the account"},
         },
-        "provider_id", "quote_id", "quote", "evidence_id", "result",
+        "provider_id", "quote_id", "quote", "evidence_id", "result", "dispute",
     ),
     "DisputedJob": _object(
         {
