@@ -16,6 +16,7 @@ from cocoon.contracts.commands import decode_command
 from cocoon.contracts.envelope import GENESIS_HASH, StoredEvent
 from cocoon.domain import ledger, pricing
 from cocoon.kernel import canonical, ids
+from services.billing import draws
 from services.billing.decide import project
 from services.billing.redecide import Decisions, Report
 from services.matcher.memory import Memory
@@ -301,9 +302,11 @@ def replay_equals_live(evidence: Evidence) -> list[str]:
     for shard, commands in (evidence.commands or {}).items():
         rows = evidence.whole_log(shard)
         report = Report(shard=shard, first=1, last=len(rows))
-        decisions = Decisions(report)
         readable = {stored.position for stored, _ in evidence.decoded[shard]}
         before = evidence.before.get(shard)
+        seeds = draws.stream(shard)
+        known = before.stream(seeds) if before else [row for row in rows if row.stream == seeds]
+        decisions = Decisions(report, draws.Draws(known))
         for command in commands:
             group = rows[command.first_position - 1 : command.last_position]
             if not group or command.data == b"{}":

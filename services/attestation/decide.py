@@ -6,17 +6,19 @@ State, evidence and time come in as arguments; events come from cocoon.domain.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 from cocoon.contracts import commands as c
 from cocoon.contracts.envelope import AppendItem, NewEvent
 from cocoon.contracts.events import PolicyPublished
-from cocoon.contracts.messages import CanaryRequest, EnrolRequest, OfferRequest
+from cocoon.contracts.matching import OpenTierLimits
+from cocoon.contracts.messages import CanaryRequest, EnrolRequest, OfferRequest, ProfileRequest
 from cocoon.domain import decide as domain
 from cocoon.domain.honesty import HonestyState
+from cocoon.domain.open_tier import OPEN
 from cocoon.domain.provider import ProviderState
-from cocoon.evidence.policy import Policy, SignedPolicy, policy_hash, verify
+from cocoon.evidence.policy import OpenTierRules, Policy, SignedPolicy, policy_hash, verify
 from cocoon.evidence.provider import ProviderEvidence, collateral_hash
 from cocoon.evidence.trust import TrustAnchors
 from cocoon.evidence.verdict import Outcome, Verdict
@@ -28,6 +30,7 @@ from cocoon.kernel.errors import (
     EvidenceRejected,
     Forbidden,
     NotFound,
+    RateLimited,
     SealingError,
     TooLarge,
     Unavailable,
@@ -94,9 +97,15 @@ def policy_command(known: PolicyPublished | None, policy: Policy) -> c.PublishPo
     Raises ConfigurationError for an older one, or one that does not follow the current one.
     """
     fresh = policy_hash(policy).hex()
+    rules = policy.open_rules
     command = c.PublishPolicy(
-        policy_hash=fresh, version=policy.version, previous_hash=policy.previous_hash
-    )
+        policy_hash=fresh,
+        version=policy.version,
+        previous_hash=policy.previous_hash,
+        open_tier=None if rules is None else OpenTierLimits(
+            max_running_jobs=rules.max_running_jobs, max_job_nanoton=rules.max_job_nanoton
+        ),
+    )  # fmt: skip
     if known is None or (known.policy_hash == fresh and known.version == policy.version):
         return command if known is None else None
     if policy.version <= known.version:
@@ -146,17 +155,60 @@ def item(
 
 
 def enrol_command(provider_id: str, request: EnrolRequest, policy: Policy) -> c.EnrolProvider:
-    """Raises Forbidden unless the id is that of the identity key."""
+    """Raises Forbidden unless the id is that of the identity key, and for a provider without a TEE
+    where the policy has no open tier.
+    """
     if ids.provider_id(bytes.fromhex(request.identity_key)) != provider_id:
         raise Forbidden(
             "the identity key does not belong to this provider id; connect with the key that you "
             "enrol",
             code="identity_mismatch",
         )
-    tier: Literal["simulated", "attested"] = (
+    tier: Literal["simulated", "attested", "open"] = (
         "simulated" if policy.network_class == "dev" else "attested"
     )
+    if request.tier == OPEN:
+        open_rules(policy)
+        tier = OPEN
     return c.EnrolProvider(provider_id=provider_id, identity_key=request.identity_key, tier=tier)
+
+
+def open_rules(policy: Policy) -> OpenTierRules:
+    """Raises Forbidden where the policy takes no provider without a TEE."""
+    rules = policy.open_rules
+    if rules is None:
+        raise Forbidden(
+            "this network's policy takes no provider without a TEE; run the agent on an Intel TDX "
+            "machine, or ask the network's operator for a policy with an open tier",
+            code="open_tier",
+        )
+    return rules
+
+
+def check_open_places(policy: Policy, provider_id: str, standing: Collection[str]) -> None:
+    """Raises RateLimited when as many others stand in the open tier as the policy takes.
+
+    `standing`: the ids of the providers that stand in it.
+    """
+    others = len(set(standing) - {provider_id})
+    if others >= open_rules(policy).max_providers:
+        raise RateLimited(
+            f"the open tier has all {others} providers that this network's policy takes; try "
+            "again later, or run the agent on an Intel TDX machine",
+            code="open_tier_full",
+            retry_after_s=RETRY_AFTER_REFUSAL_S,
+        )
+
+
+def check_kind(state: ProviderState, evidence: ProviderEvidence) -> None:
+    """Raises Forbidden for evidence of another tier than the provider enrolled for."""
+    is_open = state.enrolled is not None and state.enrolled.tier == OPEN
+    if is_open != (evidence.tee == "none"):
+        raise Forbidden(
+            "the provider enrolled for the open tier and sends a quote, or enrolled with a TEE and "
+            "sends none; enrol again for what the machine is",
+            code="tier_mismatch",
+        )
 
 
 def require_enrolled(state: ProviderState | None) -> ProviderState:
@@ -188,6 +240,10 @@ def offer_command(
     return c.PublishOffer(
         provider_id=provider_id, models=request.models, concurrency=request.concurrency
     )
+
+
+def profile_command(provider_id: str, request: ProfileRequest) -> c.PublishProfile:
+    return c.PublishProfile(provider_id=provider_id, region=request.region, models=request.models)
 
 
 def check_size(evidence: ProviderEvidence) -> None:

@@ -5,6 +5,8 @@ The only writer of providers' streams and of the policy's stream; one decision a
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -19,8 +21,10 @@ from cocoon.contracts.messages import (
     EnrolRequest,
     Heartbeat,
     OfferRequest,
+    ProfileRequest,
 )
 from cocoon.domain.honesty import HonestyState
+from cocoon.domain.open_tier import OPEN
 from cocoon.domain.provider import ProviderState
 from cocoon.eventlog.append import LogAppender
 from cocoon.evidence.policy import SignedPolicy, policy_hash
@@ -71,6 +75,7 @@ class Attestation:
             at_once=settings.verifications, waiting=settings.verifications_waiting,
         )  # fmt: skip
         self._writer = Writer(memory, appender, clock, settings.writes_per_provider)
+        self._open_places = asyncio.Lock()
         self._bans: dict[str, str] = {}  # provider id -> its machine's PPID
         self._housekept_s = float("-inf")
 
@@ -116,6 +121,8 @@ class Attestation:
         )
         decide.check_honest(self.memory.honesty.get(provider_id))
         decide.check_ban(self._bans, provider_id)
+        if command.tier == OPEN:
+            self._check_open_places(provider_id)
         known = provider_id in self.memory.providers
         if not known and len(self.memory.providers) >= self._settings.max_providers:
             raise RateLimited(
@@ -145,8 +152,9 @@ class Attestation:
                 "the evidence was made for another provider id; make it with your own",
                 code="identity_mismatch",
             )
-        decide.require_enrolled(self.memory.providers.get(provider_id))
+        state = decide.require_enrolled(self.memory.providers.get(provider_id))
         decide.check_ban(self._bans, provider_id)
+        decide.check_kind(state, evidence)
         decide.check_size(evidence)
         self._verifier.check_room()
         self._challenges.spend(evidence, self._clock.now_ms())
@@ -163,9 +171,13 @@ class Attestation:
         def still_welcome() -> bool:
             decide.check_honest(self.memory.honesty.get(provider_id))
             decide.check_ban(self._bans, provider_id, ppid)
+            if command.assurance == OPEN:
+                self._check_open_places(provider_id)
             return True
 
-        position = await self._writer.append(command, traceparent, still_welcome)
+        # one at a time to the open tier's places: two must not take the last one
+        async with self._open_places if command.assurance == OPEN else contextlib.nullcontext():
+            position = await self._writer.append(command, traceparent, still_welcome)
         self.memory.remember_evidence(command.evidence_id, evidence, ppid)
         log.info(
             "provider_attested", provider_id=provider_id, evidence_id=command.evidence_id,
@@ -191,6 +203,15 @@ class Attestation:
             self._signed.policy,
             self.memory.evidence_of(provider_id),
         )
+        return {"position": await self._writer.append(command, traceparent)}
+
+    async def do_publish_profile(
+        self, provider_id: str, body: bytes, traceparent: str
+    ) -> dict[str, object]:
+        decide.require_enrolled(self.memory.providers.get(provider_id))
+        decide.check_ban(self._bans, provider_id)
+        request = ProfileRequest.model_validate_json(body)
+        command = decide.profile_command(provider_id, request)
         return {"position": await self._writer.append(command, traceparent)}
 
     async def do_publish_bundle(
@@ -292,6 +313,7 @@ class Attestation:
         metrics.NEXT_EXPIRY.set(-1 if ends_ms is None else max(0, ends_ms - now_ms) / 1000)
         metrics.PROVIDERS.set(len(self.memory.providers), "enrolled")
         metrics.PROVIDERS.set(sum(1 for _ in self.memory.attested()), "attested")
+        metrics.PROVIDERS.set(len(self.memory.standing_open(now_ms)), "open")
         if self._clock.monotonic_s() - self._housekept_s >= HOUSEKEEPING_S:
             self._housekept_s = self._clock.monotonic_s()
             before_ms = now_ms - self._settings.evidence_kept_days * DAY_MS
@@ -308,7 +330,9 @@ class Attestation:
                 await self._revoke(provider_id, evidence_id, "evidence_missing")
                 continue
             verdict = await self._verifier.verify(evidence)
-            if verdict.ok:
+            if verdict.ok and provider_id in self._too_many_open():
+                await self._revoke(provider_id, evidence_id, "open_tier_full")
+            elif verdict.ok:
                 command = decide.attest_command(evidence, verdict, self._signed.policy)
                 await self._writer.append(command, "", self._stands(provider_id, evidence_id))
             else:
@@ -324,6 +348,17 @@ class Attestation:
         return check
 
     # ---- inside ----
+
+    def _check_open_places(self, provider_id: str) -> None:
+        decide.check_open_places(
+            self._signed.policy, provider_id, self.memory.standing_open(self._clock.now_ms())
+        )
+
+    def _too_many_open(self) -> set[str]:
+        """Who stands in the open tier beyond the places of a policy that became narrower."""
+        rules = self._signed.policy.open_rules
+        standing = self.memory.standing_open(self._clock.now_ms())
+        return set(standing[rules.max_providers :]) if rules is not None else set()
 
     async def _revoke(
         self, provider_id: str, evidence_id: str, reason: str, traceparent: str = ""

@@ -14,6 +14,7 @@ from cocoon.contracts.messages import Heartbeat
 from cocoon.domain import honesty as honesties
 from cocoon.domain import provider as providers
 from cocoon.domain.honesty import HonestyState
+from cocoon.domain.open_tier import OPEN
 from cocoon.domain.provider import ProviderState
 from cocoon.evidence.provider import ProviderEvidence
 from cocoon.kernel import canonical
@@ -90,6 +91,16 @@ class Memory:
             state = self.providers[provider_id]
             if state.attested is not None:
                 yield provider_id, state
+
+    def standing_open(self, now_ms: int) -> list[str]:
+        """The ids of the providers that stand in the open tier, in order."""
+        return [
+            provider_id
+            for provider_id, state in self.attested()
+            if state.attested is not None
+            and state.attested.assurance == OPEN
+            and state.attested.valid_until_ms > now_ms
+        ]
 
     def evidence_ids(self) -> set[str]:
         """All evidence that is in use: current, or renewed with keys that still live."""
@@ -174,6 +185,8 @@ class Memory:
         return {
             "provider_id": provider_id,
             "tier": attested.assurance,
+            "region": state.region,
+            "quantisation": state.quantisation(offered.model_id),
             "evidence": evidence.model_dump(mode="json"),
             "bundles": bundles,
             "offer": {**offered.model_dump(mode="json"), "fee_bps": self.fee_bps},

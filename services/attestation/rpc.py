@@ -37,6 +37,7 @@ def wire(broker: NatsBroker, service: Attestation) -> None:
             "challenge": service.do_challenge,
             "submit_evidence": service.do_submit_evidence,
             "publish_offer": service.do_publish_offer,
+            "publish_profile": service.do_publish_profile,
             "publish_bundle": service.do_publish_bundle,
         },
         PLATFORM: {

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from cocoon.contracts.envelope import GENESIS_HASH, StoredEvent
-from cocoon.contracts.events import LedgerSnapshotTaken
+from cocoon.contracts.events import EventData, LedgerSnapshotTaken
 from cocoon.eventlog import scan as log
 from cocoon.eventlog.read import StoredCommand
 from cocoon.eventlog.scan import Scan
 from cocoon.kernel.errors import BadRequest, LogCorrupt
 from services.billing.books import Books
+from services.billing.draws import stream as seeds_stream
 from services.billing.redecide import Report
 from services.billing.verify import BATCH, Batch, Fold
 
@@ -106,30 +107,44 @@ async def replay_file(path: Path, *, decisions: bool) -> list[Report]:
     Raises LogCorrupt for a file that is damaged or cut short, BadRequest for another format.
     """
     return [
-        await _replay_part(path, index, header, marks, decisions=decisions)
-        for index, (header, marks) in enumerate(_headers(path))
+        await _replay_part(path, index, part, decisions=decisions)
+        for index, part in enumerate(_parts(path))
     ]
 
 
-def _headers(path: Path) -> list[tuple[Header, dict[int, str]]]:
-    """Every part's header with the snapshots that its log names."""
-    found: list[tuple[Header, dict[int, str]]] = []
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A shard's header, with what has to be known of its log beforehand."""
+
+    header: Header
+    marks: dict[int, str]  # the snapshots that it names
+    draws: list[StoredEvent]  # its stream of seeds
+
+
+def _parts(path: Path) -> list[_Part]:
+    found: list[_Part] = []
     for value in _lines(path):
         if "format" in value:
-            found.append((_header(value), {}))
-        elif found and '"TakeLedgerSnapshot"' in value["data"]:
-            for event in _stored(found[-1][0].shard, value):
-                taken = event.decode()
+            found.append(_Part(_header(value), {}, []))
+            continue
+        if not found:
+            continue
+        shard, data = found[-1].header.shard, value["data"]
+        if '"TakeLedgerSnapshot"' in data:
+            for event in _stored(shard, value):
+                taken = _decoded(event)
                 if isinstance(taken, LedgerSnapshotTaken) and taken.position < event.position:
-                    found[-1][1][taken.position] = taken.sha256
+                    found[-1].marks[taken.position] = taken.sha256
+        elif '"CommitMatchingSeed"' in data or '"RevealMatchingSeed"' in data:
+            rows = [row for row in _stored(shard, value) if row.stream == seeds_stream(shard)]
+            found[-1].draws.extend(row for row in rows if _decoded(row))
     if not found:
         raise LogCorrupt("the file holds no log")
     return found
 
 
-async def _replay_part(
-    path: Path, index: int, header: Header, marks: Mapping[int, str], *, decisions: bool
-) -> Report:
+async def _replay_part(path: Path, index: int, part: _Part, *, decisions: bool) -> Report:
+    header, marks = part.header, part.marks
     report = Report(shard=header.shard, first=1, last=header.events)
     books = Books() if header.shard > 0 else None
 
@@ -145,10 +160,11 @@ async def _replay_part(
 
     fold = Fold(
         report, books, GENESIS_HASH, parked=header.parked, marks=marks,
-        learn=learn if decisions else None,
+        learn=learn if decisions else None, draws=part.draws,
     )  # fmt: skip
     for batch in _batches(_part(path, index), set(marks)):
         await fold.take(batch)
+    fold.end()
     if report.events != header.events or fold.hash.hex() != header.head:
         raise LogCorrupt(f"the file ends before the head of shard {header.shard}")
     report.head_hash = header.head
@@ -196,6 +212,13 @@ def _stored(shard: int, value: Mapping[str, Any]) -> list[StoredEvent]:
         ]
     except (ValueError, IndexError) as error:
         raise LogCorrupt(f"the file's part of shard {shard} is damaged") from error
+
+
+def _decoded(event: StoredEvent) -> EventData:
+    try:
+        return event.decode()
+    except (ValueError, KeyError) as error:
+        raise LogCorrupt(f"position {event.position} does not decode") from error
 
 
 def _part(path: Path, index: int) -> Iterator[Mapping[str, Any]]:

@@ -6,12 +6,13 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from cocoon.contracts.commands import decode_command
+from cocoon.contracts.commands import ExpireLease, RequestJob, decode_command
 from cocoon.contracts.envelope import StoredEvent
 from cocoon.domain import decide as domain
 from cocoon.domain.decide import State
 from cocoon.domain.job import JobState
 from cocoon.kernel.errors import CocoonError, LogCorrupt
+from services.billing.draws import Draws
 
 MAX_DIFFERENCES = 20
 MAX_ENDED_JOBS = 4096
@@ -30,6 +31,7 @@ class Report:
     derived_sha256: str = ""
     live_sha256: str = ""
     decisions: int = 0
+    seeds: int = 0  # of them, those whose seed was checked against a revealed secret
     parked: int = 0  # events that stand aside, in the tables as here
     notes: list[str] = field(default_factory=list)
     differences: list[str] = field(default_factory=list)
@@ -46,8 +48,10 @@ class Report:
 class Decisions:
     """Runs every stored command again on the state that it was decided on."""
 
-    def __init__(self, report: Report) -> None:
-        self._report = report
+    def __init__(self, report: Report, draws: Draws) -> None:
+        self._report, self._draws = report, draws
+        for told in draws.differences():
+            report.say(told)
         self._states: dict[str, State] = {}
         self._ended: deque[str] = deque()  # jobs that only a late rejection may still touch
 
@@ -87,9 +91,19 @@ class Decisions:
                 f"{[n[1] for n in now]} now, the log has {[t[1] for t in then]}"
             )
         self._report.decisions += 1
+        if isinstance(command, RequestJob | ExpireLease):
+            wrong = self._draws.check(command, events[0].position)
+            self._report.seeds = self._draws.checked
+            if wrong is not None:
+                self._report.say(wrong)
         for event in events:
             state = domain.evolve(state, event.decode(), stream)
         self._keep(stream, state)
+
+    def end(self) -> None:
+        """Note what could not be checked; call it once, after the last command."""
+        for told in self._draws.notes():
+            self._report.note(told)
 
     def _keep(self, stream: str, state: State) -> None:
         """Live state stays; of the ended jobs only the latest, the others are learned again."""

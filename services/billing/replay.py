@@ -111,7 +111,7 @@ def _print(reports: Sequence[Report], chosen: argparse.Namespace) -> int:
         for line in _books(report, of_file=chosen.file is not None):
             print(f"  {line}")  # noqa: T201
         if report.decisions:
-            print(f"  {report.decisions} decisions made again")  # noqa: T201
+            print(f"  {report.decisions} decisions made again{_seeds(report)}")  # noqa: T201
         if report.parked:
             print(f"  {report.parked} events stand aside, unposted: see `./cocoon status`")  # noqa: T201
         for note in report.notes:
@@ -120,6 +120,10 @@ def _print(reports: Sequence[Report], chosen: argparse.Namespace) -> int:
             print(f"  DIFFERENT  {difference}")  # noqa: T201
     print("different" if different else _verdict(reports, chosen))  # noqa: T201
     return DIFFERENT if different else EQUAL
+
+
+def _seeds(report: Report) -> str:
+    return f", {report.seeds} seeds checked against revealed secrets" if report.seeds else ""
 
 
 def _range(report: Report) -> str:

@@ -25,6 +25,8 @@ from cocoon.eventlog.scan import DATA, SCHEMA_VERSION, STREAM, TYPE, Scan
 from cocoon.kernel.errors import LogCorrupt
 from services.billing import snapshots, store
 from services.billing.books import Books
+from services.billing.draws import Draws
+from services.billing.draws import stream as seeds_stream
 from services.billing.ledger import LEDGER_CONSUMER
 from services.billing.posting import BEHIND_PARKED, FREEZES
 from services.billing.redecide import Decisions, Report
@@ -78,15 +80,16 @@ class Fold:
         parked: Mapping[int, str],
         marks: Mapping[int, str],
         learn: Learn | None,
+        draws: Sequence[StoredEvent] = (),
     ) -> None:
         """`books` None: nothing is posted. `parked`: position -> why it stands aside. `marks`:
         position -> sha256 that the log gives for the books there. `learn`: decide again too; it
-        answers an event with its stream's earlier events.
+        answers an event with its stream's earlier events. `draws`: the shard's stream of seeds.
         """
         self.books, self.hash = books, prev_hash
         self.live = Books()  # the digest of the tables' lines
         self._report, self._parked, self._marks, self._learn = report, parked, marks, learn
-        self._decisions = Decisions(report) if learn else None
+        self._decisions = Decisions(report, Draws(draws)) if learn else None
         self._pending: list[StoredEvent] = []
         self._commands: dict[str, StoredCommand] = {}
         self._aside: set[str] = set()
@@ -113,6 +116,11 @@ class Fold:
         if self._decisions:
             self._commands.update((c.command_id, c) for c in batch.rows.commands)
             await self._decide_again()
+
+    def end(self) -> None:
+        """Call it once, after the last batch."""
+        if self._decisions:
+            self._decisions.end()
 
     def _post(
         self, rows: Sequence[list[bytes]], first: int, posted: bool, lines: list[str]
@@ -255,10 +263,12 @@ async def replay_shard(
         report, books, await hash_at(conn, shard, first - 1) if first > 1 else GENESIS_HASH,
         parked=await store.parked_between(conn, shard, first, stop),
         marks=marks, learn=learn if decisions else None,
+        draws=await stream_events(conn, shard, seeds_stream(shard)) if decisions else (),
     )  # fmt: skip
     async with aclosing(_batches(first, stop, {applied, *marks}, load)) as batches:
         async for batch in batches:
             await fold.take(batch)
+    fold.end()
     report.head_hash = fold.hash.hex()
     if stop == end.position and stop >= first and fold.hash != end.hash:
         raise LogCorrupt(f"shard {shard}: the head's hash is not the last event's")

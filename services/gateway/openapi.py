@@ -202,6 +202,32 @@ SCHEMAS: dict[str, Any] = {
     ),
 }  # fmt: skip
 
+
+def _sidecars(operation: str, what: str, *, streams: bool) -> dict[str, Any]:
+    """A path of the sidecar, on the client's own machine."""
+    content: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
+    if streams:
+        content["text/event-stream"] = {"schema": _TEXT}
+    return {
+        "servers": _SIDECAR,
+        "post": {
+            "operationId": operation,
+            "summary": f"{what}, at the sidecar on the client's own machine",
+            "description": "The sidecar seals the request. A gateway answers 400, code "
+                           "plaintext_refused, without reading the body.",
+            "requestBody": {"required": True, "content": {
+                "application/json": {"schema": {"type": "object"}}}},
+            "responses": {
+                "200": _answer("OpenAI's answer" + (", or its events when stream is true"
+                                                    if streams else ""), content),
+                **_refusals(errors.BadRequest, errors.Unauthenticated, errors.InsufficientFunds,
+                            errors.TooLarge, errors.EvidenceRejected, errors.RateLimited,
+                            errors.Unavailable, errors.DeadlineExceeded),
+            },
+        },
+    }  # fmt: skip
+
+
 PATHS: dict[str, Any] = {
     "/v1/network": {
         "get": {
@@ -314,26 +340,9 @@ PATHS: dict[str, Any] = {
                                       *_JOB_REFUSALS)},
         },
     },
-    "/v1/chat/completions": {
-        "servers": _SIDECAR,
-        "post": {
-            "operationId": "chat",
-            "summary": "OpenAI's chat completions, at the sidecar on the client's own machine",
-            "description": "The sidecar seals the request. A gateway answers 400, code "
-                           "plaintext_refused, without reading the body.",
-            "requestBody": {"required": True, "content": {
-                "application/json": {"schema": {"type": "object"}}}},
-            "responses": {
-                "200": _answer("OpenAI's answer, or its events when stream is true", {
-                    "application/json": {"schema": {"type": "object"}},
-                    "text/event-stream": {"schema": _TEXT},
-                }),
-                **_refusals(errors.BadRequest, errors.Unauthenticated, errors.InsufficientFunds,
-                            errors.TooLarge, errors.EvidenceRejected, errors.RateLimited,
-                            errors.Unavailable, errors.DeadlineExceeded),
-            },
-        },
-    },
+    "/v1/chat/completions": _sidecars("chat", "OpenAI's chat completions", streams=True),
+    "/v1/completions": _sidecars("complete", "OpenAI's completions of a text", streams=True),
+    "/v1/embeddings": _sidecars("embed", "OpenAI's embeddings", streams=False),
 }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 from cocoon.contracts.commands import Candidate, Command, ExpireLease, RequestJob
 from cocoon.contracts.envelope import AppendItem, NewEvent
 from cocoon.contracts.events import EventData, JobFailed, ProviderMatched
-from cocoon.contracts.matching import BALANCED, MatchingPolicy
+from cocoon.contracts.matching import BALANCED, MatchingPolicy, OpenTierLimits
 from cocoon.contracts.messages import DispatchReport, ErrorBody, JobRequest, MatchUpdate
 from cocoon.domain.job import JobState
 from cocoon.kernel.errors import CocoonError
@@ -26,9 +26,13 @@ def request_command(
     seed: str,
     now_ms: int,
     policy: MatchingPolicy = BALANCED,
+    *,
+    seed_period: int = 0,
+    open_limits: OpenTierLimits | None = None,
 ) -> RequestJob:
     """The command with everything that its decision may look at."""
-    fields = request.model_dump(exclude={"command_id"})
+    fields = dict(vars(request))  # frozen parts stay as they are: they were checked once
+    del fields["command_id"]
     return RequestJob(
         **fields,
         available_nanoton=available_nanoton,
@@ -37,6 +41,8 @@ def request_command(
         seed=seed,
         now_ms=now_ms,
         policy=policy,
+        seed_period=seed_period,
+        open_limits=open_limits,
     )
 
 

@@ -12,7 +12,7 @@ from cocoon.contracts.events import EventData, JobCancelled, JobFailed, Provider
 from cocoon.domain.job import JobState
 from cocoon.domain.leasing import decide_expire_lease
 from cocoon.eventlog.append import Appended, LogAppender
-from cocoon.kernel.clock import Clock, Randomness
+from cocoon.kernel.clock import Clock
 from cocoon.kernel.errors import CocoonError, Fatal
 from cocoon.telemetry import metrics
 from cocoon.telemetry.logs import get_logger
@@ -20,6 +20,7 @@ from services.matcher import decide
 from services.matcher.decide import Reason
 from services.matcher.lease import CONFLICT_PAUSE_S, Lease, News
 from services.matcher.memory import Memory
+from services.matcher.seeds import Seeds
 from services.matcher.settings import MatcherSettings
 
 if TYPE_CHECKING:
@@ -40,12 +41,12 @@ class Ending:
         appender: LogAppender,
         news: News,
         clock: Clock,
-        randomness: Randomness,
+        seeds: Seeds,
         stop: Callable[[CocoonError], None],
     ) -> None:
         self._leases, self._settings, self._memory = leases, settings, memory
         self._appender, self._news, self._clock = appender, news, clock
-        self._randomness, self._stop = randomness, stop
+        self._seeds, self._stop = seeds, stop
 
     async def run(
         self, job_id: str, lease: Lease, reason: Reason, may_rematch: bool, failure: str
@@ -112,6 +113,7 @@ class Ending:
             else ()
         )
         wishes = self._memory.wishes_of(lease.match.job_id)
+        seed, seed_period = self._seeds.draw(lease.match.job_id, lease.match.epoch + 1)
         return ExpireLease(
             job_id=lease.match.job_id,
             epoch=lease.match.epoch,
@@ -121,12 +123,14 @@ class Ending:
             failure=failure,
             candidates=candidates,
             lease_ttl_ms=self._settings.lease_ttl_ms,
-            seed=self._randomness.token(32).hex(),
+            seed=seed,
             now_ms=self._clock.now_ms(),
             again=lease.turned_away and reason == "busy",
             policy=self._memory.policy,
             preferences=wishes.preferences,
             affinity=wishes.affinity,
+            seed_period=seed_period,
+            open_limits=self._memory.open_limits,
         )
 
     async def _follow(self, job_id: str, lease: Lease, outcome: Appended) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final
 
 from cocoon.contracts.commands import RequestJob
@@ -18,7 +18,7 @@ from cocoon.contracts.messages import CancelJob, JobRequest, MatchUpdate
 from cocoon.domain.job import JobState, fold
 from cocoon.domain.leasing import decide_request_job
 from cocoon.eventlog.append import Appended, LogAppender
-from cocoon.kernel.clock import Clock, Randomness
+from cocoon.kernel.clock import Clock
 from cocoon.kernel.errors import (
     CocoonError,
     Conflict,
@@ -35,12 +35,14 @@ from services.matcher.accepted import AcceptedCommands
 from services.matcher.lease import CONFLICT_PAUSE_S, News
 from services.matcher.leases import Leases
 from services.matcher.memory import Memory, Wishes
+from services.matcher.seeds import Seeds
 from services.matcher.settings import MatcherSettings
 from services.matcher.waiting import Waiting, WaitingRoom
 
 REMEMBERED_COMMANDS = 16_384  # to twice as many, besides those of running jobs
 MAX_ACCOUNT_CONFLICTS = 5
 WAITING_PER_SWEEP = 64
+RECALLED_AT_ONCE = 512  # commands of running jobs, after a restart
 LOOK_UP_S = 0.5  # a refusal waits no longer for the log to know its command
 _LOG_IS_AWAY: Final = frozenset({"log_away", "log_queue_full"})
 
@@ -64,20 +66,23 @@ class Matcher:
         appender: LogAppender,
         news: News,
         clock: Clock,
-        randomness: Randomness,
+        seeds: Seeds,
         stop: Callable[[CocoonError], None],
         find_job: Callable[[str], Awaitable[str | None]],
+        find_requests: Callable[[Sequence[str]], Awaitable[Iterable[RequestJob]]],
     ) -> None:
-        """`find_job`: the job of a command that the log has."""
+        """`find_job`: the job of a command that the log has. `find_requests`: the stored commands
+        that began these jobs.
+        """
         self._settings, self._memory, self._leases = settings, memory, leases
         self._appender, self._news, self._clock = appender, news, clock
-        self._randomness, self._stop = randomness, stop
+        self._seeds, self._stop = seeds, stop
         self._began_us = clock.now_ms() * 1000
         self.waiting = WaitingRoom(settings.waiting_limit, settings.waiting_limit_per_account)
         self._deciding: set[str] = set()  # command ids
         self._deciding_jobs: set[str] = set()
         self._accepted_before = AcceptedCommands(memory.jobs, REMEMBERED_COMMANDS)
-        self._find_job = find_job
+        self._find_job, self._find_requests = find_job, find_requests
 
     async def on_job_request(self, request: JobRequest, traceparent: str) -> None:
         """Answer a gateway: matched and committed, or existing, or waiting, or refused."""
@@ -164,14 +169,17 @@ class Matcher:
                 f"the account {request.account_id} has no funds; add some with "
                 f"`./cocoon fund {request.account_id} 1`"
             )
+        seed, seed_period = self._seeds.draw(request.job_id, 1)
         return decide.request_command(
             request,
             self._memory.available_nanoton(request.account_id),
             self._memory.candidates(keys, request.model_id, self._clock.monotonic_s()),
             self._settings.lease_ttl_ms,
-            self._randomness.token(32).hex(),
+            seed,
             self._clock.now_ms(),
             self._memory.policy,
+            seed_period=seed_period,
+            open_limits=self._memory.open_limits,
         )
 
     def _grant(self, request: JobRequest, match: ProviderMatched, traceparent: str) -> None:
@@ -289,8 +297,14 @@ class Matcher:
             self._accepted_before.add(stored.causation_id, event.job_id)
         self._leases.on_shard_event(stored, event)
 
-    def resume(self) -> None:
-        """Lease every running job again; call it once, when the memory has caught up."""
+    async def resume(self) -> None:
+        """Lease every running job again, with what its client wished; call it once, when the
+        memory has caught up. Raises Unavailable.
+        """
+        running = sorted(self._memory.jobs)
+        for first in range(0, len(running), RECALLED_AT_ONCE):
+            for command in await self._find_requests(running[first : first + RECALLED_AT_ONCE]):
+                self._memory.recall(command)
         self._memory.presume_alive(self._clock.monotonic_s())
         for job_id, state in tuple(self._memory.jobs.items()):
             self._leases.resume(job_id, state)

@@ -20,13 +20,14 @@ from cocoon.domain import matching
 from cocoon.domain.job import JobState, JobStatus
 from cocoon.domain.leasing import need_of
 from cocoon.eventlog.append import LogAppender
-from cocoon.kernel.clock import Clock, Randomness
+from cocoon.kernel.clock import Clock
 from cocoon.kernel.errors import CocoonError
 from services.matcher import decide
 from services.matcher.decide import Reason
 from services.matcher.ending import Ending
 from services.matcher.lease import Lease, News
 from services.matcher.memory import Memory
+from services.matcher.seeds import Seeds
 from services.matcher.settings import MatcherSettings
 
 Wanted = tuple[tuple[str, ...], str]  # recipient keys, model
@@ -42,11 +43,11 @@ class Leases:
         appender: LogAppender,
         news: News,
         clock: Clock,
-        randomness: Randomness,
+        seeds: Seeds,
         stop: Callable[[CocoonError], None],
     ) -> None:
         self._settings, self._memory, self._clock = settings, memory, clock
-        self._ending = Ending(self, settings, memory, appender, news, clock, randomness, stop)
+        self._ending = Ending(self, settings, memory, appender, news, clock, seeds, stop)
         self.live: dict[str, Lease] = {}
         self._resumed_at_s = float("-inf")
         self._tasks: set[asyncio.Task[None]] = set()
@@ -205,7 +206,10 @@ class Leases:
         candidates = self._memory.candidates(request.recipient_key_ids, request.model_id, now_s)
         tried = frozenset((*state.tried, lease.match.provider_id))
         asked = self._memory.wishes_of(lease.match.job_id).preferences
-        need = need_of(request, self._clock.now_ms(), tried, asked=asked)
+        need = need_of(
+            request, self._clock.now_ms(), tried, asked=asked,
+            open_limits=self._memory.open_limits,
+        )  # fmt: skip
         return isinstance(matching.choose(candidates, need, "00" * 32), matching.NoCandidate)
 
     def on_cancel(self, cancel: CancelJob) -> None:

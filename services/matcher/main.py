@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,16 +16,17 @@ from cocoon.bus.connection import broker, close, connect, is_connected
 from cocoon.bus.permissions import inbox_prefix, matcher_name
 from cocoon.bus.service import Stop, announce_ready, run
 from cocoon.contracts import messages, subjects
+from cocoon.contracts.commands import RequestJob
 from cocoon.contracts.envelope import StoredEvent
 from cocoon.contracts.matching import BALANCED, MatchingPolicy
 from cocoon.contracts.messages import CancelJob, DispatchReport, Heartbeat, JobRequest, MatchUpdate
 from cocoon.eventlog.append import LogAppender
 from cocoon.eventlog.connection import acquired, create_pool
 from cocoon.eventlog.connection import connect as connect_log
-from cocoon.eventlog.read import head, job_of_command
+from cocoon.eventlog.read import head, job_of_command, requests_of_jobs
 from cocoon.eventlog.tail import Tail
 from cocoon.kernel.clock import SystemClock, SystemRandomness
-from cocoon.kernel.errors import ConfigurationError
+from cocoon.kernel.errors import ConfigurationError, Transient
 from cocoon.telemetry import metrics
 from cocoon.telemetry.logs import get_logger
 from cocoon.telemetry.observe import serve_observe
@@ -34,7 +35,9 @@ from services.matcher.handlers import Matcher
 from services.matcher.lease import News
 from services.matcher.leases import Leases
 from services.matcher.memory import Memory
+from services.matcher.seeds import Seeds
 from services.matcher.settings import MatcherSettings
+from services.matcher.store import Secrets
 
 if TYPE_CHECKING:
     from faststream.nats import NatsBroker, NatsMessage
@@ -47,6 +50,7 @@ MAX_REQUESTS_IN_FLIGHT = 8192
 CROWDED_S = (
     0.004  # less than from a match to its first token, which is what its commit must not hold
 )
+SEEDS_S = 1.0
 DECISION_HOLDS_S = 3.0  # a match that the log has not taken by then is not to follow a revocation
 
 
@@ -72,20 +76,28 @@ async def serve(settings: MatcherSettings, stop: Stop) -> None:
         )  # fmt: skip
         clock, randomness = SystemClock(), SystemRandomness()
         news = _news(nc)
-        leases = Leases(settings, memory, appender, news, clock, randomness, stop)
-        stack.push_async_callback(leases.close)
         pool = await create_pool(dsn, "cocoon-matcher-commands", size=2)
         stack.callback(pool.terminate)
+        seeds = Seeds(settings, memory, appender, Secrets(pool, settings.shard), clock, randomness)
+        leases = Leases(settings, memory, appender, news, clock, seeds, stop)
+        stack.push_async_callback(leases.close)
 
         async def find_job(command_id: str) -> str | None:
             async with acquired(pool) as conn:
                 return await job_of_command(conn, settings.shard, command_id)
 
+        async def find_requests(job_ids: Sequence[str]) -> list[RequestJob]:
+            async with acquired(pool) as conn:
+                return await requests_of_jobs(conn, settings.shard, job_ids)
+
         matcher = Matcher(
-            settings, memory, leases, appender, news, clock, randomness, stop, find_job
+            settings, memory, leases, appender, news, clock, seeds, stop, find_job, find_requests
         )
         tasks = await _follow(settings, dsn, nc, matcher, appender.recent, stop, stack)
-        matcher.resume()
+        await seeds.begin()
+        await seeds.tick()
+        tasks.append(stop.watch(asyncio.create_task(_keep_seeds(seeds), name="seeds")))
+        await matcher.resume()
         listening = _broker(settings, matcher, leases, prefix, stop)
         await listening.start()
         stack.push_async_callback(listening.stop)
@@ -233,6 +245,16 @@ async def _answer(
     ):
         subscription = await nc.subscribe_direct(subject, handler)
         stack.push_async_callback(subscription.unsubscribe)
+
+
+async def _keep_seeds(seeds: Seeds) -> None:
+    """Begin and reveal periods for ever. The log or the table may be away meanwhile."""
+    while True:
+        await asyncio.sleep(SEEDS_S)
+        try:
+            await seeds.tick()
+        except Transient as error:
+            log.warning("seeds_wait", code=error.code)
 
 
 async def _sweep(settings: MatcherSettings, matcher: Matcher, hears: Callable[[], bool]) -> None:

@@ -8,28 +8,34 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Final
 
-from cocoon.contracts.commands import Candidate
+from cocoon.contracts.commands import Candidate, RequestJob
 from cocoon.contracts.envelope import StoredEvent
 from cocoon.contracts.events import (
     AccountOpened,
     EventData,
     FundsHeld,
-    KeyBundlePublished,
     LeaseExpired,
+    MatchingSeedCommitted,
     OfferedModel,
+    OpenTierLimitsSet,
     ProviderAttested,
     Quote,
     ResultSealed,
 )
-from cocoon.contracts.matching import BALANCED, MatchingPolicy, Preferences
+from cocoon.contracts.matching import BALANCED, MatchingPolicy, OpenTierLimits, Preferences
 from cocoon.contracts.messages import Heartbeat
 from cocoon.domain import job as jobs
+from cocoon.domain import open_tier, seeding
 from cocoon.domain import provider as providers
 from cocoon.domain.job import JobState, JobStatus
 from cocoon.domain.ledger import postings
 from cocoon.domain.provider import ProviderState
 from cocoon.domain.reputation import Reputation, moved, observe
+from cocoon.domain.seeding import SeedState
+
+MAX_COUNT: Final = 2**32 - 1  # what a candidate's counts can say
 
 
 @dataclass(slots=True)
@@ -37,6 +43,8 @@ class ProviderView:
     """A provider: what the log says, and what its last heartbeat said."""
 
     state: ProviderState = field(default_factory=ProviderState)
+    # by key and offered model, what no heartbeat changes: forgotten whenever `state` changes
+    fixed: dict[tuple[str, str], Candidate] = field(default_factory=dict)
     attested_at: dict[str, int] = field(default_factory=dict)  # evidence id -> log position
     boot_id: str = ""
     last_seen_s: float = float("-inf")  # monotonic
@@ -45,6 +53,8 @@ class ProviderView:
     elsewhere: int = 0  # of the reported jobs, those that are not this shard's
     reported_concurrency: int | None = None
     draining: bool = False
+    full: tuple[str, ...] = ()  # of its models, those without room
+    away: tuple[str, ...] = ()  # and those without an engine
     live_jobs: set[str] = field(default_factory=set)  # of this shard
     first_token_us: int = 0
     first_token_samples: int = 0
@@ -53,7 +63,7 @@ class ProviderView:
     def observe_first_token(self, sample_us: int) -> None:
         """Exponentially weighted average: alpha 1/2 for eight samples, then 1/10."""
         samples = self.first_token_samples
-        self.first_token_us = moved(self.first_token_us, sample_us, samples)
+        self.first_token_us = moved(self.first_token_us, min(sample_us, MAX_COUNT), samples)
         self.first_token_samples += 1
 
 
@@ -61,8 +71,7 @@ class ProviderView:
 class Wishes:
     """What a client asks of its provider beyond the sealed request's header.
 
-    The log's events do not hold it. After a restart of the matcher a job is matched again without;
-    what must hold, the client holds itself: it seals to nobody else.
+    The log's events do not hold it, the stored command does: after a restart `recall` reads it.
     """
 
     preferences: Preferences | None = None
@@ -97,6 +106,9 @@ class Memory:
         self.accounts: dict[str, AccountView] = {}
         self.jobs: dict[str, JobState] = {}  # live jobs only
         self._wishes: dict[str, Wishes] = {}  # of live jobs
+        self._open_tier: OpenTierLimitsSet | None = None
+        self.seeds = SeedState()
+        self.seeds_since_ms = 0  # when the newest secret was committed to, by the log's clock
         self.position = 0  # of this shard's log, as far as the tail has read
         self.pending_holds: dict[str, tuple[str, int]] = {}  # job -> (account, nanoTON)
         self._pending_by_account: dict[str, int] = {}
@@ -111,6 +123,7 @@ class Memory:
             view = self.providers.setdefault(ident, ProviderView())
             before = {bundle.key_id for bundle in view.state.bundles}
             view.state = providers.evolve(view.state, event)
+            view.fixed.clear()
             if isinstance(event, ProviderAttested):
                 held = {bundle.evidence_id for bundle in view.state.bundles}
                 view.attested_at = {k: at for k, at in view.attested_at.items() if k in held}
@@ -120,7 +133,14 @@ class Memory:
                 self.keys.pop(key_id, None)
             for key_id in after - before:
                 self.keys[key_id] = ident
+        elif aggregate == "policy":
+            self._open_tier = open_tier.evolve(self._open_tier, event)
         return event
+
+    @property
+    def open_limits(self) -> OpenTierLimits | None:
+        """What the network's policy allows a provider without a TEE; None: no job."""
+        return self._open_tier.limits if self._open_tier else None
 
     # ---- this shard ----
 
@@ -137,6 +157,8 @@ class Memory:
             account = self._account(ident)
             account.version = stored.version
             account.opened = account.opened or isinstance(event, AccountOpened)
+        elif aggregate == "matching":
+            self._apply_seeds(stored, event)
         elif aggregate == "job":
             if isinstance(event, FundsHeld):
                 self.release_pending(ident)
@@ -167,6 +189,14 @@ class Memory:
         else:
             self.jobs[job_id] = state
 
+    def _apply_seeds(self, stored: StoredEvent, event: EventData) -> None:
+        """Fold one event of the shard's seeds; a version that is already folded changes nothing."""
+        if stored.version != self.seeds.version + 1:
+            return
+        self.seeds = seeding.evolve(self.seeds, event)
+        if isinstance(event, MatchingSeedCommitted):
+            self.seeds_since_ms = stored.recorded_at_us // 1000
+
     def apply_appended(self, events: Iterable[StoredEvent]) -> None:
         """Fold this process's own events before the tail brings them back.
 
@@ -177,12 +207,19 @@ class Memory:
             aggregate, _, ident = stored.stream.partition("/")
             if aggregate == "job" and stored.position > self.position:
                 self.apply_job(ident, stored.version, stored.decode())
+            elif aggregate == "matching":
+                self._apply_seeds(stored, stored.decode())
 
     # ---- what clients wish ----
 
     def wish(self, job_id: str, wishes: Wishes) -> None:
         if wishes != NO_WISHES:
             self._wishes[job_id] = wishes
+
+    def recall(self, command: RequestJob) -> None:
+        """After a restart: what the stored command of a live job says of its client's wishes."""
+        if command.job_id in self.jobs:
+            self.wish(command.job_id, Wishes(command.preferences, command.affinity))
 
     def wishes_of(self, job_id: str) -> Wishes:
         return self._wishes.get(job_id, NO_WISHES)
@@ -233,6 +270,7 @@ class Memory:
         view.elsewhere = sum(job_id not in view.live_jobs for job_id, _ in beat.running)
         view.reported_concurrency = beat.concurrency
         view.draining = beat.draining
+        view.full, view.away = beat.full, beat.away
         return restarted
 
     def told_busy(self, provider_id: str) -> None:
@@ -274,27 +312,47 @@ class Memory:
             view = self.providers.get(provider_id) if provider_id else None
             if view is None or provider_id is None:
                 continue
-            bundle = next((b for b in view.state.bundles if b.key_id == key_id), None)
-            candidate = bundle and self._candidate(provider_id, view, bundle, model_id, now_s)
-            if candidate:
-                found.append(candidate)
+            fixed = view.fixed.get((key_id, model_id)) or self._fixed(
+                provider_id, view, key_id, model_id
+            )
+            if fixed:
+                found.append(self._candidate(view, fixed, model_id, now_s))
         return tuple(found)
 
     def _candidate(
-        self,
-        provider_id: str,
-        view: ProviderView,
-        bundle: KeyBundlePublished,
-        model_id: str,
-        now_s: float,
+        self, view: ProviderView, fixed: Candidate, model_id: str, now_s: float
+    ) -> Candidate:
+        """With what changes from job to job: integers within their bounds, so unchecked."""
+        offer, reputation = view.state.offer, view.reputation
+        concurrency = _at_once(offer.concurrency if offer else 0, view.reported_concurrency)
+        if fixed.tier == open_tier.OPEN and self.open_limits is not None:
+            concurrency = min(concurrency, self.open_limits.max_running_jobs)
+        full = model_id in view.full
+        away = view.draining or model_id in view.away
+        return fixed.model_copy(
+            update={
+                "running": concurrency if full else self.running_at(view, concurrency),
+                "concurrency": concurrency,
+                "first_token_us": view.first_token_us,
+                "alive": now_s - view.last_seen_s <= self.silence_s and not away,
+                "tokens_per_s": reputation.tokens_per_s,
+                "ended_jobs": reputation.ended_jobs,
+                "success_ppm": reputation.success_ppm,
+            }
+        )
+
+    def _fixed(
+        self, provider_id: str, view: ProviderView, key_id: str, model_id: str
     ) -> Candidate | None:
-        attested, offer = view.state.attested, view.state.offer
-        if attested is None or offer is None or not offer.models:
+        """What the log says of a key and a model; None while there is no evidence or no offer."""
+        state = view.state
+        attested, models = state.attested, state.offer.models if state.offer else ()
+        bundle = next((b for b in state.bundles if b.key_id == key_id), None)
+        if attested is None or bundle is None or not models:
             return None
-        concurrency = _at_once(offer.concurrency, view.reported_concurrency)
         # Another model's offer still makes a candidate: the model filter then gives its reason.
-        model = next((m for m in offer.models if m.model_id == model_id), offer.models[0])
-        return Candidate(
+        model = next((m for m in models if m.model_id == model_id), models[0])
+        fixed = Candidate(
             provider_id=provider_id,
             key_id=bundle.key_id,
             quote=self.quote(model),
@@ -303,15 +361,14 @@ class Memory:
             attested_position=view.attested_at[bundle.evidence_id],
             valid_until_ms=min(attested.valid_until_ms, bundle.not_after_ms),
             context_tokens=model.context_tokens,
-            running=self.running_at(view, concurrency),
-            concurrency=concurrency,
-            first_token_us=view.first_token_us,
-            alive=self.is_alive(provider_id, now_s) and not view.draining,
+            running=0, concurrency=0, first_token_us=0, alive=False,
             tier=attested.assurance,
-            tokens_per_s=view.reputation.tokens_per_s,
-            ended_jobs=view.reputation.ended_jobs,
-            success_ppm=view.reputation.success_ppm,
-        )
+            quantisation=state.quantisation(model.model_id),
+            region=state.region,
+        )  # fmt: skip
+        if model.model_id == model_id:  # else anybody's made-up model would be kept
+            view.fixed[key_id, model_id] = fixed
+        return fixed
 
     def quote(self, model: OfferedModel) -> Quote:
         """The offer's price terms with the network's fee."""

@@ -26,6 +26,9 @@ class MatcherSettings(BaseSettings):
     cancel_grace_s: Annotated[float, Field(gt=0)] = 5.0
     sweep_s: Annotated[float, Field(gt=0)] = 0.1
     matching_policy_file: Path | None = None  # JSON as of `cocoon matching show`; None: balanced-1
+    seed_period_s: Annotated[float, Field(ge=1)] = 3600.0  # one secret's, for the draws
+    # of the next period: by then every decision of the former is in the log, or never will be
+    seed_revealed_after_s: Annotated[float, Field(ge=10)] = 60.0
     waiting_s: Annotated[float, Field(gt=0)] = 10.0
     waiting_limit: Annotated[int, Field(ge=0)] = 1024
     waiting_limit_per_account: Annotated[int, Field(ge=0)] = 256

@@ -7,6 +7,7 @@ belongs to one piece of evidence for ever.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 from dataclasses import dataclass
@@ -15,17 +16,25 @@ from typing import TYPE_CHECKING, Any, Final
 from cocoon.bus.requests import ask
 from cocoon.contracts import subjects
 from cocoon.contracts.base import Contract
-from cocoon.contracts.events import OfferedModel
-from cocoon.contracts.messages import BundleRequest, Challenge, EnrolRequest, OfferRequest
+from cocoon.contracts.events import ProfiledModel
+from cocoon.contracts.messages import (
+    BundleRequest,
+    Challenge,
+    EnrolRequest,
+    OfferRequest,
+    ProfileRequest,
+)
 from cocoon.evidence import claims as binding
-from cocoon.evidence.claims import NO_GPU, Claims
+from cocoon.evidence.claims import NO_GPU, Claims, TeeKind
 from cocoon.evidence.provider import ProviderEvidence
 from cocoon.kernel.clock import Clock
-from cocoon.kernel.errors import CocoonError, ConfigurationError, Fatal
+from cocoon.kernel.errors import CocoonError, ConfigurationError, Fatal, Rejected
 from cocoon.sealing import KeyBundle
 from cocoon.telemetry.logs import get_logger
 from services.provider.enclave import Enclave
 from services.provider.epochs import Epoch
+from services.provider.standing import Standing
+from services.provider.table import ModelTable
 from services.provider.tee import QuoteSource
 
 if TYPE_CHECKING:
@@ -36,33 +45,37 @@ FIRST_BACKOFF_S: Final = 0.25
 LONGEST_BACKOFF_S: Final = 30.0
 REQUEST_TIMEOUT_S: Final = 15.0
 CLAIMS_BACKDATE_MS: Final = 1000  # for clocks that differ a little
+NOT_ATTESTED: Final = ("not_attested", "stale_evidence")
 
 
 @dataclass(frozen=True, slots=True)
-class Announced:
-    """What this agent stands for."""
+class Identity:
+    """Who this agent is, and where it says that it stands."""
 
     provider_id: str
     identity_key: bytes
-    models: tuple[OfferedModel, ...]
-    concurrency: int
+    region: str = ""
 
-    @property
-    def config_hash(self) -> bytes:
-        """What the claims bind of the configuration: the offered models and the concurrency."""
-        offer = OfferRequest(models=self.models, concurrency=self.concurrency)
-        return hashlib.sha256(b"cai/1 config\0" + offer.to_canonical()).digest()
+
+def _config_hash(offer: OfferRequest) -> bytes:
+    """What the claims bind of the configuration: the offer as it was when they were made."""
+    return hashlib.sha256(b"cai/1 config\0" + offer.to_canonical()).digest()
 
 
 class Announcer:
-    """Keeps the network's picture of this agent current. `ready` while a key is announced."""
+    """Keeps the network's picture of this agent current. `ready` while a key is announced.
+
+    A change of the table's offer is published at the next tick, or at once after `changed`; a
+    model that the evidence does not name yet is proved first.
+    """
 
     def __init__(
-        self, nc: Client, announced: Announced, enclave: Enclave, tee: QuoteSource, clock: Clock,
-        *, evidence_ms: int, renew_ms: int, tick_s: float,
+        self, nc: Client, identity: Identity, models: ModelTable, enclave: Enclave,
+        tee: QuoteSource, clock: Clock, *, evidence_ms: int, renew_ms: int, tick_s: float,
     ) -> None:  # fmt: skip
         self._nc = nc
-        self._announced = announced
+        self._identity = identity
+        self._models = models
         self._enclave = enclave
         self._tee = tee
         self._clock = clock
@@ -73,6 +86,15 @@ class Announcer:
         self._renew_at_ms = 0
         self._valid_until_ms = 0
         self._current: Epoch | None = None
+        self._proved: frozenset[str] = frozenset()  # the models that the evidence names
+        self._published: OfferRequest | None = None
+        self._profiled: ProfileRequest | None = None
+        self._changed = asyncio.Event()
+        self.standing = Standing()
+
+    def changed(self) -> None:
+        """The table's offer may be another: look at once."""
+        self._changed.set()
 
     def ready(self) -> bool:
         """Whether the network may send jobs here now."""
@@ -84,14 +106,22 @@ class Announcer:
 
     async def start(self) -> None:
         """Enrol, attest, offer and announce the first key. Raises the tree's errors."""
-        await self._ask("enrol", EnrolRequest(identity_key=self._announced.identity_key.hex()))
+        request = EnrolRequest(
+            identity_key=self._identity.identity_key.hex(),
+            tier="open" if self._tee.kind is TeeKind.NONE else None,
+        )
+        enrolled = await self._ask("enrol", request)
+        self.standing.tier = str(enrolled.get("tier", ""))
         await self._attest()
 
     async def run(self) -> None:
         """Renew evidence and keys in time, until cancelled. Errors are tried again, more slowly."""
         pause_s = self._tick_s
         while True:
-            await asyncio.sleep(pause_s)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._changed.wait()
+            self._changed.clear()
             try:
                 await self.tick()
                 pause_s = self._tick_s
@@ -102,13 +132,16 @@ class Announcer:
                 _log.warning("announce_failed", code=error.code, delay_s=pause_s)
 
     async def tick(self) -> None:
-        """Do what is due: new evidence, or a new key under the current evidence."""
+        """Do what is due: new evidence, another offer, a new key under the current evidence."""
         now_ms = self._clock.now_ms()
         epochs = self._enclave.epochs
         epochs.prune(now_ms)
-        if now_ms >= self._renew_at_ms:
+        if now_ms >= self._renew_at_ms or not self._wanted_ids() <= self._proved:
             await self._attest()
-        elif (
+            return
+        if self._offer() != self._published:
+            await self._publish_offer()
+        if (
             self._current is None
             or not epochs.holds(self._current)  # erased by a clock that jumped, or killed
             or now_ms >= epochs.next_due_ms(self._current)
@@ -124,7 +157,7 @@ class Announcer:
         epochs = self._enclave.epochs
         epoch = await epochs.make(self._clock.now_ms())
         try:
-            answer = await self._submit_evidence(epoch)
+            proved, answer = await self._submit_evidence(epoch)
             valid_until_ms = int(answer["valid_until_ms"])
             self._evidence_id = bytes.fromhex(answer["evidence_id"])
             now_ms = self._clock.now_ms()
@@ -132,25 +165,48 @@ class Announcer:
             left_ms = valid_until_ms - now_ms
             self._renew_at_ms = now_ms + min(self._renew_ms, left_ms // 2)
             self._valid_until_ms = valid_until_ms
+            self._proved = proved
+            self.standing.attested(valid_until_ms, str(answer.get("assurance", "")))
             await self._announce(epoch)
-            await self._ask(
-                "publish_offer",
-                OfferRequest(
-                    models=self._announced.models, concurrency=self._announced.concurrency
-                ),
-            )
+            await self._publish_offer()
         except BaseException:
             self._renew_at_ms = 0  # what was announced may be half of it: try again soon
             if epoch is not self._current:
                 epochs.drop(epoch)
             raise
 
-    async def _submit_evidence(self, epoch: Epoch) -> dict[str, Any]:
+    def _offer(self) -> OfferRequest:
+        return OfferRequest(models=self._models.offer(), concurrency=self._models.places())
+
+    def _wanted_ids(self) -> frozenset[str]:
+        return frozenset(model.model_id for model in self._models.wanted)
+
+    async def _publish_offer(self) -> None:
+        offer = self._offer()
+        await self._ask("publish_offer", offer)
+        self._published = offer
+        self._models.published(offer.models)
+        _log.info("offer_published", count=len(offer.models))
+        profile = self._profile()
+        if profile != self._profiled:
+            await self._ask("publish_profile", profile)
+            self._profiled = profile
+
+    def _profile(self) -> ProfileRequest:
+        quantised = {model.model_id: model.quantisation for model in self._models.wanted}
+        models = tuple(
+            ProfiledModel(model_id=model_id, quantisation=quantisation)
+            for model_id, quantisation in quantised.items()
+        )
+        return ProfileRequest(region=self._identity.region, models=models)
+
+    async def _submit_evidence(self, epoch: Epoch) -> tuple[frozenset[str], dict[str, Any]]:
+        """Prove every model that jobs may run on here. Returns their ids and the answer."""
         raw = await self._ask("challenge", None)
         challenge = Challenge.model_validate(raw)
-        model_ids = [model.model_id for model in self._announced.models]
+        model_ids = list(dict.fromkeys(model.model_id for model in self._models.all))
         begins_ms = self._clock.now_ms() - CLAIMS_BACKDATE_MS
-        quoted_kind = binding.TeeKind.TDX
+        quoted_kind = self._tee.kind
         claims = Claims(
             tee=quoted_kind,
             x25519_public=epoch.public_key,
@@ -159,16 +215,16 @@ class Announcer:
             not_before_ms=begins_ms,
             not_after_ms=begins_ms + self._evidence_ms,
             models_root=binding.models_root(bytes.fromhex(item) for item in model_ids),
-            config_hash=self._announced.config_hash,
+            config_hash=_config_hash(self._offer()),
             gpu_evidence_hash=NO_GPU,
             challenge=bytes.fromhex(challenge.challenge),
         ).encode()
         quoted = await self._tee.quote(binding.report_data(claims))
         if quoted.kind is not quoted_kind:
-            raise ConfigurationError("this agent proves itself by TDX only")
+            raise ConfigurationError("the machine gave another kind of quote than it has")
         evidence = ProviderEvidence(
-            tee="tdx",
-            provider_id=self._announced.provider_id,
+            tee="none" if quoted_kind is TeeKind.NONE else "tdx",
+            provider_id=self._identity.provider_id,
             quote=quoted.quote,
             collateral=quoted.collateral,
             claims=claims,
@@ -180,7 +236,7 @@ class Announcer:
         own = binding.evidence_id(quoted.kind, quoted.quote).hex()
         if answer.get("evidence_id") != own:
             raise ConfigurationError("attestation names other evidence than was sent")
-        return answer
+        return frozenset(model_ids), answer
 
     async def _announce(self, epoch: Epoch) -> None:
         """Publish a key's bundle; it is current only once the network has it."""
@@ -198,8 +254,15 @@ class Announcer:
         _log.info("key_announced", key_id=epoch.key_id.hex(), epoch=epoch.number)
 
     async def _ask(self, verb: str, body: Contract | None) -> dict[str, Any]:
-        subject = subjects.attestation(self._announced.provider_id, verb)
-        text = await ask(self._nc, subject, body, REQUEST_TIMEOUT_S)
+        subject = subjects.attestation(self._identity.provider_id, verb)
+        try:
+            text = await ask(self._nc, subject, body, REQUEST_TIMEOUT_S)
+        except Rejected as error:
+            now_ms = self._clock.now_ms()
+            self.standing.refused(error, now_ms)
+            if error.code in NOT_ATTESTED:  # revoked behind our back: prove it all again
+                self._renew_at_ms = 0
+            raise
         try:
             answer = json.loads(text) if text else {}
             if not isinstance(answer, dict):

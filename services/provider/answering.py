@@ -9,15 +9,24 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from cocoon.chat import (
-    ENDPOINT,
-    Answer,
+    EMBEDDINGS,
+    KINDS,
+    AnyRequest,
     Capabilities,
-    ChatRequest,
+    Kind,
+    TextAnswer,
     TokenLogprob,
     TokenUsage,
     answer_json,
+    check_kind,
     error_body,
-    parse_chat_request,
+    parse_request,
+)
+from cocoon.chat.embeddings import (
+    Embedded,
+    EmbeddingRequest,
+    embedding_answer,
+    embedding_usage,
 )
 from cocoon.contracts.events import Quote
 from cocoon.domain import pricing
@@ -36,6 +45,7 @@ from services.provider.fitting import AnswerSize, beginning
 
 FIXED_ANSWER_BYTES: Final = 16 * 1024  # the head, usage, receipt and one object's padding
 TOKEN_ANSWER_BYTES: Final = 1024  # one token alone in its record, and what surrounds it
+TOKEN_VECTOR_BYTES: Final = 4096  # a share of one input's vector: inputs have several tokens
 NOTHING: Final = TokenUsage(prompt=0, completion=0)
 
 
@@ -83,12 +93,17 @@ def check_price(header: RequestHeader, quote: Quote) -> None:
 
 
 def read_request(
-    opened: OpenedRequest, *, model_names: tuple[str, ...], capabilities: Capabilities
-) -> ChatRequest:
-    """The chat request inside an opened envelope. Raises BadRequest or NotFound, told inside."""
-    if opened.endpoint != ENDPOINT:
-        raise NotFound(f"This network serves {ENDPOINT} only.", code="unsupported_endpoint")
-    request = parse_chat_request(opened.body, capabilities=capabilities)
+    opened: OpenedRequest, *, model_names: tuple[str, ...], capabilities: Capabilities,
+    kind: Kind = "chat",
+) -> AnyRequest:  # fmt: skip
+    """The request inside an opened envelope, of the form that its endpoint has.
+
+    Raises BadRequest or NotFound, told inside.
+    """
+    if opened.endpoint not in KINDS:
+        raise NotFound(f"This network serves {', '.join(KINDS)}.", code="unsupported_endpoint")
+    check_kind(opened.endpoint, kind, model_names[0])
+    request = parse_request(opened.endpoint, opened.body, capabilities=capabilities)
     if request.model not in model_names:
         raise NotFound(
             "The request's body names another model than it was sealed for.",
@@ -102,16 +117,20 @@ def read_request(
     return request
 
 
-def spooled_bytes(max_output_tokens: int, most: int) -> int:
+def spooled_bytes(opened: OpenedRequest, most: int) -> int:
     """Room on disk that a job's sealed answer is expected to need, at most `most` bytes."""
-    return min(most, FIXED_ANSWER_BYTES + TOKEN_ANSWER_BYTES * max_output_tokens)
+    header = opened.header
+    expected = TOKEN_ANSWER_BYTES * header.max_output_tokens
+    if opened.endpoint == EMBEDDINGS:
+        expected = TOKEN_VECTOR_BYTES * header.max_input_tokens
+    return min(most, FIXED_ANSWER_BYTES + expected)
 
 
 class Telling:
     """One answer on its way into sealed records: what waits, what was said, how it ended."""
 
     def __init__(
-        self, sealer: ResponseSealer, answer: Answer | None, *, profile: Profile, stream: bool
+        self, sealer: ResponseSealer, answer: TextAnswer | None, *, profile: Profile, stream: bool
     ) -> None:
         self._sealer = sealer
         self._answer = answer
@@ -203,6 +222,15 @@ class Telling:
             self._closing.append(("data", answer_json(whole)))
         self._closing.append(("usage", answer_json(usage.to_openai())))
 
+    def tell_vectors(self, request: EmbeddingRequest, made: Embedded) -> None:
+        """The engine is done, at once: one body, and nothing that was written."""
+        self.status = Status.COMPLETE
+        self.usage = made.usage
+        self._closing = [
+            ("data", answer_json(embedding_answer(request, made))),
+            ("usage", answer_json(embedding_usage(made.usage))),
+        ]
+
     def fail(self, error: CocoonError) -> None:
         """Refused (the request's fault) or failed (ours): an error record, and nothing is owed."""
         self.status = Status.REFUSED if isinstance(error, Rejected) else Status.FAILED
@@ -222,7 +250,9 @@ class Telling:
         if self._stream and self._answer is not None and (self._text or self._closing_data):
             if not self._begun:
                 self._begun = True
-                sealed.append(self._sealer.data(answer_json(self._answer.role_chunk())))
+                opening = self._answer.opening()
+                if opening is not None:
+                    sealed.append(self._sealer.data(answer_json(opening)))
             if self._text:
                 chunk = self._answer.delta_chunk("".join(self._text), self._logprobs)
                 sealed.append(self._sealer.data(answer_json(chunk)))

@@ -36,7 +36,7 @@ class Enclave:
         self,
         epochs: KeyEpochs,
         policy_hashes: Callable[[int], frozenset[bytes]],
-        model_ids: frozenset[bytes],
+        model_ids: Callable[[], frozenset[bytes]],
         clock: Clock,
         randomness: Randomness,
     ) -> None:
@@ -70,7 +70,7 @@ class Enclave:
             key_ids=self.epochs.key_ids(),
             now_ms=now_ms,
             policy_hashes=self._policy_hashes(now_ms),
-            model_ids=self._model_ids,
+            model_ids=self._model_ids(),
             expected_req_hash=req_hash,
         )
         slot = accepted.slot

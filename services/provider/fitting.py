@@ -9,10 +9,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
-from cocoon.chat import Answer, TokenUsage, answer_json
+from cocoon.chat import TextAnswer, TokenUsage, answer_json
+from cocoon.chat.embeddings import EmbeddingRequest, embedding_bytes, embedding_usage
+from cocoon.kernel.errors import BadRequest
 from cocoon.sealing import Profile
 from cocoon.sealing.pacing import TICK_FRAME_BYTES, TICKS_PER_END
-from cocoon.sealing.padding import RecordType, response_rule
+from cocoon.sealing.padding import RecordType, SizeRule, response_rule
 from cocoon.sealing.receipt import RECEIPT_BYTES
 from cocoon.sealing.records import FRAME_LENGTH_BYTES, STREAM_TAG_BYTES
 from services.provider.backends.base import Piece
@@ -26,11 +28,12 @@ QUOTES_BYTES: Final = 2
 class AnswerSize:
     """The sealed bytes of one answer's parts, from the lengths of their JSON."""
 
-    def __init__(self, profile: Profile, answer: Answer, *, stream: bool) -> None:
+    def __init__(self, profile: Profile, answer: TextAnswer, *, stream: bool) -> None:
         self._rule = response_rule(profile)
-        self._logprobs = bool(answer.request.logprobs)
+        self._answer = answer
         usage_chunk = [answer.usage_chunk(MOST)] if answer.request.include_usage else []
-        around = [answer.role_chunk(), answer.final_chunk("length"), *usage_chunk] if stream else []
+        opening = [chunk] if (chunk := answer.opening()) is not None else []
+        around = [*opening, answer.final_chunk("length"), *usage_chunk] if stream else []
         body = answer.delta_chunk("") if stream else answer.completion("", "length", MOST)
         self._body_bytes = len(answer_json(body))
         self.closing_bytes = (
@@ -44,8 +47,8 @@ class AnswerSize:
     def of_piece(self, piece: Piece) -> int:
         """Bytes of JSON that a piece adds to the object that tells it."""
         size = len(answer_json(piece.text)) - QUOTES_BYTES
-        if self._logprobs:
-            size += sum(len(answer_json(token.to_openai())) + 1 for token in piece.logprobs)
+        if self._answer.request.wants_logprobs:
+            size += sum(self._answer.logprob_bytes(token) for token in piece.logprobs)
         return size
 
     def whole(self, pieces_bytes: int) -> int:
@@ -53,13 +56,38 @@ class AnswerSize:
         return self.closing_bytes + self._sealed(RecordType.DATA, self._body_bytes + pieces_bytes)
 
     def _sealed(self, kind: RecordType, content_bytes: int) -> int:
-        step = self._rule.capacity()
-        parts = 0 if kind is RecordType.RECEIPT else max(content_bytes - 1, 0) // step
-        sizes = (
-            parts * self._rule.size_for(RecordType.PART, step)
-            + self._rule.size_for(kind, content_bytes - parts * step)
+        return _sealed(self._rule, kind, content_bytes)
+
+
+def _sealed(rule: SizeRule, kind: RecordType, content_bytes: int) -> int:
+    step = rule.capacity()
+    parts = 0 if kind is RecordType.RECEIPT else max(content_bytes - 1, 0) // step
+    sizes = (
+        parts * rule.size_for(RecordType.PART, step)
+        + rule.size_for(kind, content_bytes - parts * step)
+    )  # fmt: skip
+    return sizes + (parts + 1) * (FRAME_LENGTH_BYTES + STREAM_TAG_BYTES)
+
+
+def check_embeddings_fit(
+    request: EmbeddingRequest, dimensions: int, profile: Profile, room_bytes: int
+) -> None:
+    """Raises BadRequest before anything is computed whose answer would be too large to send."""
+    rule = response_rule(profile)
+    usage = len(answer_json(embedding_usage(MOST)))
+    needed = (
+        PREFIX_BYTES
+        + _sealed(rule, RecordType.DATA, embedding_bytes(request, dimensions))
+        + _sealed(rule, RecordType.USAGE, usage)
+        + _sealed(rule, RecordType.RECEIPT, RECEIPT_BYTES)
+    )
+    if needed > room_bytes:
+        raise BadRequest(
+            f"The vectors of {len(request.input)} inputs may take {needed:,} bytes, more than the "
+            f"{room_bytes:,} that one answer may have; send fewer inputs at once"
+            + ("." if request.is_base64 else ", or ask for encoding_format base64."),
+            param="input", code="too_many_inputs",
         )  # fmt: skip
-        return sizes + (parts + 1) * (FRAME_LENGTH_BYTES + STREAM_TAG_BYTES)
 
 
 def beginning(piece: Piece, fits: Callable[[Piece], bool]) -> Piece | None:

@@ -1,4 +1,7 @@
-"""Once a second: which jobs run here. It renews their leases and says that this agent is alive."""
+"""Once a second: which jobs run here. It renews their leases and says that this agent is alive.
+
+And which models have no room, or no engine: at once, when that has changed.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,16 @@ import nats.errors
 
 from cocoon.contracts import subjects
 from cocoon.contracts.messages import Heartbeat
-from services.provider.backends.base import EngineLoad
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
 
 MAX_PAIRS: Final = 8192
+SOON_S: Final = 0.1  # after a change; so no change makes more than ten heartbeats a second
+
+
+def _no_models() -> tuple[str, ...]:
+    return ()
 
 
 class Heart:
@@ -25,25 +32,34 @@ class Heart:
     def __init__(
         self, nc: Client, provider_id: str, boot_id: str,
         pairs: Callable[[], list[tuple[str, int]]], draining: Callable[[], bool],
-        *, concurrency: int, interval_s: float, load: EngineLoad | None = None,
+        room: Callable[[], int], *, interval_s: float,
+        full: Callable[[], tuple[str, ...]] = _no_models,
+        away: Callable[[], tuple[str, ...]] = _no_models,
     ) -> None:  # fmt: skip
         self._nc = nc
         self._provider_id = provider_id
         self._boot_id = boot_id
         self._pairs = pairs
         self._draining = draining
-        self._concurrency = concurrency
+        self._room = room
+        self._full = full
+        self._away = away
         self._interval_s = interval_s
-        self._load = load or EngineLoad()  # what others have of the engine is not offered
         self._sequence = 0
+        self._changed = asyncio.Event()
+
+    def changed(self) -> None:
+        """Beat soon: the network should know before the next second."""
+        self._changed.set()
 
     async def beat(self) -> None:
         """Send one heartbeat; a lost one is the next one's business."""
+        self._changed.clear()
         message = Heartbeat(
             provider_id=self._provider_id, boot_id=self._boot_id, sequence=self._sequence,
             running=tuple(self._pairs()[:MAX_PAIRS]),
-            concurrency=max(1, self._concurrency - self._load.elsewhere),
-            draining=self._draining(),
+            concurrency=self._room(), draining=self._draining(),
+            full=self._full(), away=self._away(),
         )  # fmt: skip
         self._sequence += 1
         with contextlib.suppress(nats.errors.Error, OSError):
@@ -52,4 +68,7 @@ class Heart:
     async def run(self) -> None:
         while True:
             await self.beat()
-            await asyncio.sleep(self._interval_s)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._interval_s):
+                    await self._changed.wait()
+                    await asyncio.sleep(SOON_S)

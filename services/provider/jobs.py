@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Collection, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -29,9 +29,11 @@ from services.provider.answering import check_price, spooled_bytes
 from services.provider.enclave import Enclave
 from services.provider.frames import FrameSender, Route
 from services.provider.journal import SpoolHead
-from services.provider.running import JobRun, RunningJob, SealedResult, Served
+from services.provider.models import ServedModel
+from services.provider.running import JobRun, RunningJob, SealedResult
 from services.provider.spool import Spool
 from services.provider.submitting import Submitter
+from services.provider.table import ModelTable
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -41,7 +43,6 @@ MAX_CANCELS: Final = 1024
 ACCEPTED: Final = DispatchReply(accepted=True)
 JOB_MAX_BYTES: Final = 16 * 1024 * 1024
 _WORDS: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
-Prices = tuple[int, int, int]  # input, cached input, output; nanoTON per million tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,32 +84,29 @@ class Jobs:
     """The agent's table of jobs. Every task that it starts is in `_tasks` until it ends."""
 
     def __init__(
-        self, nc: Client, provider_id: str, enclave: Enclave, served: Served, spool: Spool,
-        submitter: Submitter, sender: FrameSender, clock: Clock, *, concurrency: int,
-        prices: Collection[Prices], job_timeout_s: float, job_max_bytes: int = JOB_MAX_BYTES,
+        self, nc: Client, provider_id: str, enclave: Enclave, models: ModelTable, spool: Spool,
+        submitter: Submitter, sender: FrameSender, clock: Clock, *, job_timeout_s: float,
+        job_max_bytes: int = JOB_MAX_BYTES,
     ) -> None:  # fmt: skip
         self._nc = nc
         self._provider_id = provider_id
         self._enclave = enclave
-        self._served = served
+        self._models = models
         self._spool = spool
         self._submitter = submitter
         self._sender = sender
         self._clock = clock
-        self._concurrency = concurrency
-        self._prices = frozenset(prices)
         self._job_timeout_s = job_timeout_s
         self._job_max_bytes = job_max_bytes
         self._running: dict[str, RunningJob] = {}
-        self._opening = 0
         self._cancels: dict[str, int] = {}  # of jobs that do not run yet, or no more; oldest first
         self._tasks: set[asyncio.Task[None]] = set()
         self.draining = False
-        self.engine_ready = True  # the backend's last health check
+        self.on_crowding: Callable[[], None] | None = None  # a model has become full, or free again
 
     @property
     def taking_jobs(self) -> bool:
-        return not self.draining and self.engine_ready
+        return not self.draining and self._models.taking_jobs
 
     # ---- what the bus asks ----
 
@@ -145,6 +143,10 @@ class Jobs:
     def running_pairs(self) -> list[tuple[str, int]]:
         return [(job_id, job.route.epoch) for job_id, job in self._running.items()]
 
+    @property
+    def running(self) -> int:
+        return len(self._running)
+
     async def drain(self, timeout_s: float) -> None:
         """Take nothing new, let what runs finish, then cancel what is left."""
         self.draining = True
@@ -154,6 +156,11 @@ class Jobs:
             job.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=timeout_s)
+        await self.end()
+
+    async def end(self) -> None:
+        """Stop everything at once. What has no receipt yet gets none."""
+        self.draining = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -163,15 +170,39 @@ class Jobs:
     async def _dispatch(self, dispatch: Dispatch, body: bytes) -> None:
         if self._is_repeat(dispatch):
             return
-        if not self.taking_jobs or self._spool.is_full:
+        if self.draining or self._spool.is_full:
             _busy("This agent takes no new jobs now.")
-        if len(self._running) + self._opening >= self._concurrency:
-            _busy("This agent runs as many jobs as it can.")
-        self._opening += 1
+        model = self._model_of(dispatch)
+        if not model.takes_jobs:
+            _busy("This model takes no new jobs now.")
+        if model.is_full:
+            self._crowding()
+            _busy("This model has as many jobs as it can.")
+        model.join()
+        if model.is_full:
+            self._crowding()
+        began = False
         try:
-            await self._open(dispatch, body)
+            began = await self._open(dispatch, body, model)
         finally:
-            self._opening -= 1
+            if not began:
+                self._leave(model)
+
+    def _model_of(self, dispatch: Dispatch) -> ServedModel:
+        model = self._models.of(dispatch.quote.model_id)
+        if model is None:
+            raise BadRequest("the match is for a model that this agent does not serve")
+        return model
+
+    def _leave(self, model: ServedModel) -> None:
+        was_full = model.is_full
+        model.leave()
+        if was_full:
+            self._crowding()
+
+    def _crowding(self) -> None:
+        if self.on_crowding is not None:
+            self.on_crowding()
 
     def _is_repeat(self, dispatch: Dispatch) -> bool:
         """Whether the very envelope that the dispatch names is running here or is spooled.
@@ -195,11 +226,12 @@ class Jobs:
         """A later lease, or another gateway, asks for the job that runs already."""
         if dispatch.route.epoch < job.route.epoch or dispatch.route == job.route:
             return
-        self._check_terms(dispatch, job.opened.header.model_id)
+        self._check_terms(dispatch, job.opened.header.model_id, self._model_of(dispatch))
         check_price(job.opened.header, dispatch.quote)
         job.route, job.quote, job.rerouted = dispatch.route, dispatch.quote, True
 
-    async def _open(self, dispatch: Dispatch, body: bytes) -> None:
+    async def _open(self, dispatch: Dispatch, body: bytes, model: ServedModel) -> bool:
+        """Returns whether a job has begun, which keeps the model's place until its end."""
         envelope = body
         if dispatch.sealed_digest:
             envelope = await get_sealed(self._nc, self._provider_id, dispatch.sealed_digest)
@@ -209,9 +241,9 @@ class Jobs:
         header, enc = opened.header, opened.slot.enc
         if header.job_id.hex() != dispatch.job_id:
             raise BadRequest("the dispatch names another job than the envelope")
-        self._check_terms(dispatch, header.model_id)
+        self._check_terms(dispatch, header.model_id, model)
         now_ms = self._clock.now_ms()
-        kept_bytes = spooled_bytes(header.max_output_tokens, self._job_max_bytes)
+        kept_bytes = spooled_bytes(opened, self._job_max_bytes)
         if not self._spool.has_room(kept_bytes):
             _busy("The disk has no room for this job's result.")
         other = self._running.get(dispatch.job_id)
@@ -226,30 +258,32 @@ class Jobs:
                 self._start(self._resend(dispatch, known.outcome))
             elif not self._is_repeat(dispatch):
                 _busy("This job's result is not at hand.")
-            return
+            return False
         job = RunningJob(
             opened, evidence_id, dispatch.route, dispatch.quote, now_ms, dispatch.traceparent
         )
         job.cancelled = self._cancels.pop(dispatch.job_id, None) in (0, dispatch.route.epoch)
         run = JobRun(
-            job, self._enclave, self._served, self._sender.send, self._clock,
+            job, self._enclave, model, self._sender.send, self._clock,
             job_timeout_s=self._job_timeout_s, max_bytes=self._job_max_bytes,
         )  # fmt: skip
         run.begin()  # before the reply goes out: the first token waits for the engine alone
         self._spool.reserve(dispatch.job_id, kept_bytes)
         self._running[dispatch.job_id] = job
         metrics.IN_FLIGHT.inc()
-        self._start(self._run(job, run))
+        self._start(self._run(job, run, model))
+        return True
 
-    def _check_terms(self, dispatch: Dispatch, model_id: bytes) -> None:
-        """The match must cite this model and prices that this agent offers."""
+    def _check_terms(self, dispatch: Dispatch, model_id: bytes, model: ServedModel) -> None:
+        """The match must cite the request's model, at prices that this agent offers for it."""
         quote = dispatch.quote
         prices = (
             quote.input_nanoton_per_mtok,
             quote.cached_input_nanoton_per_mtok,
             quote.output_nanoton_per_mtok,
         )
-        if quote.model_id != model_id.hex() or prices not in self._prices:
+        taken = model.prices.takes(prices, self._clock.monotonic_s())
+        if model_id != model.id_bytes or not taken:
             raise BadRequest("the match cites a quote that this agent does not offer")
 
     # ---- running ----
@@ -259,25 +293,27 @@ class Jobs:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _run(self, job: RunningJob, run: JobRun) -> None:
+    async def _run(self, job: RunningJob, run: JobRun, model: ServedModel) -> None:
         began_s = self._clock.monotonic_s()
         try:
             with span("provider.run_job", job.traceparent, {"job_id": job.job_id}):
                 result = await run.run()
                 self._count(result, self._clock.monotonic_s() - began_s)
-                await self._deliver(job, result)
+                model.count(result.status, result.counts)
+                await self._deliver(job, result, model)
         except Exception as error:  # noqa: BLE001 - one broken job must not stop the agent
             _log.error("job_broke", job_id=job.job_id, exc_info=error)
         finally:
-            self._forget(job)
+            self._forget(job, model)
 
-    def _forget(self, job: RunningJob) -> None:
+    def _forget(self, job: RunningJob, model: ServedModel) -> None:
         if self._running.get(job.job_id) is job:
             del self._running[job.job_id]
+            self._leave(model)
             self._spool.release(job.job_id)
             metrics.IN_FLIGHT.dec()
 
-    async def _deliver(self, job: RunningJob, result: SealedResult) -> None:
+    async def _deliver(self, job: RunningJob, result: SealedResult, model: ServedModel) -> None:
         """Disk, last frame, SEALED, INGRESS: in this order."""
         blob_hash = result.blob_hash
         head = SpoolHead(
@@ -292,7 +328,7 @@ class Jobs:
         )
         header = job.opened.header
         self._enclave.replay.finish(header.job_id, job.opened.slot.enc, blob_hash.hex())
-        self._forget(job)  # from here on a repeat is answered from the spool or SEALED
+        self._forget(job, model)  # from here on a repeat is answered from the spool or SEALED
         await self._submitter.submit(head, result.response)
 
     async def _resend(self, dispatch: Dispatch, blob_hash: str) -> None:

@@ -4,45 +4,41 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import resource
 from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 from nacl.signing import SigningKey
 
+from cocoon.agent.config import AgentConfig
 from cocoon.bus.connection import close, connect
 from cocoon.bus.keys import raw_public, raw_seed, read_seed_file
 from cocoon.bus.permissions import inbox_prefix
 from cocoon.bus.service import Stop, announce_ready, run
-from cocoon.chat import Capabilities
-from cocoon.contracts.events import OfferedModel
 from cocoon.evidence.trust import load_trust
 from cocoon.kernel.clock import Clock, SystemClock, SystemRandomness
 from cocoon.kernel.errors import ConfigurationError, Transient
 from cocoon.kernel.ids import provider_id
-from cocoon.models import ModelManifest
 from cocoon.telemetry.logs import get_logger
-from cocoon.telemetry.observe import serve_observe
-from services.provider.announcing import LONGEST_BACKOFF_S, Announced, Announcer
-from services.provider.backends.base import Backend, EngineLoad
-from services.provider.backends.onnx import OnnxBackend
-from services.provider.backends.openai_compatible import OpenAICompatibleBackend
+from services.provider.announcing import LONGEST_BACKOFF_S, Announcer, Identity
 from services.provider.enclave import Enclave
+from services.provider.engines import prepare_model
 from services.provider.epochs import KeyEpochs
 from services.provider.frames import FrameSender
 from services.provider.handlers import Handlers
 from services.provider.heartbeat import Heart
 from services.provider.jobs import Jobs
+from services.provider.keyholder import harden
+from services.provider.models import ServedModel
+from services.provider.observing import observe
+from services.provider.parts import Agent, end
 from services.provider.policies import PolicyWatch
-from services.provider.running import Served
+from services.provider.reloading import Prepare, Reloader
 from services.provider.settings import ProviderSettings
 from services.provider.spool import Spool
 from services.provider.submitting import Submitter
-from services.provider.tee import KernelTdx, QuoteSource, simulated_tdx
-from services.provider.weights import check_context, checked_manifest, is_grpc, server_model
-
-if TYPE_CHECKING:
-    from nats.aio.client import Client
+from services.provider.table import ModelTable, start_all
+from services.provider.tee import KernelTdx, OpenSource, QuoteSource, simulated_tdx
 
 log = get_logger("services.provider")
 ROLE = "provider"
@@ -55,169 +51,136 @@ def main() -> None:
 
 
 async def serve(settings: ProviderSettings, stop: Stop) -> None:
-    """Load the model, prove the machine, take jobs until stopped, then let them finish."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold prompts
+    """Check the models, prove the machine, take jobs until stopped, then let them finish."""
+    harden()
     clock, randomness = SystemClock(), SystemRandomness()
-    seed = read_seed_file(settings.nats_seed_file)
-    identity = SigningKey(raw_seed(seed))
-    name = provider_id(raw_public(seed))
-    policies = _policies(settings, clock)
-    tee = _tee(settings, clock)
+    config = await asyncio.to_thread(settings.config)
+    prepare = partial(
+        prepare_model, stop=stop, clock=clock, randomness=randomness,
+        deadline_s=settings.job_timeout_s,
+    )  # fmt: skip
     async with contextlib.AsyncExitStack() as stack:
-        load = EngineLoad()
-        manifest = await checked_manifest(settings, stop)
-        if manifest is None:
+        policies = _policies(config, clock)
+        tee = _tee(config, clock)
+        models = await _models(config, prepare, settings, clock, stack)
+        if models is None:
             return
-        backend = _backend(settings, manifest, randomness, load)
-        stack.push_async_callback(backend.close)
-        check_context(manifest, backend.context_tokens)
-        await backend.start()
-        offer = _offer(settings, manifest, backend)
-        prefix = inbox_prefix(name)
-        nc = await connect(settings.nats_url, settings.nats_seed_file, ROLE, prefix, stop)
-        stack.push_async_callback(close, nc)
-        spool = Spool(
-            settings.data_dir / "spool", settings.spool_max_items, settings.spool_max_bytes
+        agent = await _agent(settings, config, models, policies, tee, stack, stop)
+        reloader = Reloader(
+            settings.config_file, config, models, prepare, policies.allows, clock, agent.changed
         )
-        await asyncio.to_thread(spool.open)
-        stack.push_async_callback(spool.close)
-        submitter = Submitter(
-            nc.jetstream(), spool, identity, name, clock, first_backoff_s=settings.submit_backoff_s
-        )
-        submitter.adopt()
-        epochs = KeyEpochs(
-            epoch_ms=int(settings.epoch_s * 1000), overlap_ms=int(settings.overlap_s * 1000)
-        )
-        stack.callback(epochs.close)
-        model_ids = frozenset({bytes.fromhex(manifest.model_id)})
-        enclave = Enclave(epochs, policies.hashes, model_ids, clock, randomness)
-        served = Served(manifest.model_id, (manifest.name, manifest.model_id), backend)
-        jobs = _jobs(settings, nc, name, enclave, served, spool, submitter, clock)
-        handlers = Handlers(nc, name, jobs, submitter)
-        stack.push_async_callback(handlers.stop)
-        await handlers.listen_to_acks()
-        heart = Heart(
-            nc, name, randomness.token(16).hex(),
-            lambda: [*jobs.running_pairs(), *submitter.unsettled(settings.lease_hold_s)],
-            lambda: not jobs.taking_jobs,
-            concurrency=settings.concurrency, interval_s=settings.heartbeat_s, load=load,
+        stack.push_async_callback(reloader.close)
+        for work, name in (
+            (agent.submitter.run(), "submitter"),
+            (agent.heart.run(), "heart"),
+            (_watch_policy(policies, clock), "policy"),
+            (_keep_models(models, agent.heart), "engines"),
+        ):
+            _spawn(stack, stop, work, name)
+        await agent.handlers.listen_to_jobs()
+        port = await observe(
+            settings.observe_host, settings.observe_port, agent, reloader, stop, stack, clock,
+            randomness,
         )  # fmt: skip
-        _spawn(stack, stop, submitter.run(), "submitter")
-        _spawn(stack, stop, heart.run(), "heart")
-        _spawn(stack, stop, _watch_policy(policies, clock), "policy")
-        _spawn(stack, stop, _watch_engine(backend, jobs), "engine")
-        await handlers.listen_to_jobs()
-        announcer = Announcer(
-            nc, Announced(name, raw_public(seed), (offer,), settings.concurrency), enclave, tee,
-            clock, evidence_ms=int(settings.evidence_s * 1000),
-            renew_ms=int(settings.renew_s * 1000), tick_s=min(1.0, settings.overlap_s / 4),
-        )  # fmt: skip
-        port, closer = await serve_observe(
-            settings.observe_host,
-            settings.observe_port,
-            lambda: {
-                "bus": nc.is_connected,
-                "announced": announcer.ready(),
-                "taking_jobs": jobs.taking_jobs,
-            },
-        )
-        stack.push_async_callback(closer)
-        if not await _announce(announcer, stop):
+        if not await _announce(agent.announcer, stop):
             return
-        _spawn(stack, stop, announcer.run(), "announcer")
+        _spawn(stack, stop, agent.announcer.run(), "announcer")
+        first = models.wanted[0]
         announce_ready(
-            ROLE, observe_port=port, provider_id=name, model_id=manifest.model_id,
-            model=manifest.name,
+            ROLE, observe_port=port, provider_id=agent.name, model_id=first.model_id,
+            model=first.config.name, models={m.config.name: m.model_id for m in models.wanted},
         )  # fmt: skip
         await stop.wait()
-        jobs.draining = True
-        await heart.beat()  # the matcher stops sending at once
-        await jobs.drain(settings.drain_s)
+        reloader.closed = True
+        await end(agent, stop, drain_s=settings.drain_s, flush_s=settings.flush_s)
 
 
-def _policies(settings: ProviderSettings, clock: Clock) -> PolicyWatch:
-    path = settings.policy_file or settings.trust_file.with_name("policy.json")
-    watch = PolicyWatch(path, load_trust(settings.trust_file))
+async def _models(
+    config: AgentConfig, prepare: Prepare, settings: ProviderSettings, clock: Clock,
+    stack: contextlib.AsyncExitStack,
+) -> ModelTable | None:  # fmt: skip
+    """All models of the file, checked, and the warm ones started. None if asked to end."""
+    served: list[ServedModel] = []
+    for one in config.enabled:
+        model = await prepare(one)
+        if model is None:
+            return None
+        stack.push_async_callback(model.engine.close)
+        served.append(model)
+    await start_all(served)
+    table = ModelTable(served, clock, grace_s=settings.grace_s)
+    stack.push_async_callback(table.close)
+    return table
+
+
+async def _agent(
+    settings: ProviderSettings, config: AgentConfig, models: ModelTable, policies: PolicyWatch,
+    tee: QuoteSource, stack: contextlib.AsyncExitStack, stop: Stop,
+) -> Agent:  # fmt: skip
+    clock, randomness = SystemClock(), SystemRandomness()
+    seed = read_seed_file(config.agent.seed_file)
+    identity = SigningKey(raw_seed(seed))
+    name = provider_id(raw_public(seed))
+    url, *others = config.network.bus
+    if others or config.network.ca_file is not None:
+        raise ConfigurationError(
+            "network.bus takes one address and no network.ca_file yet; remove the others"
+        )
+    nc = await connect(url, config.agent.seed_file, ROLE, inbox_prefix(name), stop)
+    stack.push_async_callback(close, nc)
+    spool = Spool(
+        config.agent.data_dir / "spool", settings.spool_max_items, settings.spool_max_bytes
+    )
+    await asyncio.to_thread(spool.open)
+    stack.push_async_callback(spool.close)
+    submitter = Submitter(
+        nc.jetstream(), spool, identity, name, clock, first_backoff_s=settings.submit_backoff_s
+    )
+    submitter.adopt()
+    epochs = KeyEpochs(
+        epoch_ms=int(settings.epoch_s * 1000), overlap_ms=int(settings.overlap_s * 1000)
+    )
+    stack.callback(epochs.close)
+    enclave = Enclave(epochs, policies.hashes, models.ids, clock, randomness)
+    jobs = Jobs(
+        nc, name, enclave, models, spool, submitter, FrameSender(nc, name), clock,
+        job_timeout_s=settings.job_timeout_s, job_max_bytes=settings.job_max_bytes,
+    )  # fmt: skip
+    handlers = Handlers(nc, name, jobs, submitter)
+    stack.push_async_callback(handlers.stop)
+    await handlers.listen_to_acks()
+    heart = Heart(
+        nc, name, randomness.token(16).hex(),
+        lambda: [*jobs.running_pairs(), *submitter.unsettled(settings.lease_hold_s)],
+        lambda: not jobs.taking_jobs, models.room,
+        interval_s=settings.heartbeat_s, full=models.full, away=models.away,
+    )  # fmt: skip
+    announcer = Announcer(
+        nc, Identity(name, raw_public(seed), config.agent.region or ""), models, enclave, tee,
+        clock,
+        evidence_ms=int(settings.evidence_s * 1000), renew_ms=int(settings.renew_s * 1000),
+        tick_s=min(1.0, settings.overlap_s / 4),
+    )  # fmt: skip
+    agent = Agent(name, nc, models, jobs, spool, submitter, handlers, heart, announcer)
+    jobs.on_crowding = agent.crowded
+    return agent
+
+
+def _policies(config: AgentConfig, clock: Clock) -> PolicyWatch:
+    network = config.network
+    path = network.policy_file or network.trust_file.with_name("policy.json")
+    watch = PolicyWatch(path, load_trust(network.trust_file))
     watch.refresh(clock.now_ms())
     return watch
 
 
-def _tee(settings: ProviderSettings, clock: Clock) -> QuoteSource:
-    if settings.dev_authority_file is None:
+def _tee(config: AgentConfig, clock: Clock) -> QuoteSource:
+    tee = config.tee
+    if tee.kind == "none":
+        return OpenSource(SigningKey(raw_seed(read_seed_file(config.agent.seed_file))))
+    if tee.dev_authority_file is None:
         return KernelTdx()
-    if settings.environment != "dev":
-        raise ConfigurationError(
-            "a DEV ONLY authority simulates the TEE, but the environment is prod; leave "
-            "COCOON_PROVIDER_DEV_AUTHORITY_FILE out, or set COCOON_PROVIDER_ENVIRONMENT=dev"
-        )
-    return simulated_tdx(settings.dev_authority_file, settings.dev_platform_file, clock)
-
-
-def _backend(
-    settings: ProviderSettings, manifest: ModelManifest, randomness: SystemRandomness,
-    load: EngineLoad,
-) -> Backend:  # fmt: skip
-    """The engine for a model whose files are checked already."""
-    if settings.backend_url is not None:
-        return _server(settings, settings.backend_url, manifest, randomness, load)
-    return OnnxBackend(settings.model_dir, queue_limit=settings.concurrency, randomness=randomness)
-
-
-def _server(
-    settings: ProviderSettings, url: str, manifest: ModelManifest, randomness: SystemRandomness,
-    load: EngineLoad,
-) -> Backend:  # fmt: skip
-    model = server_model(settings, manifest)
-    key_file = settings.backend_api_key_file
-    try:
-        api_key = key_file.read_text(encoding="utf-8").strip() if key_file else None
-    except OSError:
-        raise ConfigurationError(f"the engine's key file {key_file} cannot be read") from None
-    shared: dict[str, Any] = {
-        "context_tokens": settings.backend_context_tokens,
-        "capabilities": Capabilities(**dict.fromkeys(settings.backend_capabilities, True)),
-        "queue_limit": settings.concurrency,
-        "read_timeout_s": settings.backend_read_timeout_s,
-        "deadline_s": settings.job_timeout_s,
-        "api_key": api_key,
-    }
-    if not is_grpc(settings):
-        return OpenAICompatibleBackend(url, model, **shared)
-    # gRPC costs a third of a second to load: only those who use it pay
-    from services.provider.backends.triton import TritonBackend
-
-    return TritonBackend(
-        url, model, **shared, randomness=randomness, load=load,
-        metrics_url=settings.backend_metrics_url,
-        ca_file=settings.backend_ca_file,
-    )  # fmt: skip
-
-
-def _offer(settings: ProviderSettings, manifest: ModelManifest, backend: Backend) -> OfferedModel:
-    return OfferedModel(
-        model_id=manifest.model_id,
-        name=manifest.name,
-        context_tokens=backend.context_tokens,
-        input_nanoton_per_mtok=settings.input_nanoton_per_mtok,
-        cached_input_nanoton_per_mtok=settings.cached_input_nanoton_per_mtok,
-        output_nanoton_per_mtok=settings.output_nanoton_per_mtok,
-    )
-
-
-def _jobs(
-    settings: ProviderSettings, nc: Client, name: str, enclave: Enclave, served: Served,
-    spool: Spool, submitter: Submitter, clock: Clock,
-) -> Jobs:  # fmt: skip
-    prices = (
-        settings.input_nanoton_per_mtok,
-        settings.cached_input_nanoton_per_mtok,
-        settings.output_nanoton_per_mtok,
-    )
-    return Jobs(
-        nc, name, enclave, served, spool, submitter, FrameSender(nc, name), clock,
-        concurrency=settings.concurrency, prices=[prices], job_timeout_s=settings.job_timeout_s,
-        job_max_bytes=settings.job_max_bytes,
-    )  # fmt: skip
+    return simulated_tdx(tee.dev_authority_file, tee.dev_platform_file, clock)
 
 
 async def _announce(announcer: Announcer, stop: Stop) -> bool:
@@ -238,14 +201,14 @@ async def _announce(announcer: Announcer, stop: Stop) -> bool:
         ending.cancel()
 
 
-async def _watch_engine(backend: Backend, jobs: Jobs) -> None:
-    """An engine that is away takes no jobs: the heartbeat says so, and others get them."""
+async def _keep_models(models: ModelTable, heart: Heart) -> None:
+    """Engines start, end and are looked after; one that is away takes no jobs, others get them."""
     while True:
         await asyncio.sleep(HEALTH_S)
-        ready = await backend.healthy()
-        if ready != jobs.engine_ready:
-            log.warning("engine_changed", ready=ready)
-        jobs.engine_ready = ready
+        before = (models.taking_jobs, models.away())
+        await models.keep()
+        if before != (models.taking_jobs, models.away()):
+            heart.changed()
 
 
 async def _watch_policy(policies: PolicyWatch, clock: Clock) -> None:

@@ -24,6 +24,7 @@ class PolicyWatch:
         self._trust = trust
         self._stamp: tuple[int, int] | None = None
         self._current: bytes | None = None
+        self._models: frozenset[str] | None = None  # None: the policy allows any
         self._version = 0
         self._previous: tuple[bytes, int] | None = None  # hash, until
 
@@ -53,6 +54,11 @@ class PolicyWatch:
         if self._current is not None and fresh != self._current:
             self._previous = (self._current, now_ms + GRACE_MS)
         self._current, self._version, self._stamp = fresh, policy.version, stamp
+        self._models = None if policy.models is None else frozenset(policy.models)
+
+    def allows(self, model_id: str) -> bool:
+        """Whether evidence that names the model would be taken under the current policy."""
+        return self._models is None or model_id in self._models
 
     def hashes(self, now_ms: int) -> frozenset[bytes]:
         """Empty before the first refresh: nothing is taken then."""

@@ -8,10 +8,19 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
-from cocoon.chat import Answer, ChatRequest
+from cocoon.chat import (
+    Answer,
+    ChatRequest,
+    CompletionAnswer,
+    EmbeddingRequest,
+    TextAnswer,
+    TextRequest,
+)
+from cocoon.chat.embeddings import check_dimensions
 from cocoon.contracts.events import Quote
 from cocoon.domain.pricing import quote_id
 from cocoon.kernel.clock import Clock
@@ -19,7 +28,8 @@ from cocoon.kernel.errors import CocoonError, DeadlineExceeded, Unavailable
 from cocoon.sealing import OpenedRequest, Pace, Profile, ResponseSealer, Status
 from cocoon.telemetry.logs import get_logger
 from services.provider.answering import Telling, bill, check_price, read_request
-from services.provider.backends.base import Backend, Ended, Output, Piece, Started
+from services.provider.backends.base import Backend, Embedder, Ended, Output, Piece, Started
+from services.provider.fitting import check_embeddings_fit
 from services.provider.frames import Route
 
 if TYPE_CHECKING:
@@ -31,13 +41,19 @@ IDLE_WAIT_S: Final = 60.0
 CLOSE_TIMEOUT_S: Final = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class Served:
-    """The model that this agent serves."""
+class Served(Protocol):
+    """The model that a job is for (models.py)."""
 
-    model_id: str
-    names: tuple[str, ...]
-    backend: Backend
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What a request may call it."""
+
+    @property
+    def backend(self) -> Backend | Embedder:
+        """Its engine. Generate within `place` only: it may be another after a restart."""
+
+    def place(self) -> AbstractAsyncContextManager[None]:
+        """Wait until the engine is up and has a place for this job. Raises as a start does."""
 
 
 @dataclass(slots=True)
@@ -143,18 +159,21 @@ class JobRun:
     async def _generate(self) -> None:
         try:
             check_price(self._job.opened.header, self._job.quote)
+            asked = self._served.backend
             request = read_request(
                 self._job.opened, model_names=self._served.names,
-                capabilities=self._served.backend.capabilities,
+                capabilities=asked.capabilities, kind=asked.kind,
             )  # fmt: skip
-            self._telling = self._teller(
-                Answer(
-                    self._job.job_id, self._job.opened_ms // 1000,
-                    self._served.backend.system_fingerprint, request,
-                )
-            )  # fmt: skip
-            async with asyncio.timeout(self._timeout_s):
-                await self._drain(request)
+            if not isinstance(request, EmbeddingRequest):
+                self._telling = self._teller(self._answer(request))
+            async with asyncio.timeout(self._timeout_s), self._served.place():
+                backend = self._served.backend  # another than `asked` if it was started anew
+                if isinstance(request, EmbeddingRequest):
+                    assert isinstance(backend, Embedder)  # noqa: S101 - its kind was checked
+                    await self._embed(request, backend)
+                else:
+                    assert isinstance(backend, Backend)  # noqa: S101 - its kind was checked
+                    await self._drain(request, backend)
         except TimeoutError:
             self._fail(DeadlineExceeded("The answer took too long; ask for less."))
         except CocoonError as error:
@@ -163,17 +182,36 @@ class JobRun:
             _log.error("engine_failed", job_id=self._job.job_id, exc_info=error)
             self._fail(Unavailable("The engine failed; send the request again."))
 
-    def _teller(self, answer: Answer | None) -> Telling:
+    def _answer(self, request: TextRequest) -> TextAnswer:
+        told = self._job.job_id, self._job.opened_ms // 1000
+        fingerprint = self._served.backend.system_fingerprint
+        if isinstance(request, ChatRequest):
+            return Answer(*told, fingerprint, request)
+        return CompletionAnswer(*told, fingerprint, request)
+
+    def _teller(self, answer: TextAnswer | None) -> Telling:
         header = self._job.opened.header
         return Telling(self._sealer, answer, profile=header.profile, stream=header.stream)
 
-    async def _drain(self, request: ChatRequest) -> None:
+    async def _embed(self, request: EmbeddingRequest, backend: Embedder) -> None:
+        header = self._job.opened.header
+        check_dimensions(request, backend.dimensions)
+        check_embeddings_fit(request, backend.dimensions, header.profile, self._max_bytes)
+        made = await backend.embed(request, max_input_tokens=header.max_input_tokens)
+        if self._telling.ended:
+            return
+        self._closing = True
+        self._first()
+        self._telling.tell_vectors(request, made)
+        self._news.set()
+
+    async def _drain(self, request: TextRequest, backend: Backend) -> None:
         header = self._job.opened.header
         asked = request.max_output_tokens
         limit = header.max_output_tokens if asked is None else min(asked, header.max_output_tokens)
         if limit < 1:
             raise Unavailable("The request leaves no room for an answer.")
-        outputs = self._served.backend.generate(
+        outputs = backend.generate(
             request, max_input_tokens=header.max_input_tokens, max_output_tokens=limit
         )
         try:

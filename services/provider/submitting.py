@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _log = get_logger("cocoon.provider.submitting")
 SWEEP_S: Final = 0.25
+FLUSH_LOOK_S: Final = 0.05
 PARALLEL: Final = 8
 LONGEST_BACKOFF_S: Final = 60.0
 
@@ -104,6 +105,19 @@ class Submitter:
         """Results that wait for a decision, and whose leases are worth keeping alive."""
         since_s = self._clock.monotonic_s() - younger_than_s
         return [key for key, attempt in self._waiting.items() if attempt.first_s >= since_s]
+
+    async def flush(self, timeout_s: float) -> int:
+        """Try all once more now, and wait for the network's word. Returns how many still wait.
+
+        Those stay on disk, for the next start.
+        """
+        now_s = self._clock.monotonic_s()
+        for attempt in self._waiting.values():
+            attempt.due_s = min(attempt.due_s, now_s)
+        ends_s = now_s + timeout_s
+        while self._waiting and self._clock.monotonic_s() < ends_s:  # noqa: ASYNC110 - bounded
+            await asyncio.sleep(FLUSH_LOOK_S)
+        return len(self._waiting)
 
     async def run(self) -> None:
         """Repeat what was not acknowledged, with a doubling pause, until cancelled.

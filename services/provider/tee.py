@@ -1,6 +1,7 @@
 """Where quotes come from: Intel TDX by the kernel's report interface, or a simulated machine.
 
-The simulated one is DEV ONLY; its evidence counts only where a dev trust file names its root.
+The simulated one is DEV ONLY; its evidence counts only where a dev trust file names its root. A
+machine without a TEE has no quote: its identity key speaks for it, in the open tier and no other.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
+from nacl.signing import SigningKey
+
 from cocoon.evidence.claims import TeeKind
+from cocoon.evidence.open_tier import make_statement
 from cocoon.kernel.clock import Clock
 from cocoon.kernel.errors import ConfigurationError, Unavailable
 
@@ -36,12 +40,30 @@ class Quoted:
 class QuoteSource(Protocol):
     """A machine that vouches for 64 bytes of report data."""
 
+    @property
+    def kind(self) -> TeeKind:
+        """What its quotes will be: the claims that they cover say it too."""
+
     async def quote(self, report_data: bytes) -> Quoted:
         """Raises Unavailable or ConfigurationError."""
 
 
+class OpenSource:
+    """No TEE: the provider's identity key signs the report data. Works in every environment."""
+
+    kind = TeeKind.NONE
+
+    def __init__(self, identity: SigningKey) -> None:
+        self._identity = identity
+
+    async def quote(self, report_data: bytes) -> Quoted:
+        return Quoted(self.kind, make_statement(self._identity, report_data), None)
+
+
 class SimulatedTdx:
     """DEV ONLY: a machine that the devnet's authority plays."""
+
+    kind = TeeKind.TDX
 
     def __init__(self, authority: DevAuthority, clock: Clock, platform: DevPlatform) -> None:
         self._authority = authority
@@ -61,6 +83,8 @@ class KernelTdx:
 
     Collateral is left to the attestation service. Not tried on hardware by this project yet.
     """
+
+    kind = TeeKind.TDX
 
     def __init__(self, reports: Path = TSM_REPORTS) -> None:
         if not reports.is_dir():

@@ -1,4 +1,4 @@
-"""What this agent serves: its manifest, every file checked against it before an engine loads.
+"""What this agent serves: each model's manifest, every file checked before an engine loads.
 
 The engine is made only from a manifest that came out of here.
 """
@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
+from cocoon.agent.config import ModelConfig
 from cocoon.bus.service import Stop
 from cocoon.kernel.errors import ConfigurationError
 from cocoon.models import ModelManifest
 from cocoon.models.describing import EMBEDDED, check_onnx, describe_folder
 from cocoon.models.folder import Told
 from cocoon.models.kept import load
-from cocoon.models.manifest import describe_server
+from cocoon.models.manifest import CHAT, describe_server
 from cocoon.models.verifying import verify
 from cocoon.telemetry.logs import get_logger
-from services.provider.settings import ProviderSettings
+from services.provider.settings import SHIPPED_MODEL
 
 _log = get_logger("services.provider.weights")
 PROGRESS_S: Final = 2.0  # large files take minutes; a line so often says how far it is
@@ -31,16 +32,16 @@ class _LeftOffError(Exception):
     """The process was asked to end while its files were hashed."""
 
 
-async def checked_manifest(settings: ProviderSettings, stop: Stop) -> ModelManifest | None:
+async def checked_manifest(model: ModelConfig, stop: Stop) -> ModelManifest | None:
     """The manifest, its files hashed in a thread; None if the process is to end meanwhile.
 
     Raises ConfigurationError for files that are not the manifest's, or a manifest that is not of
-    what this agent is set to serve.
+    what the model is configured to be.
     """
     ending = asyncio.create_task(stop.wait())
     told = _progress(ending)
     try:
-        return await asyncio.to_thread(_manifest, settings, told)
+        return await asyncio.to_thread(_manifest, model, told)
     except _LeftOffError:
         return None
     finally:
@@ -61,54 +62,56 @@ def _progress(ending: asyncio.Task[None]) -> Told:
     return told
 
 
-def _manifest(settings: ProviderSettings, told: Told) -> ModelManifest:
-    if settings.model_manifest_file is None:
+def folder_of(model: ModelConfig) -> Path:
+    """Where an embedded model's files are."""
+    return model.folder or SHIPPED_MODEL
+
+
+def _manifest(model: ModelConfig, told: Told) -> ModelManifest:
+    if model.manifest_file is None:
         try:
-            return _described(settings, told)
+            return _described(model, told)
         except ValidationError as error:
             names = ", ".join(str(one["loc"][0]) for one in error.errors() if one["loc"])
             raise ConfigurationError(
                 f"the model's settings or its config.json hold what no manifest takes: {names}"
             ) from None
-    manifest = load(settings.model_manifest_file)
-    _check_engine(settings, manifest)
-    _check_stated(settings, manifest)
+    manifest = load(model.manifest_file)
+    _check_engine(model, manifest)
+    _check_stated(model, manifest)
     # A manifest may name no file, for a model whose weights its operator does not have
-    if settings.backend_url is None or "model_dir" in settings.model_fields_set:
-        verify(manifest, settings.model_dir, told)
+    if model.engine == "embedded" or model.folder is not None:
+        verify(manifest, folder_of(model), told)
         _log.info("model_verified", model_id=manifest.model_id, size_bytes=manifest.size_bytes)
     elif manifest.files:
         raise ConfigurationError(
-            f"{settings.model_manifest_file} names files and nobody looked at them; give "
-            "COCOON_PROVIDER_MODEL_DIR, the folder that the server serves"
+            f"{model.manifest_file} names files and nobody looked at them; set the model's folder "
+            "(COCOON_PROVIDER_MODEL_DIR) to the one that the server serves"
         )
     return manifest
 
 
-def _described(settings: ProviderSettings, told: Told) -> ModelManifest:
+def _described(model: ModelConfig, told: Told) -> ModelManifest:
     """Without a manifest file: from the folder itself, or from what the settings state."""
-    if settings.backend_url is None:
-        return describe_folder(settings.model_dir, settings.model_name, engine=EMBEDDED, told=told)
-    if "model_dir" in settings.model_fields_set:
-        raise ConfigurationError(
-            "COCOON_PROVIDER_MODEL_DIR is hashed for a server's model only against a manifest; "
-            "make one with `./cocoon model add` and give COCOON_PROVIDER_MODEL_MANIFEST_FILE"
-        )
+    if model.engine == "embedded":
+        return describe_folder(folder_of(model), model.name, engine=EMBEDDED, told=told)
     arguments = {
-        "model": server_model(settings),
-        "quantisation": settings.backend_quantisation,
-        "context_tokens": str(settings.backend_context_tokens),
+        "model": server_model(model),
+        "quantisation": model.quantisation,
+        "context_tokens": str(model.context_tokens),
     }
-    if is_grpc(settings):
-        return describe_server(settings.model_name, arguments, "triton")
-    return describe_server(settings.model_name, arguments)
+    if model.kind != CHAT:
+        arguments["kind"] = model.kind
+    if model.engine == "triton":
+        return describe_server(model.name, arguments, "triton")
+    return describe_server(model.name, arguments)
 
 
-def _check_engine(settings: ProviderSettings, manifest: ModelManifest) -> None:
+def _check_engine(model: ModelConfig, manifest: ModelManifest) -> None:
     """The manifest's engine is of the kind that runs: the embedded one, Triton, or a server."""
-    if settings.backend_url is None:
+    if model.engine == "embedded":
         right = manifest.engine == EMBEDDED
-    elif is_grpc(settings):
+    elif model.engine == "triton":
         right = manifest.engine == "triton"
     else:
         right = manifest.engine not in (EMBEDDED, "triton")
@@ -117,22 +120,27 @@ def _check_engine(settings: ProviderSettings, manifest: ModelManifest) -> None:
             f"the manifest is for the engine {manifest.engine}, which is not the one that this "
             "agent is set to use"
         )
-    if settings.backend_url is None:
-        check_onnx({file.path: file for file in manifest.files}, settings.model_dir)
+    if model.engine == "embedded":
+        check_onnx({file.path: file for file in manifest.files}, folder_of(model))
 
 
-def _check_stated(settings: ProviderSettings, manifest: ModelManifest) -> None:
+def _check_stated(model: ModelConfig, manifest: ModelManifest) -> None:
     """What both the manifest and the settings state, they state alike."""
-    if "model_name" in settings.model_fields_set and settings.model_name != manifest.name:
+    if model.name != manifest.name:
         raise ConfigurationError(
-            f"the manifest is of {manifest.name} and COCOON_PROVIDER_MODEL_NAME says "
-            f"{settings.model_name}; leave the setting out"
+            f"the manifest is of {manifest.name} and the settings name the model {model.name}; "
+            "name it as the manifest does"
+        )
+    if "kind" in model.model_fields_set and model.kind != manifest.kind:
+        raise ConfigurationError(
+            f"the manifest is of a model for {manifest.kind} and the settings say that "
+            f"{model.name} is for {model.kind}; leave kind out, or set it as the manifest does"
         )
     asked = manifest.arguments.get("model")
-    if settings.backend_url is not None and asked not in (None, server_model(settings, manifest)):
+    if model.engine != "embedded" and asked not in (None, server_model(model, manifest)):
         raise ConfigurationError(
-            f"the manifest's argument model is {asked}; COCOON_PROVIDER_BACKEND_MODEL asks the "
-            "server for another"
+            f"the manifest's argument model is {asked}; served_as (COCOON_PROVIDER_BACKEND_MODEL) "
+            "asks the server for another"
         )
 
 
@@ -146,13 +154,8 @@ def check_context(manifest: ModelManifest, context_tokens: int) -> None:
         )
 
 
-def server_model(settings: ProviderSettings, manifest: ModelManifest | None = None) -> str:
+def server_model(model: ModelConfig, manifest: ModelManifest | None = None) -> str:
     """The server's own name of the model."""
-    if settings.backend_model is not None or manifest is None:
-        return settings.backend_model or settings.model_name
+    if model.served_as is not None or manifest is None:
+        return model.served_as or model.name
     return manifest.arguments.get("model", manifest.name)
-
-
-def is_grpc(settings: ProviderSettings) -> bool:
-    """Whether the server is a Triton."""
-    return urlsplit(settings.backend_url or "").scheme in ("grpc", "grpcs")

@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 
-from cocoon.chat import ChatRequest, parse_chat_request
+from cocoon.chat import (
+    ChatRequest,
+    CompletionRequest,
+    TextRequest,
+    parse_chat_request,
+    parse_completion_request,
+)
 from cocoon.kernel.errors import BadRequest, CocoonError, Rejected
 from services.provider.backends.base import Backend, Ended, Output, Piece, Started
 
@@ -24,8 +30,14 @@ def request(text: str = "Count from 1 to 9", **parameters: Any) -> ChatRequest:
     )  # fmt: skip
 
 
+def completion(prompt: str = "hello there", **parameters: Any) -> CompletionRequest:
+    return parse_completion_request(
+        {"model": MODEL, "prompt": prompt, "stream": True, **parameters}
+    )
+
+
 async def collect(
-    backend: Backend, asked: ChatRequest, *, max_input: int = 400, max_output: int = 40
+    backend: Backend, asked: TextRequest, *, max_input: int = 400, max_output: int = 40
 ) -> tuple[str, list[Output]]:
     """The joined text and every output."""
     outputs = [
@@ -135,6 +147,51 @@ class BackendContract:
         assert b"".join(item.raw for item in told).decode() == text
         assert all(item.logprob <= 0 and len(item.top) == 2 for item in told)
         assert all(item.top[0].logprob >= item.top[1].logprob for item in told)
+
+    # ---- completions: a bare text that is continued ----
+
+    async def test_a_completion_is_started_pieces_ended(self, backend: Backend) -> None:
+        text, outputs = await collect(backend, completion(temperature=0), max_output=5)
+        assert isinstance(outputs[0], Started)
+        ended = outputs[-1]
+        assert isinstance(ended, Ended)
+        assert ended.usage.prompt > 0
+        assert ended.usage.completion <= 5
+        assert text
+        assert (await collect(backend, completion(temperature=0), max_output=5))[0] == text
+        whole, _ = await collect(backend, completion(temperature=0, stream=False), max_output=5)
+        assert whole == text
+
+    async def test_a_completion_has_no_template_around_it(self, backend: Backend) -> None:
+        _, bare = await collect(backend, completion("hello there"), max_output=1)
+        _, spoken = await collect(backend, request("hello there"), max_output=1)
+        assert bare[-1].usage.prompt < spoken[-1].usage.prompt  # type: ignore[union-attr]
+
+    async def test_a_stop_text_ends_a_completion_before_it(self, backend: Backend) -> None:
+        whole, _ = await collect(backend, completion(temperature=0), max_output=8)
+        stop = whole[2:4]
+        asked = completion(temperature=0, stop=[stop, "\x07never"])
+        text, outputs = await collect(backend, asked, max_output=8)
+        assert text == whole[: whole.index(stop)]
+        assert outputs[-1].reason == "stop"  # type: ignore[union-attr]
+
+    async def test_log_probabilities_of_a_completion_belong_to_its_text(
+        self, backend: Backend
+    ) -> None:
+        if not backend.capabilities.logprobs:
+            pytest.skip("this backend tells no log probabilities")
+        text, outputs = await collect(backend, completion(temperature=0, logprobs=2), max_output=6)
+        told = [item for output in outputs if isinstance(output, Piece) for item in output.logprobs]
+        assert "".join(item.token for item in told) == text
+        assert all(item.logprob <= 0 and len(item.top) == 2 for item in told)
+        assert all(item.top[0].logprob >= item.top[1].logprob for item in told)
+
+    async def test_a_completions_prompt_over_its_bound_is_refused(self, backend: Backend) -> None:
+        with pytest.raises(BadRequest) as caught:
+            await collect(backend, completion("word " * 40), max_input=10)
+        assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "prompt")
+        assert "word" not in caught.value.message
+        assert "Shorten the prompt" in caught.value.message
 
     async def test_a_closed_engine_refuses(self, backend: Backend) -> None:
         assert await backend.healthy()

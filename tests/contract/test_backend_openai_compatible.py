@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from cocoon.chat import Capabilities
+from cocoon.chat import Capabilities, TokenUsage
 from cocoon.devnet.ports import free_port
 from cocoon.kernel.clock import SystemRandomness
 from cocoon.kernel.errors import BadRequest, CocoonError, RateLimited, Unavailable
@@ -15,7 +15,13 @@ from services.provider.backends.base import Backend, Ended, Piece, Started
 from services.provider.backends.onnx import OnnxBackend
 from services.provider.backends.openai_compatible import OpenAICompatibleBackend
 from services.provider.settings import SHIPPED_MODEL
-from tests.contract.backend_contract import MODEL, BackendContract, collect, request
+from tests.contract.backend_contract import (
+    MODEL,
+    BackendContract,
+    collect,
+    completion,
+    request,
+)
 from tests.support.engine_server import EngineServer
 
 
@@ -164,6 +170,29 @@ class TestOpenAICompatibleBackend(BackendContract):
         await refused(nowhere, f"the engine's server {nowhere}/v1 {said}")
         said = f"answers, but does not serve the model foo; it serves {MODEL}"
         await refused(server[1], f"{server[1].removesuffix('/v1')}/v1 {said}")
+
+    async def test_cached_and_thought_tokens_are_counted_apart(
+        self, server: tuple[EngineServer, str], backend: Backend
+    ) -> None:
+        server[0].usage = {
+            "prompt_tokens": 9, "completion_tokens": 8,
+            "prompt_tokens_details": {"cached_tokens": 5},
+            "completion_tokens_details": {"reasoning_tokens": 3},
+        }  # fmt: skip
+        for asked in (request(), request(stream=False), completion(), completion(stream=False)):
+            _, outputs = await collect(backend, asked)
+            ended = outputs[-1]
+            assert isinstance(ended, Ended)
+            assert ended.usage == TokenUsage(prompt=9, completion=8, cached=5, reasoning=3)
+
+    async def test_a_server_that_knows_no_completions_refuses_them_by_name(
+        self, server: tuple[EngineServer, str], backend: Backend
+    ) -> None:
+        server[0].completes = False
+        with pytest.raises(BadRequest) as caught:
+            await collect(backend, completion())
+        assert caught.value.code == "wrong_endpoint"
+        assert (await collect(backend, request(temperature=0)))[0]
 
     async def test_a_server_without_the_model_is_not_started_on(
         self, server: tuple[EngineServer, str]

@@ -21,6 +21,8 @@ from cocoon.kernel.errors import (
     Unavailable,
 )
 from services.provider.backends.base import Backend, EngineLoad, Piece, Started
+from services.provider.backends.making import EngineSettings
+from services.provider.backends.probing import Level, probe
 from services.provider.backends.triton import TritonBackend
 from tests.contract.backend_contract import MODEL, BackendContract, collect, request
 from tests.support.cutting_proxy import cutting
@@ -225,6 +227,10 @@ class TestTritonBackend(BackendContract):
         with pytest.raises(Unavailable):
             async for _ in outputs:
                 pass
+
+    async def test_probing_sees_that_it_writes_nothing_down(self, server: TritonServer) -> None:
+        found = await probe(EngineSettings("triton", url=server.url, model=MODEL))
+        assert [one.level for one in found] == [Level.OK] * 3, found
 
     def test_its_log_holds_no_prompt(self, server: TritonServer) -> None:
         log = server.log_file.read_text()

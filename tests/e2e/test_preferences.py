@@ -15,6 +15,7 @@ import openai
 import pytest
 
 from tests.support.asking import get
+from tests.support.extra_processes import connected
 from tests.support.network import LiveNetwork
 
 MESSAGES: Any = [{"role": "user", "content": "Reverse: cocoon"}]
@@ -73,6 +74,67 @@ def test_a_wish_that_nobody_meets_or_that_is_none_is_refused_by_its_name(
     with pytest.raises(openai.BadRequestError) as refused:
         asked(two, **wishes)
     assert (refused.value.param, refused.value.code) == (param, code)
+
+
+def test_a_region_and_a_quantisation_that_are_told_can_be_asked_for(
+    two: LiveNetwork, providers: tuple[str, str]
+) -> None:
+    listed = get(two, "/v1/directory?model=skills-1").json()["providers"]
+    regions = {entry["provider_id"]: entry["region"] for entry in listed}
+    assert sorted(regions.values()) == ["dev-1", "dev-2"]
+    (quantisation,) = {entry["quantisation"] for entry in listed}
+    for wanted in providers:
+        wishes = {"regions": [regions[wanted]], "quantisations": [quantisation]}
+        assert asked(two, **wishes)[0] == wanted
+    told = two.cli("status").stdout
+    assert f"simulated, {quantisation}, dev-1" in told
+
+
+def test_what_requests_without_wishes_ask_for_is_set_where_they_are_sealed(
+    two: LiveNetwork, providers: tuple[str, str]
+) -> None:
+    wishes = json.dumps({"only": [providers[1]]})
+    with connected(two, "--key", two.api_key, "--provider", wishes) as sidecar:
+        client = openai.OpenAI(base_url=sidecar.base_url, api_key="any", max_retries=0)
+        for own, expected in ((None, providers[1]), ({"only": [providers[0]]}, providers[0])):
+            answer = client.chat.completions.with_raw_response.create(
+                model="skills-1", messages=MESSAGES,
+                extra_body={} if own is None else {"provider": own},
+            )  # fmt: skip
+            assert answer.headers["x-cocoon-provider"] == expected
+    for wrong in ("no json", '{"sort": "fame"}'):
+        refused = subprocess.run(
+            [sys.executable, "-m", "cocoon.cli", "connect", "--gateway", two.gateway, "--trust",
+             str(two.folder.trust), "--provider", wrong],
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert refused.returncode != 0
+        assert "--provider" in refused.stderr
+        assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize(("tier", "told"), [("flex", "flex"), ("priority", "priority"),
+                                            ("auto", "default")])  # fmt: skip
+def test_a_service_tier_is_taken_and_told(two: LiveNetwork, tier: Any, told: str) -> None:
+    client = openai.OpenAI(base_url=two.sidecar, api_key="any", max_retries=0)
+    answer = client.chat.completions.create(model="skills-1", messages=MESSAGES, service_tier=tier)
+    assert answer.service_tier == told
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(model="skills-1", messages=MESSAGES, service_tier="scale")
+    assert refused.value.param == "service_tier"
+
+
+def test_a_wish_holds_over_a_restart_of_the_matcher(
+    two: LiveNetwork, providers: tuple[str, str]
+) -> None:
+    before = two.pid("matcher")
+    two.kill("matcher")
+    two.wait_restarted("matcher", before)
+    wanted, _ = providers
+    assert asked(two, only=[wanted])[0] == wanted
+    replayed = two.cli("replay", "--verify", "--decisions")
+    assert replayed.returncode == 0, replayed.stdout
+    assert "seeds of a secret that is not revealed yet" in replayed.stdout
 
 
 def test_everybody_is_told_the_same_of_a_decision(

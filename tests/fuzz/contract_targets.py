@@ -12,8 +12,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from cocoon.bus.client import BusClient
-from cocoon.chat import parse_chat_request
+from cocoon.chat import (
+    EmbeddingRequest,
+    parse_chat_request,
+    parse_completion_request,
+    parse_embedding_request,
+)
 from cocoon.chat.respond import error_body
+from cocoon.client.bounds import token_bounds
 from cocoon.contracts import messages
 from cocoon.contracts.base import Contract
 from cocoon.contracts.commands import decode_command
@@ -161,6 +167,34 @@ def chat_request(data: bytes) -> None:
     assert again == found.model_copy(update=dict.fromkeys(left_out))
 
 
+def completion_request(data: bytes) -> None:
+    """As a chat's."""
+    try:
+        found = parse_completion_request(data)
+    except BadRequest as error:
+        told = error_body(error)
+        assert len(told) < 2000, "a refusal repeats the request"
+        return
+    assert math.isfinite(found.temperature or 0.0)
+    again = parse_completion_request(request_text(found))
+    left_out = ("stream", "stream_options", "user")
+    assert again == found.model_copy(update=dict.fromkeys(left_out))
+
+
+def embedding_request(data: bytes) -> None:
+    """Refused in a sentence that can be sent, or within bounds that cover every text."""
+    try:
+        found = parse_embedding_request(data)
+    except BadRequest as error:
+        told = error_body(error)
+        assert len(told) < 2000, "a refusal repeats the request"
+        return
+    assert isinstance(found, EmbeddingRequest)
+    bounds = token_bounds(found, 2**30)
+    assert bounds.max_input_tokens >= sum(len(text.encode()) for text in found.texts) > 0
+    assert bounds.max_output_tokens == 0
+
+
 TARGETS: dict[str, Callable[[bytes], Any]] = {
     "canonical_json": canonical_json,
     "event": event,
@@ -171,4 +205,6 @@ TARGETS: dict[str, Callable[[bytes], Any]] = {
     "bus_headers": bus_headers,
     "token_frame": token_frame,
     "chat_request": chat_request,
+    "completion_request": completion_request,
+    "embedding_request": embedding_request,
 }

@@ -15,15 +15,16 @@ from nacl.signing import SigningKey
 
 from cocoon.evidence import policy as rules
 from cocoon.evidence.checkpoint import Checkpoint, key_hash, open_checkpoint
-from cocoon.evidence.claims import Claims, TeeKind, evidence_id
+from cocoon.evidence.claims import Claims, TeeKind, evidence_id, report_data
 from cocoon.evidence.codes import ERRORS, REJECTIONS
 from cocoon.evidence.collateral import NO_FLOORS, chain_der, parse_collateral
 from cocoon.evidence.eventlog import check_event_log
-from cocoon.evidence.policy import SignedPolicy, parse_policy
+from cocoon.evidence.open_tier import verify_statement
+from cocoon.evidence.policy import OpenTierRules, SignedPolicy, parse_policy, sign
 from cocoon.evidence.provider import ProviderEvidence, parse_evidence, verify_provider
 from cocoon.evidence.tdx import MAX_QUOTE_BYTES, verify_tdx
 from cocoon.evidence.trust import TrustAnchors, parse_trust, trust_document
-from cocoon.evidence.verdict import Verdict
+from cocoon.evidence.verdict import Assurance, Verdict
 from cocoon.kernel.errors import ConfigurationError, EvidenceRejected
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -48,6 +49,19 @@ def signed_policy() -> SignedPolicy:
 @cache
 def evidence() -> ProviderEvidence:
     return parse_evidence((CORPUS / "provider_evidence" / "honest").read_bytes())
+
+
+@cache
+def open_evidence() -> ProviderEvidence:
+    return parse_evidence((CORPUS / "provider_evidence" / "open").read_bytes())
+
+
+@cache
+def open_policy() -> SignedPolicy:
+    """The development policy with an open tier, signed by the same signer."""
+    rules = OpenTierRules(allowed=True, max_running_jobs=1, max_job_nanoton=1, max_providers=1)
+    policy = signed_policy().policy.model_copy(update={"open_tier": rules})
+    return sign(policy, [bytes(range(32))])
 
 
 def _told(sentence: str) -> None:
@@ -99,6 +113,24 @@ def provider_evidence(data: bytes) -> None:
     if verdict.ok:
         assert found.claims == evidence().claims
         assert found.models == evidence().models
+    verdict = verify_provider(found, trust(), open_policy(), NO_FLOORS, NOW_MS)
+    if verdict.assurance is Assurance.OPEN:
+        assert (str(verdict), found) == ("ok:open", open_evidence())
+    else:
+        _judged(verdict)
+
+
+def open_statement(data: bytes) -> None:
+    """Only the one that the provider's own key signed is taken, and only as open."""
+    honest = open_evidence()
+    verdict, covered = verify_statement(data, honest.provider_id, open_policy().policy, NOW_MS)
+    _told(verdict.sentence)
+    assert verdict.ok == (data == honest.quote)
+    if verdict.ok:
+        assert verdict.assurance is Assurance.OPEN
+        assert covered == report_data(honest.claims).hex()
+    else:
+        assert verdict.code in REJECTIONS
 
 
 def claims(data: bytes) -> None:
@@ -169,6 +201,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "tdx_quote": tdx_quote,
     "collateral": collateral,
     "provider_evidence": provider_evidence,
+    "open_statement": open_statement,
     "claims": claims,
     "event_log": event_log,
     "policy": policy,

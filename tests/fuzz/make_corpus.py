@@ -22,9 +22,15 @@ from cocoon.sealing import KeyBundle, Profile
 from cocoon.sealing.padding import RecordType as Kind
 from services.provider.frames import encode
 from tests.fuzz import evidence_targets, reply_targets
+from tests.fuzz.openai_seeds import (
+    completion_request,
+    embedding_request,
+    openai_completion,
+    openai_embeddings,
+)
 from tests.fuzz.sealing_targets import FINAL, SIGN_RECEIPT, record, script_of
 from tests.fuzz.targets import CORPUS, TARGETS
-from tests.support import evidence_world, example_events, job_world
+from tests.support import evidence_world, example_events, job_world, open_world
 from tests.support import sealing_world as world
 from tests.support.event_examples import EXAMPLES
 
@@ -264,6 +270,7 @@ def policy() -> Seeds:
     )
     yield "strict", strict.signed_policy().to_canonical()
     yield "unknown-field", honest.to_canonical()[:-1] + b',"' + b"z" * 600 + b'":1}'
+    yield "open-tier", open_world.OpenScene(signers=(bytes(32),)).signed_policy().to_canonical()
 
 
 def provider_evidence() -> Seeds:
@@ -273,6 +280,17 @@ def provider_evidence() -> Seeds:
     yield "other-tee", honest.model_copy(update={"tee": "snp"}).to_canonical()
     yield "no-quote", honest.model_copy(update={"quote": b""}).to_canonical()
     yield "other-models", honest.model_copy(update={"models": ("22" * 32,)}).to_canonical()
+    opened = open_world.OpenScene().provider_evidence()
+    yield "open", opened.to_canonical()
+    yield "open-called-tdx", opened.model_copy(update={"tee": "tdx"}).to_canonical()
+
+
+def open_statement() -> Seeds:
+    statement = evidence_targets.open_evidence().quote
+    yield "honest", statement
+    yield "trailing", statement + b"\0"
+    yield "version-2", statement[:4] + b"\2" + statement[5:]
+    yield "other-key", statement[:5] + bytes(32) + statement[37:]
 
 
 def tdx_quote() -> Seeds:
@@ -430,10 +448,11 @@ def gateway_answer() -> Seeds:
     yield "no-http", b"SSH-2.0-OpenSSH_9.6\r\n"
 
 
+__all__ = ["completion_request", "embedding_request", "openai_completion", "openai_embeddings"]
 MAKERS: dict[str, Callable[[], Seeds]] = {
     name: globals()[name]
     # the evidence's targets start from the trust file, the policy and the evidence written first
-    for name in sorted(TARGETS, key=["tdx_quote", "collateral"].__contains__)
+    for name in sorted(TARGETS, key=["tdx_quote", "collateral", "open_statement"].__contains__)
 }
 
 

@@ -9,14 +9,27 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from cocoon.chat import TokenUsage, parse_chat_request, to_json
-from cocoon.chat.respond import Answer, error_body
+from cocoon.chat import (
+    CompletionAnswer,
+    TokenUsage,
+    parse_chat_request,
+    parse_completion_request,
+    parse_embedding_request,
+    to_json,
+)
+from cocoon.chat.embeddings import embedding_answer, embedding_bytes
+from cocoon.chat.respond import Answer, answer_json, error_body
 from cocoon.client.answers import Settlement, StreamShaper, enclave_error, sse_event, whole_body
 from cocoon.client.lines import MAX_OVERHEAD_BYTES, Broken, _Connection
 from cocoon.kernel.errors import CocoonError, EvidenceRejected, Unavailable
 from cocoon.sealing import Receipt, Status
 from services.provider.backends.base import Ended, Output, Piece
-from services.provider.backends.openai_answers import StreamReader, named, read_whole
+from services.provider.backends.openai_answers import (
+    StreamReader,
+    named,
+    read_embeddings,
+    read_whole,
+)
 from services.provider.backends.triton_wire import (
     MAX_COUNT,
     OUTPUTS,
@@ -77,6 +90,37 @@ def openai_body(data: bytes) -> None:
         _can_be_told(read_whole(data))
     except Unavailable as error:
         _has_code(error, "engine_failed")
+
+
+def openai_completion(data: bytes) -> None:
+    """A whole completion: what was read can be told in completions' own objects."""
+    try:
+        piece, end = read_whole(data, completions=True)
+    except Unavailable as error:
+        _has_code(error, "engine_failed")
+        return
+    _can_be_told((piece, end))
+    asked = parse_completion_request(b'{"model":"m","prompt":"hi","logprobs":2}')
+    answer = CompletionAnswer("0f" * 16, 1_790_000_000, "fp_0123456789ab", asked)
+    text, logprobs = (piece.text, piece.logprobs) if piece else ("", ())
+    _is_json(answer_json(answer.completion(text, end.reason, end.usage, logprobs)))
+
+
+def openai_embeddings(data: bytes) -> None:
+    """A whole body of two vectors: what was read can be told in both forms, within its bound."""
+    try:
+        made = read_embeddings(data, 2)
+    except Unavailable as error:
+        _has_code(error, "engine_failed")
+        return
+    (size,) = {len(vector) for vector in made.vectors}
+    for form in ("float", "base64"):
+        asked = parse_embedding_request(
+            {"model": "m", "input": ["a", "b"], "encoding_format": form}
+        )
+        told = answer_json(embedding_answer(asked, made))
+        _is_json(told)
+        assert len(told) <= embedding_bytes(asked, size // 4)
 
 
 def openai_stream(data: bytes) -> None:
@@ -200,6 +244,8 @@ async def _heard(pieces: list[bytes]) -> None:
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "openai_body": openai_body,
+    "openai_completion": openai_completion,
+    "openai_embeddings": openai_embeddings,
     "openai_stream": openai_stream,
     "triton_reply": triton_reply,
     "triton_metrics": triton_metrics,

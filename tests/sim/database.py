@@ -73,6 +73,7 @@ class Database:
         self.tables = {1: Tables()}
         self.down = False
         self.connections: list[Connection] = []
+        self.secrets: dict[bytes, None] = {}  # the matcher's, unrevealed
         self.appends = 0
         self.transactions = 0  # renewals of terms, in order
         self.renewals: set[str] = set()  # those that were committed
@@ -110,6 +111,29 @@ class Database:
         events = self.logs[shard].events
         last = events[-1] if events else None
         return Head(len(events), *((last.hash, last.recorded_at_us) if last else (GENESIS_HASH, 0)))
+
+
+class KeptSecrets:
+    """The matcher's table of secrets: it outlives every process."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def load(self) -> list[bytes]:
+        return await self._ask(lambda: list(self._database.secrets))
+
+    async def keep(self, secret: bytes) -> None:
+        await self._ask(lambda: self._database.secrets.setdefault(secret))
+
+    async def forget(self, secret: bytes) -> None:
+        await self._ask(lambda: self._database.secrets.pop(secret, None))
+
+    async def _ask(self, serve: Callable[[], T]) -> T:
+        conn = await connect(self._database, "matcher-secrets")
+        try:
+            return await conn.ask(serve)
+        finally:
+            conn.terminate()
 
 
 class Connection:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cocoon.bus.service import Stop
 from cocoon.contracts import subjects
+from cocoon.contracts.commands import RequestJob
 from cocoon.contracts.envelope import StoredEvent
 from cocoon.contracts.messages import (
     CancelJob,
@@ -22,7 +23,7 @@ from cocoon.contracts.messages import (
 from cocoon.eventlog.append import LogAppender
 from cocoon.eventlog.relay import Relay
 from cocoon.eventlog.tail import Tail
-from cocoon.kernel.errors import Transient
+from cocoon.kernel.errors import Fatal, Transient
 from services.billing.decide import project
 from services.billing.handlers import Ingress
 from services.billing.results import LiveJobs, Results
@@ -33,11 +34,13 @@ from services.matcher.lease import News
 from services.matcher.leases import Leases
 from services.matcher.main import DECISION_HOLDS_S
 from services.matcher.memory import Memory
+from services.matcher.seeds import Seeds
 from services.matcher.settings import MatcherSettings
 from tests.sim import database as db
 from tests.sim.bus import Message, Nats
 from tests.sim.loop import Process
 from tests.support.job_world import FEE_BPS, LEASE_TTL_MS
+from tests.support.matcher_world import requests_in
 
 if TYPE_CHECKING:
     from tests.sim.world import World
@@ -46,7 +49,8 @@ SHARD = 1
 NOWHERE = Path("unused")
 MATCHER = MatcherSettings(
     nats_url="nats://127.0.0.1:1", nats_seed_file=NOWHERE, postgres_dsn_file=NOWHERE, shard=SHARD,
-    fee_bps=FEE_BPS, lease_ttl_ms=LEASE_TTL_MS, sweep_s=0.25, waiting_limit=12,
+    fee_bps=FEE_BPS, lease_ttl_ms=LEASE_TTL_MS, sweep_s=0.25, seed_period_s=5.0,
+    seed_revealed_after_s=10.0, waiting_limit=12,
     waiting_limit_per_account=6,
 )  # fmt: skip
 GATEWAY = GatewaySettings(
@@ -66,7 +70,8 @@ async def run_matcher(world: World, process: Process) -> None:
     await appender.acquire_term()
     memory = Memory(MATCHER.fee_bps, MATCHER.provider_silence_s)
     news = _news(nc)
-    leases = Leases(MATCHER, memory, appender, news, clock, randomness, stop)
+    seeds = Seeds(MATCHER, memory, appender, db.KeptSecrets(world.database), clock, randomness)
+    leases = Leases(MATCHER, memory, appender, news, clock, seeds, stop)
 
     async def find_job(command_id: str) -> str | None:
         conn = await db.connect(dsn, "matcher-commands")
@@ -75,14 +80,25 @@ async def run_matcher(world: World, process: Process) -> None:
         finally:
             conn.terminate()
 
-    matcher = Matcher(MATCHER, memory, leases, appender, news, clock, randomness, stop, find_job)
+    async def find_requests(job_ids: Sequence[str]) -> list[RequestJob]:
+        conn = await db.connect(dsn, "matcher-commands")
+        try:
+            return await conn.ask(lambda: requests_in(world.database.logs[SHARD], job_ids))
+        finally:
+            conn.terminate()
+
+    matcher = Matcher(
+        MATCHER, memory, leases, appender, news, clock, seeds, stop, find_job, find_requests
+    )
     for shard, apply in ((0, matcher.on_network_event), (SHARD, matcher.on_shard_event)):
         goal = world.database.head(shard).position
         caught_up = asyncio.Event()
         follow = _fold(Tail(dsn, nc, shard, from_position=1), goal, caught_up, apply)
         stop.watch(asyncio.create_task(follow, name=f"tail-{shard}"))
         await caught_up.wait()
-    matcher.resume()
+    await seeds.begin()
+    stop.watch(asyncio.create_task(_keep_seeds(seeds, stop), name="seeds"))
+    await matcher.resume()
     world.remains[process] = lambda: {
         "leases": len(leases.live),
         "jobs in memory": len(memory.jobs),
@@ -119,6 +135,18 @@ async def _fold(
             apply(stored)
         if batch[-1].position >= goal:
             caught_up.set()
+
+
+async def _keep_seeds(seeds: Seeds, stop: Stop) -> None:
+    while True:
+        try:
+            await seeds.tick()
+        except Transient:
+            pass  # it is tried again
+        except Fatal as error:
+            stop(error)
+            return
+        await asyncio.sleep(1.0)
 
 
 async def _sweep(matcher: Matcher, nc: Nats) -> None:

@@ -17,14 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 from nacl.signing import SigningKey
 
-from cocoon.chat import TokenUsage
+from cocoon.agent import ModelConfig, ModelPrice
+from cocoon.chat import ENDPOINT, TokenUsage
 from cocoon.contracts.commands import (
     AttestProvider,
     EnrolProvider,
     PublishKeyBundle,
     PublishOffer,
+    PublishProfile,
     RevokeAttestation,
 )
+from cocoon.contracts.events import ProfiledModel
 from cocoon.domain.pricing import quote_id
 from cocoon.kernel.errors import SealingError
 from cocoon.kernel.ids import provider_id
@@ -37,20 +40,35 @@ from services.provider.handlers import Handlers
 from services.provider.heartbeat import Heart
 from services.provider.jobs import Jobs
 from services.provider.journal import Journal, Segment
-from services.provider.running import RunningJob, SealedResult, Served
+from services.provider.models import ServedModel
+from services.provider.queueing import Engine
+from services.provider.running import RunningJob, SealedResult
 from services.provider.spool import Spool
 from services.provider.submitting import Submitter
+from services.provider.table import ModelTable
 from tests.sim.bus import Nats
 from tests.support.job_world import MODEL, OFFERED, POLICY, bytes32, hex16, hex32
 
 if TYPE_CHECKING:
     from tests.sim.world import SimClock, World
 
-PRICES = (
-    OFFERED.input_nanoton_per_mtok, OFFERED.cached_input_nanoton_per_mtok,
-    OFFERED.output_nanoton_per_mtok,
+PRICE = ModelPrice(
+    input=OFFERED.input_nanoton_per_mtok, cached_input=OFFERED.cached_input_nanoton_per_mtok,
+    output=OFFERED.output_nanoton_per_mtok,
 )  # fmt: skip
 KEY_LIFE_MS = 600_000
+
+
+class NoEngine:
+    """Stands where the engine is made: SimRun says what an answer is."""
+
+    context_tokens = OFFERED.context_tokens
+
+
+def served_model(concurrency: int, clock: SimClock) -> ServedModel:
+    config = ModelConfig(name="skills-1", concurrency=concurrency, price=PRICE)
+    make: Any = NoEngine
+    return ServedModel(config, MODEL, Engine(make, concurrency), clock)
 
 
 def envelope_of(header: RequestHeader, salt: str) -> bytes:
@@ -79,6 +97,7 @@ class Opened:
     header: RequestHeader
     slot: RecipientSlot
     req_hash: bytes
+    endpoint: str = ENDPOINT
 
 
 @dataclass(eq=False, slots=True)
@@ -219,7 +238,13 @@ class SimRun:
     """services.provider.running.JobRun with an engine that needs time and says random bytes."""
 
     def __init__(
-        self, job: RunningJob, enclave: Enclave, served: Served, send: Any, clock: Any, **_: object
+        self,
+        job: RunningJob,
+        enclave: Enclave,
+        served: object,
+        send: Any,
+        clock: Any,
+        **_: object,
     ) -> None:
         self._job, self._enclave, self._send = job, enclave, send
         self._stopped = asyncio.Event()
@@ -297,17 +322,17 @@ class Agent:
         submitter.adopt()
         enclave: Any = Enclave(self, self.clock)
         self.enclave = enclave
-        served = Served(MODEL, ("skills-1",), None)  # type: ignore[arg-type]
+        models = ModelTable([served_model(self.concurrency, self.clock)], self.clock, grace_s=120)
         jobs = Jobs(
-            nc, self.id, enclave, served, self.spool, submitter, FrameSender(nc, self.id),
-            self.clock, concurrency=self.concurrency, prices=[PRICES], job_timeout_s=60.0,
+            nc, self.id, enclave, models, self.spool, submitter, FrameSender(nc, self.id),
+            self.clock, job_timeout_s=60.0,
         )  # fmt: skip
         handlers = Handlers(nc, self.id, jobs, submitter)
         await handlers.listen_to_acks()
         heart = Heart(
             nc, self.id, hex16(f"{self.name} boot {self.boots}"),
             lambda: [*jobs.running_pairs(), *submitter.unsettled(600.0)],
-            lambda: not jobs.taking_jobs, concurrency=self.concurrency, interval_s=1.0,
+            lambda: not jobs.taking_jobs, models.room, interval_s=1.0,
         )  # fmt: skip
         await handlers.listen_to_jobs()
         await asyncio.sleep(self.random.uniform(0.05, 0.5))
@@ -330,6 +355,10 @@ class Agent:
             ),
             PublishOffer(
                 provider_id=self.id, models=(OFFERED,), concurrency=self.concurrency
+            ),
+            PublishProfile(
+                provider_id=self.id, region=f"sim-{self.name}",
+                models=(ProfiledModel(model_id=MODEL, quantisation="int8"),),
             ),
             AttestProvider(
                 provider_id=self.id, evidence_id=enclave.evidence_id, verdict="ok",

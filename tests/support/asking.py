@@ -72,9 +72,9 @@ def quiet_balance(network: LiveNetwork, timeout_s: float = 20) -> int:
         time.sleep(0.05)
 
 
-def attested_key(network: LiveNetwork, provider_id: str) -> tuple[bytes, bytes]:
+def attested_key(network: LiveNetwork, provider_id: str, model: str = MODEL) -> tuple[bytes, bytes]:
     """The receipt key and evidence id that the provider's own evidence proves, checked here."""
-    listing = get(network, f"/v1/directory?model={MODEL}").json()
+    listing = get(network, f"/v1/directory?model={model}").json()
     entry = next(item for item in listing["providers"] if item["provider_id"] == provider_id)
     now_ms = time.time_ns() // 1_000_000
     verdict = verify_provider(

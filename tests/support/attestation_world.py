@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
 from nacl.signing import SigningKey
 from nats.aio.client import Client
@@ -19,13 +19,14 @@ from cocoon.bus import keys
 from cocoon.bus.requests import ask
 from cocoon.bus.service import Stop
 from cocoon.contracts import subjects
-from cocoon.contracts.events import OfferedModel
+from cocoon.contracts.events import OfferedModel, ProfiledModel
 from cocoon.contracts.messages import (
     BundleRequest,
     Challenge,
     EnrolRequest,
     Heartbeat,
     OfferRequest,
+    ProfileRequest,
 )
 from cocoon.devnet.authority import DevAuthority, dev_policy, dev_trust
 from cocoon.devnet.dev_platform import DevPlatform
@@ -33,6 +34,7 @@ from cocoon.eventlog.connection import connect as connect_log
 from cocoon.eventlog.read import read_batch
 from cocoon.evidence import claims as binding
 from cocoon.evidence.claims import Claims, TeeKind, evidence_id
+from cocoon.evidence.open_tier import make_statement
 from cocoon.evidence.policy import Policy, sign
 from cocoon.evidence.provider import ProviderEvidence
 from cocoon.evidence.trust import trust_document
@@ -154,7 +156,7 @@ class Provider:
     @classmethod
     async def connect(
         cls, network: Network, index: int = 0, platform: DevPlatform | None = None
-    ) -> Provider:
+    ) -> Self:
         provider_id = network.bus.providers[index]
         seed = keys.read_seed_file(network.bus.seed_file(provider_id))
         return cls(
@@ -231,6 +233,10 @@ class Provider:
             "publish_offer", OfferRequest(models=models or (offered(),), concurrency=4)
         )
 
+    async def publish_profile(self, region: str = "eu-west") -> dict[str, Any]:
+        models = (ProfiledModel(model_id=MODEL_ID, quantisation="int8"),)
+        return await self.ask("publish_profile", ProfileRequest(region=region, models=models))
+
     async def beat(self, **changes: Any) -> None:
         beat = Heartbeat(**{
             "provider_id": self.provider_id, "boot_id": "ab" * 16, "sequence": 1,
@@ -239,7 +245,7 @@ class Provider:
         await self.client.publish(subjects.heartbeat(self.provider_id), beat.to_canonical())
         await self.client.flush()
 
-    async def admitted(self) -> Provider:
+    async def admitted(self) -> Self:
         """Enrolled, attested, with an offer, a bundle and a heartbeat."""
         await self.enrol()
         await self.attest()
@@ -247,3 +253,33 @@ class Provider:
         await self.publish_bundle()
         await self.beat()
         return self
+
+
+@dataclass
+class OpenProvider(Provider):
+    """A provider without a TEE: its identity key signs its claims."""
+
+    @property
+    def identity(self) -> SigningKey:
+        seed_file = self.network.bus.seed_file(self.provider_id)
+        return SigningKey(keys.raw_seed(keys.read_seed_file(seed_file)))
+
+    async def enrol(self, tier: Literal["open"] | None = "open") -> dict[str, Any]:
+        return await self.ask("enrol", EnrolRequest(identity_key=self.identity_key, tier=tier))
+
+    def make_evidence(
+        self, challenge: Challenge, *, collateral: str | None = None, models: tuple[str, ...] = (),
+        claims: dict[str, Any] | None = None, **changes: Any,
+    ) -> ProviderEvidence:  # fmt: skip
+        made = super().make_evidence(
+            challenge, models=models, claims={"tee": TeeKind.NONE, **(claims or {})}
+        )
+        statement = make_statement(self.identity, binding.report_data(made.claims))
+        mine: dict[str, Any] = {"tee": "none", "quote": statement, "collateral": collateral}
+        return made.model_copy(update={**mine, **changes})
+
+    def make_bundle(self, evidence: bytes | None = None, signing: SigningKey | None = None) -> str:
+        assert self.evidence is not None
+        return super().make_bundle(
+            evidence or evidence_id(TeeKind.NONE, self.evidence.quote), signing
+        )

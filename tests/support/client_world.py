@@ -27,7 +27,8 @@ from cocoon.devnet.authority import DevAuthority, dev_policy, dev_trust
 from cocoon.domain import pricing
 from cocoon.evidence import claims as binding
 from cocoon.evidence.claims import Claims, TeeKind
-from cocoon.evidence.policy import policy_hash, sign
+from cocoon.evidence.open_tier import make_statement
+from cocoon.evidence.policy import OpenTierRules, policy_hash, sign
 from cocoon.evidence.provider import ProviderEvidence, verify_provider
 from cocoon.evidence.trust import TrustAnchors
 from cocoon.kernel.clock import SystemRandomness
@@ -50,6 +51,9 @@ KEY = "ck_" + "k" * 43
 POLICY_SIGNER = SigningKey(bytes(range(32)))
 WORDS = ("The ", "quick ", "brown ", "fox ", "jumps ", "over ", "it.")
 TEXT = "".join(WORDS)
+OPEN_TIER = OpenTierRules(
+    allowed=True, max_running_jobs=2, max_job_nanoton=10**9, max_providers=4
+)  # fmt: skip
 PRICES = {"input": 1_000_000, "cached": 500_000, "output": 2_000_000}
 
 
@@ -67,9 +71,14 @@ def trust() -> TrustAnchors:
 
 
 class Enclave:
-    """One provider: keys, evidence of a simulated machine, a signed key bundle."""
+    """One provider: keys, evidence of a simulated machine (or none), a signed key bundle."""
 
-    def __init__(self, *, price_factor: int = 1, context_tokens: int = 4096) -> None:
+    def __init__(
+        self, *, price_factor: int = 1, context_tokens: int = 4096, is_open: bool = False
+    ) -> None:
+        self.tee = TeeKind.NONE if is_open else TeeKind.TDX
+        self.tier = "open" if is_open else "simulated"  # as the directory calls it
+        self.running = 0
         self.identity = SigningKey(secrets.token_bytes(32))
         self.provider_id = provider_id(bytes(self.identity.verify_key))
         self.signer = SigningKey(secrets.token_bytes(32))
@@ -84,7 +93,7 @@ class Enclave:
             fee_bps=500,
         )
         self.evidence = self._evidence()
-        self.evidence_id = binding.evidence_id(TeeKind.TDX, self.evidence.quote)
+        self.evidence_id = binding.evidence_id(self.tee, self.evidence.quote)
         self.rotate()
 
     def rotate(self, ahead_ms: int = 0) -> None:
@@ -101,7 +110,7 @@ class Enclave:
         at = now_ms()
         root, random = secrets.token_bytes(32), secrets.token_bytes(32)
         claims = Claims(
-            tee=TeeKind.TDX,
+            tee=self.tee,
             x25519_public=self.x25519_pk,
             ed25519_public=bytes(self.signer.verify_key),
             key_epoch=1,
@@ -112,17 +121,18 @@ class Enclave:
             gpu_evidence_hash=binding.NO_GPU,
             challenge=binding.challenge(root, self.provider_id, random),
         ).encode()
-        machine = authority().platform(at)
+        covered, is_open = binding.report_data(claims), self.tee is TeeKind.NONE
         return ProviderEvidence(
-            tee="tdx",
+            tee="none" if is_open else "tdx",
             provider_id=self.provider_id,
-            quote=machine.quote(binding.report_data(claims)),
-            collateral=authority().collateral(at - 3_600_000),
+            quote=make_statement(self.identity, covered) if is_open
+            else authority().platform(at).quote(covered),
+            collateral=None if is_open else authority().collateral(at - 3_600_000),
             claims=claims,
             models=(MODEL,),
             checkpoint_root=root.hex(),
             challenge_random=random.hex(),
-        )
+        )  # fmt: skip
 
     def entry(self) -> dict[str, Any]:
         """The provider as the directory lists it."""
@@ -133,10 +143,11 @@ class Enclave:
         }
         return {
             "provider_id": self.provider_id,
+            "tier": self.tier,
             "evidence": self.evidence.model_dump(mode="json"),
             "bundles": [self.bundle.hex()],
             "offer": offer,
-            "load": {"running": 0, "concurrency": 8},
+            "load": {"running": self.running, "concurrency": 8},
         }
 
 
@@ -187,7 +198,9 @@ class TestNetwork:
 
     def __init__(self, *enclaves: Enclave) -> None:
         self.enclaves = list(enclaves) or [Enclave()]
-        self.signed = sign(dev_policy(authority(), NETWORK), [bytes(POLICY_SIGNER)])
+        is_open = any(enclave.tee is TeeKind.NONE for enclave in enclaves)
+        policy = dev_policy(authority(), NETWORK, open_tier=OPEN_TIER if is_open else None)
+        self.signed = sign(policy, [bytes(POLICY_SIGNER)])
         self.faults = Faults()
         self.gate = threading.Event()
         self.cancelled = threading.Event()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cocoon.contracts import events as ev
 from cocoon.contracts.honesty import HonestyRule
+from cocoon.contracts.matching import OpenTierLimits
 
 GOLDEN = Path(__file__).resolve().parents[1] / "contract" / "golden"
 _JOB = "0f" * 16
@@ -83,6 +84,15 @@ EXAMPLES: tuple[ev.EventData, ...] = (
         not_before_ms=1_790_000_000_000, not_after_ms=1_790_000_600_000, bundle="ca1b" * 8,
     ),
     ev.PolicyPublished(policy_hash=_H1, version=1, previous_hash=None),
+    ev.OpenTierLimitsSet(
+        policy_hash=_H1, limits=OpenTierLimits(max_running_jobs=4, max_job_nanoton=_BIG)
+    ),
+    ev.ProviderProfilePublished(
+        provider_id=_PROVIDER, region="eu-west",
+        models=(ev.ProfiledModel(model_id=_H1, quantisation="int8"),),
+    ),
+    ev.MatchingSeedCommitted(shard=1, period=7, commitment=_H1),
+    ev.MatchingSeedRevealed(shard=1, period=6, secret=_H2),
     ev.LedgerSnapshotTaken(shard=1, position=100_000, sha256=_H1),
     ev.CanaryJudged(
         provider_id=_PROVIDER, model_id=_H1, job_id=_JOB, outcome="differed", distance_bps=8700,

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from cocoon.contracts import events as e
 from cocoon.contracts.envelope import AppendItem, NewEvent, StoredEvent
+from cocoon.contracts.matching import OpenTierLimits
 from cocoon.domain.honesty import make_rule
 from tests.support.job_world import ALICE, MODEL, POLICY, QUOTE, hex16, hex32
 from tests.support.model_log import ModelLog
@@ -72,6 +73,15 @@ EXAMPLES: tuple[e.EventData, ...] = (
     e.AttestationRevoked(provider_id=ALICE.id, evidence_id=ALICE.evidence_id, reason="ban"),
     ALICE.network_events()[3],
     e.PolicyPublished(policy_hash=POLICY, version=1, previous_hash=None),
+    e.OpenTierLimitsSet(
+        policy_hash=POLICY, limits=OpenTierLimits(max_running_jobs=4, max_job_nanoton=10**9)
+    ),
+    e.ProviderProfilePublished(
+        provider_id=ALICE.id, region="eu-west",
+        models=(e.ProfiledModel(model_id=MODEL, quantisation="int8"),),
+    ),
+    e.MatchingSeedCommitted(shard=1, period=1, commitment=hex32("commitment")),
+    e.MatchingSeedRevealed(shard=1, period=1, secret=hex32("secret")),
     CANARY,
     e.HonestyDecided(
         provider_id=ALICE.id, model_id=hex32("model"), verdict="dishonest", judged=4, differed=4

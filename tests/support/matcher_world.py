@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
+from cocoon.contracts.commands import RequestJob, decode_command
 from cocoon.contracts.events import AccountOpened, DepositCredited
 from cocoon.contracts.messages import DispatchReport, JobRequest, MatchUpdate
 from cocoon.eventlog.append import LogAppender
@@ -18,6 +20,7 @@ from cocoon.kernel.errors import CocoonError
 from services.matcher.handlers import Matcher
 from services.matcher.leases import Leases
 from services.matcher.memory import Memory
+from services.matcher.seeds import Seeds
 from services.matcher.settings import MatcherSettings
 from tests.support.example_events import put
 from tests.support.job_world import FEE_BPS, LEASE_TTL_MS, NOW_MS, PROVIDERS, Provider, hex16
@@ -51,6 +54,30 @@ class Counted:
 
 
 @dataclass
+class KeptSecrets:
+    """The matcher's table as a list: it outlives the process, like the log."""
+
+    kept: list[bytes] = field(default_factory=list)
+
+    async def load(self) -> list[bytes]:
+        return list(self.kept)
+
+    async def keep(self, secret: bytes) -> None:
+        if secret not in self.kept:
+            self.kept.append(secret)
+
+    async def forget(self, secret: bytes) -> None:
+        self.kept.remove(secret)
+
+
+def requests_in(log: ModelLog, job_ids: Sequence[str]) -> list[RequestJob]:
+    """The stored commands that began these jobs."""
+    firsts = [log.stream(f"job/{job_id}")[0] for job_id in job_ids]
+    found = [decode_command(log.commands[first.causation_id].data) for first in firsts]
+    return [command for command in found if isinstance(command, RequestJob)]
+
+
+@dataclass
 class MatcherWorld:
     """`log` and `network` outlive a `restart`; everything else is the process's memory."""
 
@@ -59,8 +86,12 @@ class MatcherWorld:
     log: ModelLog = field(default_factory=lambda: ModelLog(1))
     network: ModelLog = field(default_factory=lambda: ModelLog(0))
     randomness: Counted = field(default_factory=Counted)
+    secrets: KeptSecrets = field(default_factory=KeptSecrets)
     updates: list[MatchUpdate] = field(default_factory=list)
     stopped: list[CocoonError] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.log.now_us = lambda: self.clock.now_ms() * 1000
 
     async def start(self) -> None:
         """Take the shard over, fold the logs, resume."""
@@ -68,19 +99,23 @@ class MatcherWorld:
         await self.appender.acquire_term()
         self.memory = Memory(self.settings.fee_bps, self.settings.provider_silence_s)
         appender = cast("LogAppender", self.appender)
+        self.seeds = Seeds(
+            self.settings, self.memory, appender, self.secrets, self.clock, self.randomness
+        )
         self.leases = Leases(
-            self.settings, self.memory, appender, self._hear, self.clock,
-            self.randomness,
+            self.settings, self.memory, appender, self._hear, self.clock, self.seeds,
             self.stopped.append,
         )  # fmt: skip
         self.matcher = Matcher(
-            self.settings, self.memory, self.leases, appender, self._hear, self.clock,
-            self.randomness,
-            self.stopped.append, self._find_job,
+            self.settings, self.memory, self.leases, appender, self._hear, self.clock, self.seeds,
+            self.stopped.append, self._find_job, self._find_requests,
         )  # fmt: skip
         self._tailed = self._tailed_network = 0
         self.tail()
-        self.matcher.resume()
+        await self.seeds.begin()
+        await self.seeds.tick()
+        self.tail()
+        await self.matcher.resume()
 
     async def restart(self) -> None:
         await self.leases.close()
@@ -89,6 +124,9 @@ class MatcherWorld:
 
     async def _find_job(self, command_id: str) -> str | None:
         return self.log.job_of_command(command_id)
+
+    async def _find_requests(self, job_ids: Sequence[str]) -> list[RequestJob]:
+        return requests_in(self.log, job_ids)
 
     async def _hear(
         self, gateway_id: str, job_id: str, update: MatchUpdate, traceparent: str

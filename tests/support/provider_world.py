@@ -38,7 +38,7 @@ from cocoon.evidence import claims as binding
 from cocoon.evidence.claims import Claims
 from cocoon.evidence.collateral import CollateralFloors
 from cocoon.evidence.policy import policy_hash, sign
-from cocoon.evidence.provider import parse_evidence, verify_provider
+from cocoon.evidence.provider import ProviderEvidence, parse_evidence, verify_provider
 from cocoon.evidence.trust import trust_document
 from cocoon.kernel import canonical
 from cocoon.kernel.clock import SystemRandomness
@@ -147,7 +147,9 @@ class ProviderWorld:
         self.policy_version = 0
         self.bundles: list[KeyBundle] = []
         self.signing_keys: dict[bytes, bytes] = {}  # key_id -> attested Ed25519 key
-        self.offer: OfferedModel | None = None
+        self.offer: OfferedModel | None = None  # the first of the last offer
+        self.offers: list[m.OfferRequest] = []
+        self.evidence: list[ProviderEvidence] = []
         self.attested: dict[bytes, bytes] = {}  # evidence id -> Ed25519 key
         self.submitted: list[m.SubmitResult] = []
         self.heartbeats: list[m.Heartbeat] = []
@@ -179,6 +181,7 @@ class ProviderWorld:
             "submit_backoff_s": 0.3,
             "heartbeat_s": 0.2,
             "drain_s": 5.0,
+            "flush_s": 0.3,
             "log_level": "error",
             **changes,
         }
@@ -237,6 +240,7 @@ class ProviderWorld:
         )
         assert verdict.ok, str(verdict)
         assert verdict.evidence_id is not None
+        self.evidence.append(evidence)
         self.attested[verdict.evidence_id] = Claims.decode(evidence.claims).ed25519_public
         return {
             "verdict": str(verdict), "assurance": "simulated",
@@ -253,8 +257,16 @@ class ProviderWorld:
         return {"key_id": bundle.key_id.hex(), "position": 2}
 
     def _do_publish_offer(self, body: bytes) -> dict[str, Any]:
-        (self.offer,) = m.OfferRequest.model_validate_json(body).models
+        offer = m.OfferRequest.model_validate_json(body)
+        covered = set(self.evidence[-1].models)
+        assert {model.model_id for model in offer.models} <= covered, "offered before it is proved"
+        self.offers.append(offer)
+        self.offer = offer.models[0]
         return {"position": 3}
+
+    def _do_publish_profile(self, body: bytes) -> dict[str, Any]:
+        self.profile = m.ProfileRequest.model_validate_json(body)
+        return {"position": 4}
 
     async def _on_heartbeat(self, message: Msg) -> None:
         self.heartbeats.append(m.Heartbeat.model_validate_json(message.data))
@@ -297,9 +309,12 @@ class ProviderWorld:
 
     # ---- a client ----
 
-    def quote(self) -> Quote:
+    def quote(self, model: str | None = None) -> Quote:
+        """What the network would match at now: the last offer's terms of a model, by its name."""
         offer = self.offer
-        assert offer is not None
+        if model is not None:
+            offer = next((one for one in self.offers[-1].models if one.name == model), None)
+        assert offer is not None, model
         return Quote(
             model_id=offer.model_id,
             input_nanoton_per_mtok=offer.input_nanoton_per_mtok,
@@ -313,11 +328,12 @@ class ProviderWorld:
         profile: Profile | None = None, max_input: int = 400, max_output: int = 64,
         bundle: KeyBundle | None = None, job_id: bytes | None = None, body: bytes | None = None,
         endpoint: str = "/v1/chat/completions", header: dict[str, Any] | None = None,
-        **parameters: Any,
+        of: str | None = None, **parameters: Any,
     ) -> SealedRequest:  # fmt: skip
         bundle = bundle or self.bundles[-1]
+        quote = self.quote(of)
         request = {
-            "model": "skills-1",
+            "model": of or "skills-1",
             "messages": [{"role": "user", "content": text}],
             "stream": stream,
             **parameters,
@@ -326,8 +342,8 @@ class ProviderWorld:
             profile = default_profile(stream=stream)
         fields: dict[str, Any] = {
             "job_id": job_id or secrets.token_bytes(16),
-            "model_id": bytes.fromhex(self.quote().model_id),
-            "max_price_nanoton": greatest_price(self.quote(), max_input, max_output),
+            "model_id": bytes.fromhex(quote.model_id),
+            "max_price_nanoton": greatest_price(quote, max_input, max_output),
             "max_input_tokens": max_input,
             "max_output_tokens": max_output,
             "not_after_ms": bundle.not_after_ms,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import openai
-from openai.types import Model
+from openai.types import Completion, CreateEmbeddingResponse, Model
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from cocoon.client import NetworkOptions, async_openai_client, openai_client
@@ -44,6 +44,26 @@ class Way:
             return [chunk async for chunk in chunks]
 
         return self.runner.run(collect())
+
+    def continue_text(self, **request: Any) -> Completion:
+        found: Completion = self._run(self.client.completions.create(**request))
+        return found
+
+    def stream_text(self, **request: Any) -> list[Completion]:
+        """All chunks of a streamed completion."""
+        if isinstance(self.client, openai.OpenAI):
+            return list(self.client.completions.create(stream=True, **request))
+        client = self.client
+
+        async def collect() -> list[Completion]:
+            chunks = await client.completions.create(stream=True, **request)
+            return [chunk async for chunk in chunks]
+
+        return self.runner.run(collect())
+
+    def embed(self, **request: Any) -> CreateEmbeddingResponse:
+        found: CreateEmbeddingResponse = self._run(self.client.embeddings.create(**request))
+        return found
 
     def raw(self, **request: Any) -> tuple[Mapping[str, str], bytes]:
         """The headers and body bytes of an answer, as they come."""

@@ -9,10 +9,12 @@ from cocoon.contracts import events as e
 from cocoon.domain import account, provider
 from cocoon.domain.decide import State, decide, evolve, initial, stream_of
 from cocoon.domain.job import JobState, fold
+from cocoon.domain.seeding import SeedState, commitment
 from cocoon.kernel.errors import BadRequest
 from tests.support.example_events import CANARY, DISPUTE
 from tests.support.job_world import (
     ALICE,
+    MODEL,
     POLICY,
     expire_command,
     hex16,
@@ -81,6 +83,24 @@ SCENARIOS: list[tuple[State, c.Command, list[str]]] = [
         ["LedgerSnapshotTaken"],
     ),
     (
+        provider_state(_ENROLLED),
+        c.PublishProfile(
+            provider_id=ALICE.id, region="eu-west",
+            models=(e.ProfiledModel(model_id=MODEL, quantisation="int8"),),
+        ),
+        ["ProviderProfilePublished"],
+    ),
+    (
+        initial("matching/1"),
+        c.CommitMatchingSeed(shard=1, period=1, commitment=commitment(bytes(32))),
+        ["MatchingSeedCommitted"],
+    ),
+    (
+        SeedState(1, 1, ((1, commitment(bytes(32))),)),
+        c.RevealMatchingSeed(shard=1, period=1, secret=bytes(32).hex()),
+        ["MatchingSeedRevealed"],
+    ),
+    (
         initial("honesty/p"),
         c.JudgeCanary.model_validate(CANARY.model_dump()),
         ["CanaryJudged"],
@@ -140,7 +160,9 @@ STREAMS = {
     "EnrolProvider": PROVIDER_STREAM, "PublishOffer": PROVIDER_STREAM,
     "AttestProvider": PROVIDER_STREAM, "RevokeAttestation": PROVIDER_STREAM,
     "PublishKeyBundle": PROVIDER_STREAM, "PublishPolicy": "policy/network",
-    "TakeLedgerSnapshot": "ledger/1", "JudgeCanary": f"honesty/{ALICE.id}",
+    "TakeLedgerSnapshot": "ledger/1", "PublishProfile": PROVIDER_STREAM,
+    "CommitMatchingSeed": "matching/1", "RevealMatchingSeed": "matching/1",
+    "JudgeCanary": f"honesty/{ALICE.id}",
     "LiftHonesty": f"honesty/{ALICE.id}", "OpenDispute": f"dispute/{hex16('job')}",
 }  # fmt: skip
 

@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from cocoon.devnet.folder import DataFolder
-from cocoon.devnet.identity import ROLES, make_identity, provider_names
+from cocoon.devnet.identity import (
+    OPEN_TIER,
+    ROLES,
+    make_identity,
+    open_names,
+    provider_names,
+)
+from cocoon.evidence.policy import parse_policy, policy_hash, sign, verify
+from cocoon.evidence.trust import load_trust
 from cocoon.kernel.clock import SystemClock
 from cocoon.kernel.errors import ConfigurationError
 
@@ -85,3 +93,28 @@ def test_a_second_start_makes_nothing_anew(tmp_path: Path) -> None:
 
 def test_a_single_provider_keeps_its_plain_name() -> None:
     assert provider_names(1) == ("provider",)
+
+
+def test_a_network_is_made_with_an_open_tier_and_one_from_before_gets_it_when_it_is_used(
+    tmp_path: Path,
+) -> None:
+    folder = DataFolder(tmp_path / "net")
+    folder.prepare()
+    make_identity(folder, (0, 1), SystemClock(), provider_names(1))
+    made = parse_policy(folder.policy.read_bytes()).policy
+    assert made.open_rules == OPEN_TIER
+
+    signer = (folder.secrets / "policy_signer").read_bytes()
+    before = made.model_copy(update={"open_tier": None})
+    folder.policy.write_bytes(sign(before, [signer]).to_canonical())
+    make_identity(folder, (0, 1), SystemClock(), provider_names(1))
+    assert parse_policy(folder.policy.read_bytes()).policy == before
+    identity = make_identity(folder, (0, 1), SystemClock(), provider_names(1), open_names(2))
+    signed = parse_policy(folder.policy.read_bytes())
+    trust = load_trust(folder.trust)
+    assert verify(signed, trust.policy_signers, trust.policy_threshold)
+    assert (signed.policy.version, signed.policy.open_rules) == (2, OPEN_TIER)
+    assert signed.policy.previous_hash == policy_hash(before).hex()
+    assert not folder.platform("open-1").exists()
+    own = [user for user in identity.nats_users if "prov" in user.allowed.account]
+    assert len(own) == 3

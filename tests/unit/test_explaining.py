@@ -180,6 +180,9 @@ SENTENCES = [
      "it could not get the job: its quantisation is not one that the client asks for"),
     ("filtered", "region", 0,
      "it could not get the job: its region is not one that the client asks for"),
+    ("filtered", "open_limits", 0,
+     "it could not get the job: it has no TEE, and the network's policy allows such a provider no "
+     "job of this price"),
     ("filtered", "token_price", 0,
      "it could not get the job: its price per token is over what the client allows"),
     ("filtered", "context", 0, "it could not get the job: the request does not fit its context"),

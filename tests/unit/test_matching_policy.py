@@ -11,7 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cocoon.contracts.commands import Candidate
-from cocoon.contracts.matching import BALANCED, MatchingPolicy, Preferences
+from cocoon.contracts.matching import (
+    BALANCED,
+    MatchingPolicy,
+    OpenTierLimits,
+    Preferences,
+)
 from cocoon.domain.matching import Need, NoCandidate, choose, explain
 from tests.support.job_world import (
     ALICE,
@@ -135,6 +140,42 @@ def test_equal_ones_of_a_sort_share_by_their_load() -> None:
     assert winners(pool, asking(sort="price")) == {BOB.id: len(SEEDS)}
 
 
+# ---- the open tier ----
+
+LIMITS = OpenTierLimits(max_running_jobs=2, max_job_nanoton=5000)  # NEED costs at most 5,000
+OPEN = {"tier": "open", **KNOWN}
+
+
+def emptied(need: Need, *pool: Candidate) -> str:
+    refused = choose(pool, need, SEED, BALANCED)
+    assert isinstance(refused, NoCandidate)
+    assert is_sentence(refused.message)
+    return refused.emptied_by
+
+
+def test_a_provider_without_a_tee_gets_no_job_that_did_not_ask_for_it_by_that_name() -> None:
+    pool = (ALICE.candidate(**OPEN), BOB.candidate(tier="simulated", running=1, **KNOWN))
+    for wishes in ({}, {"order": (ALICE.id,)}, {"sort": "latency"}, {"tiers": ("simulated",)}):
+        need = replace(asking(**wishes), open_limits=LIMITS)
+        assert winners(pool, need) == {BOB.id: len(SEEDS)}
+    alone = replace(asking(only=(ALICE.id,)), open_limits=LIMITS)
+    assert emptied(alone, ALICE.candidate(**OPEN)) == "tier"
+
+
+def test_who_asks_for_the_open_tier_gets_it_within_the_policy_s_limits() -> None:
+    need = replace(asking(tiers=("open",)), open_limits=LIMITS)
+    chosen = choose((ALICE.candidate(**OPEN, running=1),), need, SEED, BALANCED)
+    assert isinstance(chosen, Candidate)
+    busy = ALICE.candidate(**OPEN, running=2, concurrency=8)
+    assert emptied(need, busy) == "capacity"
+    dear = OpenTierLimits(max_running_jobs=2, max_job_nanoton=4999)
+    assert emptied(replace(need, open_limits=dear), ALICE.candidate(**OPEN)) == "open_limits"
+
+
+def test_without_a_policy_that_allows_it_the_open_tier_gets_nothing() -> None:
+    assert emptied(asking(tiers=("open",)), ALICE.candidate(**OPEN)) == "open_limits"
+
+
 # ---- the policy ----
 
 
@@ -252,7 +293,7 @@ snapshots = st.lists(
         concurrency=st.integers(1, 4),
         first_token_us=st.integers(0, 2_000_000),
         alive=st.booleans(),
-        tier=st.sampled_from([None, "simulated", "attested"]),
+        tier=st.sampled_from([None, "simulated", "attested", "open"]),
         tokens_per_s=st.integers(0, 500),
         ended_jobs=st.integers(0, 40),
         success_ppm=st.integers(0, 1_000_000),
@@ -261,16 +302,19 @@ snapshots = st.lists(
     unique_by=lambda c: c.provider_id,
 ).map(tuple)
 needs = st.builds(
-    lambda asked, affinity: replace(NEED, preferences=asked, affinity=affinity),
+    lambda asked, affinity, limits: replace(
+        NEED, preferences=asked, affinity=affinity, open_limits=limits
+    ),
     st.builds(
         Preferences,
         order=st.sampled_from([(), (ALICE.id,), (BOB.id, CAROL.id)]),
         fallbacks=st.booleans(),
         ignore=st.sampled_from([(), (ALICE.id,)]),
-        tiers=st.sampled_from([(), ("attested",)]),
+        tiers=st.sampled_from([(), ("attested",), ("open", "attested")]),
         sort=st.sampled_from([None, None, "price", "latency", "throughput"]),
     ),
     st.sampled_from(["", hex16("one"), hex16("two")]),
+    st.sampled_from([None, LIMITS]),
 )
 drawn = st.binary(min_size=32, max_size=32).map(bytes.hex)
 

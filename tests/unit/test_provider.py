@@ -11,6 +11,7 @@ from cocoon.contracts.commands import (
     EnrolProvider,
     PublishKeyBundle,
     PublishOffer,
+    PublishProfile,
     RevokeAttestation,
 )  # fmt: skip
 from cocoon.contracts.events import (
@@ -18,6 +19,7 @@ from cocoon.contracts.events import (
     AttestationRevoked,
     EventData,
     KeyBundlePublished,
+    ProfiledModel,
     ProviderAttested,
 )
 from cocoon.domain.provider import (
@@ -27,11 +29,12 @@ from cocoon.domain.provider import (
     decide_enrol_provider,
     decide_publish_bundle,
     decide_publish_offer,
+    decide_publish_profile,
     decide_revoke_attestation,
     evolve,
 )  # fmt: skip
-from cocoon.kernel.errors import Conflict, Forbidden, NotFound
-from tests.support.job_world import ALICE, BOB, OFFERED, hex16, hex32
+from cocoon.kernel.errors import BadRequest, Conflict, Forbidden, NotFound
+from tests.support.job_world import ALICE, BOB, MODEL, OFFERED, hex16, hex32
 from tests.support.sentences import says_why
 
 ENROLLED, OFFER, ATTESTED, BUNDLE = ALICE.network_events()
@@ -88,7 +91,41 @@ def test_an_unchanged_offer_writes_nothing() -> None:
     assert len(decide_publish_offer(READY, changed)) == 1
 
 
+PROFILE = PublishProfile(
+    provider_id=ALICE.id, region="eu-west",
+    models=(ProfiledModel(model_id=MODEL, quantisation="int8"),),
+)  # fmt: skip
+
+
+def test_a_profile_is_written_once_and_again_when_it_changes() -> None:
+    (event,) = decide_publish_profile(READY, PROFILE)
+    state = evolve(READY, event)
+    assert (state.region, state.quantisation(MODEL)) == ("eu-west", "int8")
+    assert state.quantisation(hex32("another")) is None
+    assert decide_publish_profile(state, PROFILE) == ()
+    (moved,) = decide_publish_profile(state, PROFILE.model_copy(update={"region": ""}))
+    assert evolve(state, moved).region is None
+
+
+def test_who_has_told_no_profile_tells_no_region_and_no_quantisation() -> None:
+    assert (READY.region, READY.quantisation(MODEL)) == (None, None)
+
+
+def test_a_profile_that_names_a_model_twice_is_refused() -> None:
+    twice = PROFILE.model_copy(update={"models": PROFILE.models * 2})
+    with pytest.raises(BadRequest, match="once", check=says_why):
+        decide_publish_profile(READY, twice)
+
+
+def test_a_profile_outlives_new_evidence_and_a_revocation() -> None:
+    (event,) = decide_publish_profile(READY, PROFILE)
+    (revoked,) = decide_revoke_attestation(READY, REVOKE)
+    state = evolve(evolve(evolve(READY, event), revoked), ATTESTED)
+    assert state.region == "eu-west"
+
+
 @pytest.mark.parametrize("decide", [
+    lambda state: decide_publish_profile(state, PROFILE),
     lambda state: decide_publish_offer(state, PUBLISH),
     lambda state: decide_attest_provider(state, ATTEST),
 ])  # fmt: skip
@@ -172,3 +209,53 @@ def test_the_number_of_keys_is_bounded_and_the_newest_stay() -> None:
     for index in range(MAX_BUNDLES + 2):
         state = evolve(state, BUNDLE.model_copy(update={"key_id": hex16(f"epoch {index}")}))
     assert [b.key_id for b in state.bundles] == [hex16(f"epoch {i}") for i in range(2, 6)]
+
+
+# ---- the open tier ----
+
+OPEN_ENROLLED = ENROLLED.model_copy(update={"tier": "open"})
+OPEN_ATTESTED = ATTESTED.model_copy(update={"assurance": "open", "verdict": "ok:open"})
+OPEN_ENROL = ENROL.model_copy(update={"tier": "open"})
+
+
+@pytest.mark.parametrize("assurance", ["simulated", "attested", "facility"])
+def test_who_enrolled_without_a_tee_is_never_said_to_have_one(assurance: str) -> None:
+    lifted = ATTEST.model_copy(update={"assurance": assurance})
+    with pytest.raises(Forbidden, check=says_why) as refused:
+        decide_attest_provider(after(OPEN_ENROLLED), lifted)
+    assert refused.value.code == "tier_mismatch"
+    (event,) = decide_attest_provider(after(ENROLLED), lifted)
+    assert event.assurance == assurance  # type: ignore[attr-defined]
+
+
+def test_who_enrolled_with_one_is_not_taken_without() -> None:
+    command = AttestProvider.model_validate(OPEN_ATTESTED.model_dump())
+    with pytest.raises(Forbidden, check=says_why) as refused:
+        decide_attest_provider(after(ENROLLED), command)
+    assert refused.value.code == "tier_mismatch"
+    assert decide_attest_provider(after(OPEN_ENROLLED), command) == (OPEN_ATTESTED,)
+
+
+@pytest.mark.parametrize(
+    ("former", "next_"), [(ATTESTED, OPEN_ATTESTED), (OPEN_ATTESTED, ATTESTED)]
+)
+def test_a_key_stays_in_the_tier_that_it_was_made_in(
+    former: ProviderAttested, next_: ProviderAttested
+) -> None:
+    fresh = next_.model_copy(update={"evidence_id": hex32("fresh")})
+    assert after(ENROLLED, former, BUNDLE, fresh).bundles == ()
+    same = former.model_copy(update={"evidence_id": hex32("fresh")})
+    assert after(ENROLLED, former, BUNDLE, same).bundles == (BUNDLE,)
+
+
+def test_to_enter_or_leave_the_open_tier_ends_what_the_provider_stood_on() -> None:
+    revoked = AttestationRevoked(
+        provider_id=ALICE.id, evidence_id=ALICE.evidence_id, reason="tier_changed"
+    )
+    assert decide_enrol_provider(READY, OPEN_ENROL) == (OPEN_ENROLLED, revoked)
+    opened = after(OPEN_ENROLLED, OFFER, OPEN_ATTESTED, BUNDLE)
+    assert decide_enrol_provider(opened, ENROL) == (ENROLLED, revoked)
+    assert decide_enrol_provider(opened, OPEN_ENROL) == ()
+    assert decide_enrol_provider(after(ENROLLED), OPEN_ENROL) == (OPEN_ENROLLED,)
+    state = evolve(evolve(READY, OPEN_ENROLLED), revoked)
+    assert (state.attested, state.bundles) == (None, ())

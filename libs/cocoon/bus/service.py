@@ -40,6 +40,13 @@ class Stop:
     def __init__(self) -> None:
         self.error: CocoonError | None = None
         self._event = asyncio.Event()
+        self._again = asyncio.Event()
+
+    def signalled(self) -> None:
+        """A signal came: end in order, and at the second one at once."""
+        if self._event.is_set():
+            self._again.set()
+        self()
 
     def __call__(self, error: CocoonError | None = None) -> None:
         if error is not None and self.error is None:
@@ -49,6 +56,10 @@ class Stop:
 
     async def wait(self) -> None:
         await self._event.wait()
+
+    async def wait_again(self) -> None:
+        """Until a signal comes while the process ends already."""
+        await self._again.wait()
 
     def watch(self, task: asyncio.Task[None]) -> asyncio.Task[None]:
         """Stop the process if a task that should run for ever ends."""
@@ -106,7 +117,7 @@ async def _body(service: str, settings: S, body: Callable[[S, Stop], Awaitable[N
     stop = Stop()
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(name, stop)
+        loop.add_signal_handler(name, stop.signalled)
     try:
         await body(settings, stop)
     except CocoonError as error:

@@ -1,11 +1,14 @@
 """Every parameter of OpenAI's chat completions and what becomes of it here: the one table.
 
+Those of the other endpoints are in `completions` and `embeddings`, made of the same rows.
+
 A parameter is honoured, refused by name, or taken with the listed values only; none is ignored.
 A test compares the table with the installed `openai` package.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
@@ -28,15 +31,15 @@ class Parameter:
     values: tuple[Any, ...] = ()
 
 
-def _honoured(note: str) -> Parameter:
+def honoured(note: str) -> Parameter:
     return Parameter(Support.HONOURED, note)
 
 
-def _limited(note: str, *values: Any) -> Parameter:
+def limited(note: str, *values: Any) -> Parameter:
     return Parameter(Support.LIMITED, note, values)
 
 
-def _refused(note: str) -> Parameter:
+def refused(note: str) -> Parameter:
     return Parameter(Support.REFUSED, note)
 
 
@@ -46,53 +49,59 @@ _NO_CACHE: Final = "No prompt is cached between requests; leave it out."
 _UNSEEN: Final = "Sealed with the prompt, seen by the enclave only, and not stored."
 
 PARAMETERS: Final[dict[str, Parameter]] = {
-    "messages": _honoured("Roles developer, system, user and assistant, with text content."),
-    "model": _honoured("A model that the network offers."),
-    "audio": _refused(_NO_AUDIO),
-    "frequency_penalty": _honoured("-2 to 2."),
-    "function_call": _limited(_NO_TOOLS, "none"),
-    "functions": _refused(_NO_TOOLS),
-    "logit_bias": _honoured("Token ids to -100..100, where the model's engine can."),
-    "logprobs": _honoured("Where the model's engine can."),
-    "max_completion_tokens": _honoured("At least 1, and never over the sealed header's bound."),
-    "max_tokens": _honoured("The older name of max_completion_tokens; give one of them."),
-    "metadata": _honoured("Returned with a whole (not streamed) answer; not stored."),
-    "modalities": _limited(_NO_AUDIO, ["text"]),
-    "moderation": _refused("Nobody outside the enclave can read the text to moderate it."),
-    "n": _limited("One choice per request; send several requests instead.", 1),
-    "parallel_tool_calls": _refused(_NO_TOOLS),
-    "prediction": _refused("Predicted outputs are not offered; leave it out."),
-    "presence_penalty": _honoured("-2 to 2."),
-    "prompt_cache_key": _refused(_NO_CACHE),
-    "prompt_cache_options": _refused(_NO_CACHE),
-    "prompt_cache_retention": _refused(_NO_CACHE),
-    "reasoning_effort": _refused("The model's own effort is used; leave it out."),
-    "response_format": _honoured('{"type": "text"}; JSON forms where the model\'s engine can.'),
-    "safety_identifier": _honoured(_UNSEEN),
-    "seed": _honoured("The same seed and parameters give the same answer on the same engine."),
-    "service_tier": _limited("There is one tier.", "auto", "default"),
-    "stop": _honoured("Up to four texts; the answer ends before the first of them."),
-    "store": _limited("Answers are not stored.", False),
-    "stream": _honoured("Chunks in OpenAI's order."),
-    "stream_options": _honoured("include_usage; include_obfuscation must be false or absent."),
-    "temperature": _honoured("0 to 2; 0 takes the likeliest token."),
-    "tool_choice": _limited(_NO_TOOLS, "none"),
-    "tools": _refused(_NO_TOOLS),
-    "top_logprobs": _honoured("0 to 20, with logprobs, where the model's engine can."),
-    "top_p": _honoured("0 to 1."),
-    "user": _honoured(_UNSEEN),
-    "verbosity": _limited("The model's own verbosity is used.", "medium"),
-    "web_search_options": _refused("Web search is not offered; leave it out."),
+    "messages": honoured("Roles developer, system, user and assistant, with text content."),
+    "model": honoured("A model that the network offers."),
+    "audio": refused(_NO_AUDIO),
+    "frequency_penalty": honoured("-2 to 2."),
+    "function_call": limited(_NO_TOOLS, "none"),
+    "functions": refused(_NO_TOOLS),
+    "logit_bias": honoured("Token ids to -100..100, where the model's engine can."),
+    "logprobs": honoured("Where the model's engine can."),
+    "max_completion_tokens": honoured("At least 1, and never over the sealed header's bound."),
+    "max_tokens": honoured("The older name of max_completion_tokens; give one of them."),
+    "metadata": honoured("Returned with a whole (not streamed) answer; not stored."),
+    "modalities": limited(_NO_AUDIO, ["text"]),
+    "moderation": refused("Nobody outside the enclave can read the text to moderate it."),
+    "n": limited("One choice per request; send several requests instead.", 1),
+    "parallel_tool_calls": refused(_NO_TOOLS),
+    "prediction": refused("Predicted outputs are not offered; leave it out."),
+    "presence_penalty": honoured("-2 to 2."),
+    "prompt_cache_key": refused(_NO_CACHE),
+    "prompt_cache_options": refused(_NO_CACHE),
+    "prompt_cache_retention": refused(_NO_CACHE),
+    "reasoning_effort": refused("The model's own effort is used; leave it out."),
+    "response_format": honoured('{"type": "text"}; JSON forms where the model\'s engine can.'),
+    "safety_identifier": honoured(_UNSEEN),
+    "seed": honoured("The same seed and parameters give the same answer on the same engine."),
+    "service_tier": limited(
+        "It orders your own requests that wait for a provider; nothing costs more or less.",
+        "auto",
+        "default",
+        "flex",
+        "priority",
+    ),
+    "stop": honoured("Up to four texts; the answer ends before the first of them."),
+    "store": limited("Answers are not stored.", False),
+    "stream": honoured("Chunks in OpenAI's order."),
+    "stream_options": honoured("include_usage; include_obfuscation must be false or absent."),
+    "temperature": honoured("0 to 2; 0 takes the likeliest token."),
+    "tool_choice": limited(_NO_TOOLS, "none"),
+    "tools": refused(_NO_TOOLS),
+    "top_logprobs": honoured("0 to 20, with logprobs, where the model's engine can."),
+    "top_p": honoured("0 to 1."),
+    "user": honoured(_UNSEEN),
+    "verbosity": limited("The model's own verbosity is used.", "medium"),
+    "web_search_options": refused("Web search is not offered; leave it out."),
 }
 
 
-def check_names(body: dict[str, Any]) -> None:
+def check_names(body: dict[str, Any], table: Mapping[str, Parameter] = PARAMETERS) -> None:
     """Refuse unknown and refused parameters, and values that a limited one does not take.
 
     A null is the same as leaving the parameter out. Raises BadRequest with `param`.
     """
     for name, value in body.items():
-        known = PARAMETERS.get(name)
+        known = table.get(name)
         if known is None:
             raise BadRequest(
                 f"Unknown parameter: '{_shown(name)}'.",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Literal, NoReturn
+from typing import Annotated, Any, Final, Literal, NoReturn, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -44,7 +44,7 @@ class Capabilities:
 EVERYTHING: Final = Capabilities(True, True, True, True, True, True)
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, hide_input_in_errors=True, allow_inf_nan=False
     )
@@ -54,7 +54,7 @@ class _Strict(BaseModel):
         return iter(())
 
 
-def _whole_characters(text: str) -> str:
+def whole_characters(text: str) -> str:
     """JSON can name half of a character; no engine and no count can take it."""
     try:
         text.encode()
@@ -63,16 +63,19 @@ def _whole_characters(text: str) -> str:
     return text
 
 
-class TextPart(_Strict):
+_Form = TypeVar("_Form", bound=Strict)
+
+
+class TextPart(Strict):
     type: Literal["text"]
     text: str
 
 
-class Message(_Strict):
+class Message(Strict):
     """One turn. `content` is the joined text of its parts."""
 
     role: Literal["developer", "system", "user", "assistant"]
-    content: Annotated[str, AfterValidator(_whole_characters)]
+    content: Annotated[str, AfterValidator(whole_characters)]
 
     @model_validator(mode="before")
     @classmethod
@@ -80,7 +83,7 @@ class Message(_Strict):
         return _message_fields(value) if isinstance(value, dict) else value
 
 
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
 
@@ -103,41 +106,43 @@ def _check_depth(value: Any, left: int) -> None:
             _check_depth(item, left - 1)
 
 
-class ResponseFormat(_Strict):
+class ResponseFormat(Strict):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: Annotated[dict[str, Any], AfterValidator(_writable)] | None = None
 
 
-_Penalty = Annotated[float, Field(ge=-2, le=2)]
-_Label = Annotated[str, StringConstraints(max_length=512)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+Label = Annotated[str, StringConstraints(max_length=512)]
+Seed = Annotated[int, Field(ge=-_INT64 - 1, le=_INT64)]
+ModelName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 
 
-class ChatRequest(_Strict):
+class ChatRequest(Strict):
     """The honoured parameters. Limited ones were checked by the table and need no field.
 
     Times and money are none of its business: bounds come with the sealed header.
     """
 
-    model: Annotated[str, StringConstraints(min_length=1, max_length=128)]
+    model: ModelName
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
-    frequency_penalty: _Penalty | None = None
-    presence_penalty: _Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1, le=2**32 - 1)] | None = None
     max_tokens: Annotated[int, Field(ge=1, le=2**32 - 1)] | None = None
-    metadata: dict[str, _Label] | None = None
+    metadata: dict[str, Label] | None = None
     response_format: ResponseFormat | None = None
     safety_identifier: Annotated[str, StringConstraints(max_length=128)] | None = None
-    seed: Annotated[int, Field(ge=-_INT64 - 1, le=_INT64)] | None = None
+    seed: Seed | None = None
     service_tier: str | None = None
     stop: str | list[str] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    user: _Label | None = None
+    user: Label | None = None
 
     @property
     def max_output_tokens(self) -> int | None:
@@ -146,13 +151,25 @@ class ChatRequest(_Strict):
 
     @property
     def stop_texts(self) -> tuple[str, ...]:
-        if self.stop is None:
-            return ()
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        return stop_texts(self.stop)
 
     @property
     def bias_by_token(self) -> dict[int, float]:
         return {int(token): bias for token, bias in (self.logit_bias or {}).items()}
+
+    @property
+    def wants_logprobs(self) -> bool:
+        return bool(self.logprobs)
+
+    @property
+    def rivals(self) -> int:
+        """How many of the likeliest tokens are told beside each."""
+        return self.top_logprobs or 0
+
+    @property
+    def turns(self) -> tuple[tuple[str, str], ...]:
+        """Who says what, in order."""
+        return tuple((message.role, message.content) for message in self.messages)
 
     @property
     def include_usage(self) -> bool:
@@ -171,16 +188,26 @@ def parse_chat_request(
     Raises BadRequest with OpenAI's `param` and `code`: unknown_parameter, unsupported_parameter,
     unsupported_value, missing_required_parameter, invalid_type, invalid_value, ...
     """
-    fields = _loads(body) if isinstance(body, bytes) else dict(body)
+    fields = loads(body)
     check_names(fields)
-    taken = {name: value for name, value in fields.items() if name in ChatRequest.model_fields}
-    try:
-        request = ChatRequest.model_validate(taken)
-    except ValidationError as error:
-        refuse_validation(error)
+    request = validated(ChatRequest, fields)
     _check_together(request)
     _check_capabilities(request, capabilities)
     return request
+
+
+def validated(form: type[_Form], fields: dict[str, Any]) -> _Form:
+    """The fields that a form has, checked one by one. Raises BadRequest."""
+    taken = {name: value for name, value in fields.items() if name in form.model_fields}
+    try:
+        return form.model_validate(taken)
+    except ValidationError as error:
+        refuse_validation(error)
+
+
+def loads(body: bytes | dict[str, Any]) -> dict[str, Any]:
+    """A request's body as an object. Raises BadRequest."""
+    return _loads(body) if isinstance(body, bytes) else dict(body)
 
 
 def _loads(body: bytes) -> dict[str, Any]:
@@ -241,39 +268,54 @@ def _part_text(part: Any) -> str:
 
 def _check_together(request: ChatRequest) -> None:
     """Rules between parameters, as OpenAI has them."""
-    options = request.stream_options
-    if options is not None and not request.stream:
-        _invalid("stream_options", "is only allowed when 'stream' is true")
+    check_shared(request.stream, request.stream_options, request.stop_texts, request.logit_bias)
+    if request.top_logprobs is not None and not request.logprobs:
+        invalid("top_logprobs", "is only allowed when 'logprobs' is true")
+    if request.max_tokens is not None and request.max_completion_tokens is not None:
+        invalid("max_tokens", "and 'max_completion_tokens' mean the same; give one of them")
+    metadata = request.metadata or {}
+    if len(metadata) > 16 or any(len(key) > 64 for key in metadata):
+        invalid("metadata", "takes up to 16 keys of at most 64 characters")
+    wants_schema = request.format == "json_schema"
+    if request.response_format and wants_schema != bool(request.response_format.json_schema):
+        invalid("response_format", "needs 'json_schema' exactly when its type is json_schema")
+
+
+def check_shared(
+    stream: bool | None, options: StreamOptions | None, stops: tuple[str, ...],
+    bias: dict[str, float] | None,
+) -> None:  # fmt: skip
+    """The rules that chat and completions have in common. Raises BadRequest."""
+    if options is not None and not stream:
+        invalid("stream_options", "is only allowed when 'stream' is true")
     if options is not None and options.include_obfuscation:
         raise BadRequest(
             "Unsupported value for 'stream_options.include_obfuscation': sealed records are padded "
             "already; set it to false or leave it out.",
             param="stream_options.include_obfuscation", code="unsupported_value",
         )  # fmt: skip
-    if request.top_logprobs is not None and not request.logprobs:
-        _invalid("top_logprobs", "is only allowed when 'logprobs' is true")
-    if request.max_tokens is not None and request.max_completion_tokens is not None:
-        _invalid("max_tokens", "and 'max_completion_tokens' mean the same; give one of them")
-    if len(request.stop_texts) > 4 or "" in request.stop_texts:
-        _invalid("stop", "takes up to four texts, none of them empty")
-    for token in request.logit_bias or {}:
+    if len(stops) > 4 or "" in stops:
+        invalid("stop", "takes up to four texts, none of them empty")
+    for token in bias or {}:
         if not (token.isascii() and token.isdigit() and len(token) <= 9):
-            _invalid("logit_bias", "maps token ids (as strings of digits) to numbers")
-    metadata = request.metadata or {}
-    if len(metadata) > 16 or any(len(key) > 64 for key in metadata):
-        _invalid("metadata", "takes up to 16 keys of at most 64 characters")
-    wants_schema = request.format == "json_schema"
-    if request.response_format and wants_schema != bool(request.response_format.json_schema):
-        _invalid("response_format", "needs 'json_schema' exactly when its type is json_schema")
+            invalid("logit_bias", "maps token ids (as strings of digits) to numbers")
 
 
-def _invalid(param: str, rule: str) -> NoReturn:
+def stop_texts(stop: str | list[str] | None) -> tuple[str, ...]:
+    """The texts that end an answer, in either of their forms."""
+    if stop is None:
+        return ()
+    return (stop,) if isinstance(stop, str) else tuple(stop)
+
+
+def invalid(param: str, rule: str) -> NoReturn:
+    """Raise BadRequest for a value that a rule does not take."""
     raise BadRequest(f"Invalid value: '{param}' {rule}.", param=param, code="invalid_value")
 
 
 def _check_capabilities(request: ChatRequest, can: Capabilities) -> None:
-    asked = (
-        ("logprobs", bool(request.logprobs), can.logprobs),
+    check_able(
+        ("logprobs", request.wants_logprobs, can.logprobs),
         ("logit_bias", bool(request.logit_bias), can.logit_bias),
         ("frequency_penalty", bool(request.frequency_penalty), can.penalties),
         ("presence_penalty", bool(request.presence_penalty), can.penalties),
@@ -281,6 +323,10 @@ def _check_capabilities(request: ChatRequest, can: Capabilities) -> None:
         ("response_format", request.format == "json_object", can.json_object),
         ("response_format", request.format == "json_schema", can.json_schema),
     )
+
+
+def check_able(*asked: tuple[str, bool, bool]) -> None:
+    """Refuse by name what is wanted and not able. Raises BadRequest."""
     for param, wanted, able in asked:
         if wanted and not able:
             raise BadRequest(

@@ -84,6 +84,14 @@ class Answer:
     system_fingerprint: str
     request: ChatRequest = field(repr=False)
 
+    def opening(self) -> Json:
+        """What a stream begins with."""
+        return self.role_chunk()
+
+    def logprob_bytes(self, token: TokenLogprob) -> int:
+        """So many bytes of JSON does it add to the object that tells it."""
+        return len(answer_json(token.to_openai())) + 1
+
     def role_chunk(self) -> Json:
         """The first chunk: the role and an empty content."""
         return self._chunk({"role": "assistant", "content": "", "refusal": None})
@@ -150,5 +158,6 @@ class Answer:
             "system_fingerprint": self.system_fingerprint,
         }
         if self.request.service_tier is not None:
-            head["service_tier"] = "default"
+            asked = self.request.service_tier
+            head["service_tier"] = "default" if asked == "auto" else asked
         return head

@@ -19,8 +19,10 @@ _OPTIONS = {
     "listen_port": "--port",
     "state_dir": "--state",
     "local_key": "--local-key",
+    "tiers": "--tiers",
     "api_key": "--key",
     "api_key_file": "--key",
+    "provider": "--provider",
 }
 _GRACE_S = 0.5  # a person who presses Ctrl-C waits for no answer
 _STREAM_PADDINGS = ("P1", "P2", "P3")
@@ -48,9 +50,25 @@ def connect(
             envvar="COCOON_LOCAL_KEY", show_envvar=True,
         ),
     ] = None,
+    provider: Annotated[
+        str | None,
+        typer.Option(
+            metavar="JSON",
+            help='What requests without a `provider` of their own ask of theirs: '
+            '\'{"regions": ["eu-west"], "quantisations": ["int8"]}\' (docs/matching.md).',
+        ),
+    ] = None,
     padding: Annotated[
         str, typer.Option(help="Padding of streams: P1 (fixed cadence), P2 (batched), P3 (none).")
     ] = "P2",
+    tiers: Annotated[
+        str | None, typer.Option(
+            metavar="T,...",
+            help="The tiers of providers to use, of facility, attested, simulated and open; no "
+            "request gets another. Without it: those with a TEE, and open where a request asks "
+            "for it. open: no TEE, and the machine's owner can read prompts.",
+        ),
+    ] = None,
     state: Annotated[
         Path | None, typer.Option(
             metavar="DIR",
@@ -74,6 +92,10 @@ def connect(
         "gateway_url": gateway, "trust_file": trust, "listen_port": port,
         "stream_padding": padding, "state_dir": state, "local_key": local_key,
     }  # fmt: skip
+    if tiers is not None:
+        values["tiers"] = [word.strip() for word in tiers.split(",")]
+    if provider is not None:
+        values["provider"] = _wishes(provider)
     if key is not None and key.startswith("@"):
         values["api_key_file"] = Path(key[1:])
     elif key is not None:
@@ -93,6 +115,15 @@ def connect(
 
     run_sidecar(settings, on_ready, grace_s=_GRACE_S)
     print("stopped", file=sys.stderr, flush=True)
+
+
+def _wishes(text: str) -> object:
+    import json
+
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise ConfigurationError('--provider is a JSON object such as {"sort": "price"}') from None
 
 
 def _look_at(gateway: str, api_key: str | None) -> None:
@@ -123,6 +154,7 @@ def _look_at(gateway: str, api_key: str | None) -> None:
 def _wrong(error: ValidationError) -> str:
     """Each wrong option by its name, and what it may be. Never the value: it may be a key."""
     return "; ".join(
-        f"{_OPTIONS.get(str(e['loc'][0]), str(e['loc'][0]))} cannot be this: {e['msg']}"
+        f"{_OPTIONS.get(str(e['loc'][0]), str(e['loc'][0]))}"
+        f"{''.join(f' {name}' for name in e['loc'][1:])} cannot be this: {e['msg']}"
         for e in error.errors(include_input=False)
     )

@@ -35,7 +35,7 @@ def status(data: Data = None, as_json: Json = False) -> None:
         running, most = provider["running"], provider["concurrency"]
         print(
             f"  {provider['provider_id']}  {', '.join(provider['models'])}"
-            f"  {running} of {most} jobs"
+            f"  {running} of {most} jobs  {_profile(provider)}"
         )
     if not found["providers"]:
         print("  no provider is listed yet")
@@ -58,6 +58,13 @@ def status(data: Data = None, as_json: Json = False) -> None:
             f"\n  account {money['account_id']}: {format_ton(int(money['available_nanoton']))} TON "
             f"free, {format_ton(int(money['held_nanoton']))} TON held"
         )
+
+
+def _profile(provider: dict[str, Any]) -> str:
+    """Tier, quantisations and region, as far as they are told."""
+    told = {one for one in provider["quantisations"].values() if one}
+    parts = [provider["tier"], *sorted(told), *([provider["region"]] if provider["region"] else ())]
+    return ", ".join(parts)
 
 
 async def _collect(nc: Client, running: RunningNetwork, folder: DataFolder) -> dict[str, Any]:

@@ -67,7 +67,25 @@ def up(
             "`triton`, a Triton Inference Server (Linux on x86-64; installed at first use)."
         ),
     ] = Engine.EMBEDDED,
+    embeddings: Annotated[
+        bool,
+        typer.Option(
+            "--embeddings",
+            help="One provider more, which serves embeddings with all-minilm-l6-v2 (built at first "
+            "use, 84 MB to fetch).",
+        ),
+    ] = False,
     providers: Annotated[int, typer.Option(min=1, max=8, help="How many providers to run.")] = 1,
+    open_providers: Annotated[
+        int,
+        typer.Option(
+            "--open",
+            min=0,
+            max=8,
+            help="How many more providers to run without a TEE. They are labelled `open`, and no "
+            "request gets one that does not ask for it.",
+        ),
+    ] = 0,
     shards: Annotated[
         int | None,
         typer.Option(
@@ -98,6 +116,7 @@ def up(
     ] = None,
 ) -> None:
     """Start the whole network on this machine and keep it running until Ctrl-C."""
+    from cocoon.devnet import minilm
     from cocoon.devnet.leftovers import end_leftovers
     from cocoon.devnet.network import Options, check_backend
     from cocoon.telemetry.logs import configure_logs
@@ -114,6 +133,8 @@ def up(
         )
     if triton:
         _install_triton(say)
+    if embeddings:
+        minilm.install(say)
     folder = folder_of(data)
     folder.check_ours()
     configure_logs("cocoon", "error")
@@ -131,7 +152,7 @@ def up(
         folder.prepare()
         options = Options(
             gateway_port, sidecar_port, backend, model, otlp, providers, key_epoch, triton,
-            shards, concurrency,
+            shards, concurrency, open_providers, embeddings,
         )  # fmt: skip
         code = asyncio.run(_run(folder, options, as_json, say))
     raise typer.Exit(code)

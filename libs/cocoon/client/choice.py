@@ -21,6 +21,10 @@ from cocoon.sealing import KeyBundle
 MAX_RECIPIENTS = 3
 _BUSY_FACTOR = 16.0  # how much dearer a full provider looks
 MOST_OVER_MEDIAN = 4  # who asks more than this times the middle price is sealed to by name only
+HOW_TO_ASK = (
+    "Open ones have no TEE, and who owns such a machine can read prompts; to use them all the "
+    "same, name the tier `open`."
+)
 _WARM = 2  # of the recipients: the third is drawn, so that the warm ones' load can go elsewhere
 
 
@@ -46,6 +50,8 @@ class Candidate:
     running: int
     concurrency: int
     valid_until_ms: int  # of its evidence
+    quantisation: str | None = None  # as it says; whoever has the model's manifest can check it
+    region: str | None = None  # as it says; nobody can check it
 
     @property
     def addressee(self) -> Addressee:
@@ -65,8 +71,9 @@ def with_assurance(
     if candidates and not left:
         offered = ", ".join(sorted({item.assurance.value for item in candidates}))
         asked = ", ".join(sorted(item.value for item in accepted))
+        how = f" {HOW_TO_ASK}" if any(i.assurance is Assurance.OPEN for i in candidates) else ""
         raise EvidenceRejected(
-            f"The providers of this model are {offered}; this client takes only {asked}.",
+            f"The providers of this model are {offered}; this client takes only {asked}.{how}",
             code="assurance",
         )
     return left
@@ -90,11 +97,14 @@ def choose(
     count: int = MAX_RECIPIENTS,
     wishes: Preferences | None = None,
     affinity: str = "",
+    open_job_nanoton: int | None = None,
 ) -> list[Candidate]:
     """Up to `count` candidates: those that the caller ranks, or keep its conversation warm, then
-    drawn without repetition; cheap and idle ones are likelier.
+    drawn without repetition; cheap and idle ones are likelier. One without a TEE is among them
+    only where no other has a free place, or where the caller orders by name or sorts.
 
-    Raises BadRequest: context_length_exceeded, price_limit (the caller's own limit).
+    Raises BadRequest: context_length_exceeded, price_limit (the caller's own limit),
+    open_tier_limit (`open_job_nanoton`, the policy's for one job).
     """
     tokens = max_input_tokens + max_output_tokens
     fitting = [item for item in candidates if tokens <= item.context_tokens]
@@ -116,6 +126,7 @@ def choose(
                 f"client's limit of {max_price_nanoton}; raise the limit or ask for fewer tokens.",
                 code="price_limit",
             )
+    priced = _protected_first(_within_open_limit(priced, open_job_nanoton), wishes)
     if wishes is None or not wishes.order:
         middle = sorted(price for _, price in priced)[(len(priced) - 1) // 2]
         priced = [(item, price) for item, price in priced if price <= MOST_OVER_MEDIAN * middle]
@@ -128,6 +139,48 @@ def choose(
         if item not in first
     )
     return [*first, *(priced[index][0] for _, index in drawn)][:count]
+
+
+def _within_open_limit(
+    priced: list[tuple[Candidate, int]], most_nanoton: int | None
+) -> list[tuple[Candidate, int]]:
+    """Without the open ones at which this job could cost more than the policy lets it there."""
+    left = [
+        (item, price)
+        for item, price in priced
+        if item.assurance is not Assurance.OPEN
+        or (most_nanoton is not None and price <= most_nanoton)
+    ]
+    if not left:
+        raise BadRequest(
+            f"The request may cost {min(price for _, price in priced)} nanoTON, over the "
+            f"{most_nanoton or 0} that this network's policy allows one job in the open tier; ask "
+            "for fewer tokens, or take providers with a TEE.",
+            code="open_tier_limit",
+        )
+    return left
+
+
+def _protected_first(
+    priced: list[tuple[Candidate, int]], wishes: Preferences | None
+) -> list[tuple[Candidate, int]]:
+    """Without the open ones while another has a free place, unless the caller ranks them itself:
+    those that it names in `order` stay, and all do when it sorts.
+    """
+    if wishes is not None and wishes.sort is not None:
+        return priced
+    named = wishes.order if wishes is not None else ()
+    free = any(
+        item.assurance is not Assurance.OPEN and item.running < item.concurrency
+        for item, _ in priced
+    )
+    if not free:
+        return priced
+    return [
+        (item, price)
+        for item, price in priced
+        if item.assurance is not Assurance.OPEN or item.provider_id in named
+    ]
 
 
 def _ranked(

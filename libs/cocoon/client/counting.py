@@ -13,7 +13,10 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from cocoon.chat import ChatRequest, to_json
+from cocoon.chat import to_json
+from cocoon.chat.completions import CompletionRequest
+from cocoon.chat.embeddings import EmbeddingRequest
+from cocoon.chat.endpoints import AnyRequest
 from cocoon.contracts.messages import Dispute
 from cocoon.domain.metering import overcounted
 from cocoon.kernel.errors import ConfigurationError
@@ -35,7 +38,7 @@ class Counters:
     def __init__(self, folders: Mapping[str, Path | str] | None = None) -> None:
         self._by_model = {name: _load(Path(at)) for name, at in (folders or {}).items()}
 
-    def meter(self, request: ChatRequest) -> Meter:
+    def meter(self, request: AnyRequest) -> Meter:
         return Meter(request, self._by_model.get(request.model))
 
 
@@ -64,7 +67,7 @@ _told = msgspec.json.Decoder(_Told)
 class Meter:
     """One answer's. Feed it every object of the answer, then ask."""
 
-    def __init__(self, request: ChatRequest, tokenizer: Tokenizer | None) -> None:
+    def __init__(self, request: AnyRequest, tokenizer: Tokenizer | None) -> None:
         self._request = request
         self._tokenizer = tokenizer
         self._texts: list[str] = []
@@ -101,7 +104,7 @@ class Meter:
             own_input=own_input,
             own_output=own_output,
             by_tokenizer=tokenizer is not None,
-            messages=len(self._request.messages),
+            messages=len(inputs),
         )
         if kind is None:
             return None
@@ -122,7 +125,12 @@ class Meter:
         )
 
 
-def _inputs(request: ChatRequest) -> list[str]:
+def _inputs(request: AnyRequest) -> list[str]:
+    """The texts whose tokens are the input; the template and special tokens are the slack's."""
+    if isinstance(request, CompletionRequest):
+        return [request.prompt]
+    if isinstance(request, EmbeddingRequest):
+        return list(request.texts)
     schema = request.response_format.json_schema if request.response_format else None
     texts = [message.content for message in request.messages]
     return [*texts, to_json(schema).decode()] if schema else texts

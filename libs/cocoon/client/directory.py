@@ -20,6 +20,7 @@ from cocoon.contracts.base import Count, Hex32, Name, Nanoton
 from cocoon.contracts.events import BasisPoints, Quote
 from cocoon.evidence.policy import SignedPolicy, parse_policy
 from cocoon.evidence.provider import parse_evidence
+from cocoon.evidence.verdict import Assurance
 from cocoon.kernel import canonical
 from cocoon.kernel.clock import Clock
 from cocoon.kernel.errors import (
@@ -71,12 +72,15 @@ class _Entry(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
     provider_id: Name
+    tier: Annotated[str, Field(max_length=32)] | None = None  # what others say; never believed
     evidence: dict[str, Any]
     bundles: Annotated[
         tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{2,8192}$")], ...], Field(max_length=8)
     ] = ()
     offer: _Offer
     load: _Load = _Load()
+    quantisation: Name | None = None
+    region: Name | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,7 @@ class Listing:
     candidates: tuple[Candidate, ...]
     refused: tuple[Refused, ...]
     fetched_s: float  # monotonic
+    open_job_nanoton: int | None = None  # the most that one job may cost in the open tier
 
     def alive(self, now_ms: int) -> list[Candidate]:
         """Candidates whose key and evidence last long enough for a new request, maybe none."""
@@ -193,15 +198,17 @@ class Directory:
             names = await self._offered(api_key)
             if names is not None and model not in names:
                 raise _not_offered(model, names)
-        judged = await asyncio.gather(
-            *(self._judge(entry, policy, model) for entry in entries[:MAX_PROVIDERS])
-        )
+        # ids are free in the open tier: a crowd of them must not take the others' places here
+        looked_at = sorted(entries, key=_is_listed_open)[:MAX_PROVIDERS]
+        judged = await asyncio.gather(*(self._judge(entry, policy, model) for entry in looked_at))
+        open_rules = policy.policy.open_rules
         return Listing(
             model=model,
             policy_hash=policy_hash,
             candidates=tuple(item for item in judged if isinstance(item, Candidate)),
             refused=tuple(item for item in judged if isinstance(item, Refused)),
             fetched_s=self._clock.monotonic_s(),
+            open_job_nanoton=open_rules.max_job_nanoton if open_rules is not None else None,
         )
 
     async def _judge(self, raw: Any, policy: SignedPolicy, model: str) -> Candidate | Refused:
@@ -216,6 +223,12 @@ class Directory:
         attested = await self._keeper.judge(evidence, policy)
         if isinstance(attested, Refused):
             return attested
+        if _is_lifted(entry.tier, attested.assurance):
+            return Refused(
+                entry.provider_id, "tier_lifted",
+                f"The directory calls it {entry.tier}; its evidence shows "
+                f"{attested.assurance.value}.",
+            )  # fmt: skip
         if entry.offer.model_id not in attested.models:
             return Refused(
                 entry.provider_id, "models_mismatch", "The offered model is not an attested one."
@@ -238,8 +251,10 @@ class Directory:
             quote=entry.offer.quote(),
             context_tokens=entry.offer.context_tokens,
             running=entry.load.running,
-            concurrency=entry.load.concurrency,
+            concurrency=_places(entry.load.concurrency, attested.assurance, policy),
             valid_until_ms=attested.valid_until_ms,
+            quantisation=entry.quantisation,
+            region=entry.region,
         )
 
     async def _unknown_model(self, model: str, api_key: str) -> NotFound | Unavailable:
@@ -265,6 +280,24 @@ def _not_offered(model: str, names: tuple[str, ...]) -> NotFound | Unavailable:
         param="model",
         code="model_not_found",
     )
+
+
+def _is_listed_open(entry: object) -> bool:
+    return isinstance(entry, dict) and entry.get("tier") == Assurance.OPEN.value
+
+
+def _is_lifted(listed: str | None, found: Assurance) -> bool:
+    """Whether a listed tier is a better one than the evidence shows."""
+    best_first = [item.value for item in Assurance]
+    return listed in best_first and best_first.index(listed) < best_first.index(found.value)
+
+
+def _places(told: int, assurance: Assurance, signed: SignedPolicy) -> int:
+    """How many jobs it runs at once: in the open tier no more than the policy allows one."""
+    rules = signed.policy.open_rules
+    if assurance is Assurance.OPEN and rules is not None:
+        return min(told, rules.max_running_jobs)
+    return told
 
 
 def _policy(raw: object) -> SignedPolicy:

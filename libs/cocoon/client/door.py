@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import unquote
 
-from cocoon.chat import ENDPOINT, error_body, to_json
+from cocoon.chat import COMPLETIONS, EMBEDDINGS, ENDPOINT, KINDS, error_body, to_json
 from cocoon.client.answers import SSE_DONE, sse_event
 from cocoon.client.job import Began, Chunk, Ended
 from cocoon.client.recording import Head
 from cocoon.client.repeats import Asked, Entry, Repeats
 from cocoon.client.session import SealedSession
+from cocoon.client.wishes import TIERS_HEADER, with_tiers
 from cocoon.kernel.clock import Clock
 from cocoon.kernel.errors import (
     CocoonError,
@@ -38,6 +39,9 @@ _SSE: Final = (
     ("content-type", "text/event-stream; charset=utf-8"),
     ("cache-control", "no-cache"),
 )
+_SPANS: Final = {
+    ENDPOINT: "client.chat", COMPLETIONS: "client.complete", EMBEDDINGS: "client.embed",
+}  # fmt: skip
 _log = logging.getLogger("cocoon.client")
 
 
@@ -99,15 +103,15 @@ class Door:
         if path == "/healthz":
             return _allow(request, "GET") or _json_answer(b'{"status":"ok"}')
         caller = self._authenticate(request)
-        if path == ENDPOINT:
-            return _allow(request, "POST") or await self._chat(request, caller)
+        if path in KINDS:
+            return _allow(request, "POST") or await self._sealed(path, request, caller)
         if path == "/v1/models":
             return _allow(request, "GET") or _json_answer(to_json(await self._models(caller)))
         if path.startswith("/v1/models/"):
             return _allow(request, "GET") or await self._model(unquote(path[11:]), caller)
         raise NotFound(
             f"Unknown path: {request.method} {request.path[:200]}. This endpoint serves "
-            "/v1/chat/completions and /v1/models.",
+            f"{', '.join(KINDS)} and /v1/models.",
             code="unknown_url",
         )
 
@@ -140,16 +144,17 @@ class Door:
             f"The model {name[:128]!r} does not exist here.", param="model", code="model_not_found"
         )
 
-    async def _chat(self, request: LocalRequest, caller: str) -> LocalAnswer:
+    async def _sealed(self, endpoint: str, request: LocalRequest, caller: str) -> LocalAnswer:
         if len(request.body) > MAX_BODY_BYTES:
             raise TooLarge(f"A request's body is at most {MAX_BODY_BYTES} bytes; send less.")
         headers = request.headers
         asked = Asked(
-            body=request.body,
+            body=with_tiers(request.body, headers.get(TIERS_HEADER)),
             caller=caller,
             key=headers.get("idempotency-key"),
             retry=_retry_count(headers.get("x-stainless-retry-count")),
             traceparent=headers.get("traceparent"),
+            endpoint=endpoint,
         )
         entry, reading = self._repeats.open(asked)
         try:
@@ -163,7 +168,7 @@ class Door:
         """Produce one entry's answer into its recording, whatever happens."""
         recording = entry.recording
         try:
-            with span("client.chat", entry.asked.traceparent) as current:
+            with span(_SPANS[entry.asked.endpoint], entry.asked.traceparent) as current:
                 await self._tell(entry)
                 if entry.job is not None:
                     annotate(current, {"job_id": entry.job.job_id})
@@ -187,8 +192,8 @@ class Door:
         asked, recording = entry.asked, entry.recording
         if entry.job is None:
             entry.job = await self._session.prepare(
-                asked.body, api_key=asked.caller, idempotency_key=asked.key,
-                traceparent=asked.traceparent,
+                asked.body, api_key=asked.caller, endpoint=asked.endpoint,
+                idempotency_key=asked.key, traceparent=asked.traceparent,
             )  # fmt: skip
         began: Began | None = None
         async with aclosing(entry.job.bursts()) as bursts:
@@ -218,6 +223,7 @@ class Door:
             ("x-cocoon-job-id", settlement.job_id),
             ("x-cocoon-provider", settlement.provider_id),
             ("x-cocoon-model-id", settlement.model_id),
+            ("x-cocoon-tier", settlement.assurance),
             ("x-cocoon-cost-nanoton", str(settlement.cost_nanoton)),
         )
         recording.begin(Head(200, (_JSON, *facts, ("content-length", str(len(ended.body))))))
@@ -229,6 +235,7 @@ def _stream_facts(began: Began) -> tuple[tuple[str, str], ...]:
         ("x-cocoon-job-id", began.job_id),
         ("x-cocoon-provider", began.provider_id),
         ("x-cocoon-model-id", began.model_id),
+        ("x-cocoon-tier", began.assurance),
         ("x-cocoon-max-cost-nanoton", str(began.max_cost_nanoton)),
     )
 

@@ -11,7 +11,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from cocoon.chat import ChatRequest
+from cocoon.chat import AnyRequest
 from cocoon.client.answers import Settlement, StreamShaper, enclave_error, whole_body
 from cocoon.client.checks import check_answer, check_provider, check_token_prices
 from cocoon.client.choice import Addressee
@@ -24,6 +24,7 @@ from cocoon.sealing import Data, ErrorRecord, Finished, SealedRequest, Usage
 # why a job is sealed again: the gateway asks for it, once the log was asked, too
 RESEAL: Final = "reseal"
 EXPIRED: Final = "expired"  # its not_after passed before it ran; no enclave runs it any more
+PRICE_ROSE: Final = "no_provider_price"  # since the listing that max_price was taken from
 # or its last status in the log
 PROVIDER_FAILED: Final = "failed"
 LINE_BROKE: Final = "cancelled"
@@ -41,6 +42,7 @@ class Began:
     provider_id: str
     model_id: str
     max_cost_nanoton: int
+    assurance: str  # of the provider whose key seals this answer, as verified here
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,7 @@ class Job:
     """One request, sealed. `run` may be called again after a failure: it stays the same job."""
 
     def __init__(
-        self, gateway: Gateway, request: ChatRequest, sealing: Sealing, *, api_key: str,
+        self, gateway: Gateway, request: AnyRequest, sealing: Sealing, *, api_key: str,
         traceparent: str, seal_again: Callable[[Sealing, str], Awaitable[Sealing]],
         line_broke: bool = False, counters: Counters | None = None,
     ) -> None:  # fmt: skip
@@ -155,7 +157,7 @@ class Job:
         the gateway asks to seal again, does not know it. Cancelled a job may be by a broken line,
         not by its owner. Raises Unavailable when a reseal is asked for and the log cannot be read.
         """
-        told = error.code if error.code in (RESEAL, EXPIRED) else None
+        told = error.code if error.code in (RESEAL, EXPIRED, PRICE_ROSE) else None
         lost = isinstance(error, Unavailable) or (error.code == CANCELLED and self._line_broke)
         if told is None and not lost:
             return None
@@ -203,12 +205,13 @@ class Job:
                     if not began:
                         began = True
                         match = exchange.match
-                        check_provider(sealing.by_key_id[exchange.key_id], match)
+                        answering = sealing.by_key_id[exchange.key_id]
+                        check_provider(answering, match)
                         check_token_prices(match, sealing.most_nanoton_per_mtok)
                         pieces.append(
                             Began(
                                 self.job_id, match.provider_id, match.quote.model_id,
-                                sealing.max_price_nanoton,
+                                sealing.max_price_nanoton, answering.assurance.value,
                             )
                         )  # fmt: skip
                     for event in events:

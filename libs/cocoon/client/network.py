@@ -18,6 +18,7 @@ from cocoon.client.kept import KeptRequests
 from cocoon.client.lines import Lines
 from cocoon.client.session import Preferences, SealedSession
 from cocoon.client.trust import TrustKeeper
+from cocoon.contracts.matching import Preferences as Wishes
 from cocoon.evidence.trust import TrustAnchors, load_trust
 from cocoon.evidence.verdict import Assurance
 from cocoon.kernel.clock import Clock, Randomness, SystemClock, SystemRandomness
@@ -35,11 +36,14 @@ class NetworkOptions:
     trust: the anchors, or the file that holds them; never from the gateway. api_key: the
     gateway's (`ck_...`); None takes each caller's own. state_dir keeps across restarts what must
     not go back, and what was sealed under Idempotency-Keys; one client at a time uses it.
-    assurances: None means every attested tier, and simulated only under a dev trust file.
+    assurances: None means every attested tier, and simulated only under a dev trust file; a single
+    request may then ask for the open tier (no TEE: who owns the machine can read it) by
+    `provider.tiers`. Those that are named here are all that any request can get.
     max_price_nanoton bounds one request. model_pins: names to the model ids they must have.
     affinity: whether conversations go where their beginning is warm; the network can then tell that
-    two requests of an account have the same beginning, and not which. tokenizers: model names to
-    the folders with their tokenizer.json; answers' tokens are counted with them, else by bytes.
+    two requests of an account have the same beginning, and not which. wishes: what is asked of the
+    provider of a request that has no `provider` of its own. tokenizers: model names to the folders
+    with their tokenizer.json; answers' tokens are counted with them, else by bytes.
     """
 
     gateway_url: str
@@ -52,6 +56,7 @@ class NetworkOptions:
     max_price_nanoton: int | None = None
     model_pins: Mapping[str, str] | None = None
     affinity: bool = True
+    wishes: Wishes | None = None
     tokenizers: Mapping[str, Path | str] | None = None
     local_key: str | None = field(default=None, repr=False)
     clock: Clock = field(default_factory=SystemClock)
@@ -87,10 +92,12 @@ class Network:
         )
         preferences = Preferences(
             assurances=_assurances(options, trust),
+            open_on_request=options.assurances is None,
             body_profile=options.body_profile,
             stream_profile=options.stream_profile,
             max_price_nanoton=options.max_price_nanoton,
             affinity=options.affinity,
+            wishes=options.wishes,
             counters=counters,
         )
         self.session = SealedSession(

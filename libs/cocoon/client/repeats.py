@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final
 
+from cocoon.chat import ENDPOINT
 from cocoon.client.job import Job
 from cocoon.client.recording import Reading, Recording
 from cocoon.client.session import idempotency_mismatch
@@ -37,11 +38,12 @@ class Asked:
     key: str | None  # Idempotency-Key
     retry: int | None  # x-stainless-retry-count; None from a client that sends none
     traceparent: str | None = None
+    endpoint: str = ENDPOINT
 
     @cached_property
     def fingerprint(self) -> bytes:
-        caller = hashlib.sha256(self.caller.encode()).digest()
-        return hashlib.sha256(caller + hashlib.sha256(self.body).digest()).digest()
+        parts = (self.caller.encode(), self.endpoint.encode(), self.body)
+        return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).digest()
 
     @property
     def can_repeat(self) -> bool:

@@ -16,6 +16,7 @@ import uvicorn
 
 from cocoon.client.settings import SidecarSettings
 from cocoon.client.sidecar import Sidecar
+from cocoon.evidence.verdict import Assurance
 from cocoon.kernel.errors import ConfigurationError
 from cocoon.telemetry.logs import configure_logs
 from cocoon.telemetry.tracing import configure_tracing
@@ -24,6 +25,10 @@ GRACE_S = 5.0
 _CUT_S = 1.0  # after the grace, for callers to be told
 MAX_CONNECTIONS = 512
 _GC_OBJECTS = 20_000
+OPEN_WARNING = (
+    "The open tier is on: its providers have no TEE, and who owns such a machine can read the "
+    "prompts and answers that it gets. Leave it out of the tiers to use protected ones only."
+)
 
 
 class _Server(uvicorn.Server):
@@ -76,6 +81,9 @@ def run_sidecar(
     Raises ConfigurationError when the port is taken or the network cannot be opened.
     """
     configure_logs("sidecar", settings.log_level.lower())
+    if settings.tiers is not None and Assurance.OPEN in settings.tiers:
+        sys.stderr.write(OPEN_WARNING + "\n")
+        sys.stderr.flush()
     listening = _bind(settings.listen_host, settings.listen_port)
     host = f"[{settings.listen_host}]" if ":" in settings.listen_host else settings.listen_host
     base_url = f"http://{host}:{listening.getsockname()[1]}/v1"

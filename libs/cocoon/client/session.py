@@ -8,27 +8,41 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 from collections.abc import AsyncIterator, Collection
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
-from cocoon.chat import ENDPOINT, ChatRequest, parse_chat_request
+from cocoon.chat import (
+    ENDPOINT,
+    KINDS,
+    AnyRequest,
+    ChatRequest,
+    EmbeddingRequest,
+    parse_request,
+)
 from cocoon.client.bounds import token_bounds
-from cocoon.client.choice import choose, one_model, with_assurance
+from cocoon.client.choice import Addressee, choose, one_model, with_assurance
 from cocoon.client.counting import Counters
 from cocoon.client.directory import Directory
 from cocoon.client.gateway import Gateway
-from cocoon.client.job import EXPIRED, LINE_BROKE, Chunk, Ended, Job, Sealing
+from cocoon.client.job import EXPIRED, LINE_BROKE, PRICE_ROSE, Chunk, Ended, Job, Sealing
 from cocoon.client.kept import KeptRequest, KeptRequests
 from cocoon.client.trace import child_traceparent
-from cocoon.client.wishes import Affinity, fitting, split_wishes
+from cocoon.client.wishes import Affinity, fitting, split_wishes, with_tier
 from cocoon.contracts.matching import Preferences as Wishes
 from cocoon.domain.pricing import greatest_price
 from cocoon.evidence.verdict import Assurance
 from cocoon.kernel.clock import Clock, Randomness
-from cocoon.kernel.errors import BadRequest, Conflict, DeadlineExceeded, Unavailable
+from cocoon.kernel.errors import (
+    BadRequest,
+    Conflict,
+    DeadlineExceeded,
+    EvidenceRejected,
+    Unavailable,
+)
 from cocoon.sealing import (
     Profile,
     Recipient,
@@ -38,6 +52,7 @@ from cocoon.sealing import (
     seal_request,
 )
 
+_log = logging.getLogger("cocoon.client")
 REQUEST_TTL_MS: Final = 10 * 60 * 1000
 MAX_KEY_CHARS: Final = 255
 # for a provider to take the place of one that was lost
@@ -46,21 +61,34 @@ REPLACED_AFTER_S: Final = (0.5, 1.0, 2.0, 3.0)
 
 @dataclass(frozen=True, slots=True)
 class Preferences:
-    """What the caller accepts: tiers, padding, money (nanoTON for one request) and spread."""
+    """What the caller accepts: tiers, padding, money (nanoTON for one request) and spread.
+
+    open_on_request: whether a request that names the open tier gets it, though it is not among
+    `assurances`.
+    """
 
     assurances: Collection[Assurance]
+    open_on_request: bool = False
     body_profile: Profile = Profile.P0
     stream_profile: Profile = Profile.P2
     max_price_nanoton: int | None = None
     counters: Counters = field(default_factory=Counters)  # what counts tokens for the client
     affinity: bool = True  # tell the network a blind key of each conversation's beginning
+    wishes: Wishes | None = None  # of a request that has none of its own
+
+    def accepted(self, wishes: Wishes | None) -> frozenset[Assurance]:
+        """The tiers that a request may be sealed to: open only where somebody named it."""
+        asks = wishes is not None and Assurance.OPEN.value in wishes.tiers
+        taken = frozenset(self.assurances)
+        return taken | {Assurance.OPEN} if asks and self.open_on_request else taken
 
 
 @dataclass(frozen=True, slots=True)
 class _Ask:
     """What a caller wants sealed. `name`: its Idempotency-Key's, where it has one."""
 
-    request: ChatRequest
+    endpoint: str
+    request: AnyRequest
     body: bytes = field(repr=False)
     api_key: str = field(repr=False)
     name: str | None
@@ -71,6 +99,8 @@ class _Ask:
     def asked(self) -> bytes:
         caller = hashlib.sha256(self.api_key.encode()).digest()
         told = b"" if self.wishes is None else hashlib.sha256(self.wishes.to_canonical()).digest()
+        if self.endpoint != ENDPOINT:
+            told += self.endpoint.encode()
         return hashlib.sha256(caller + hashlib.sha256(self.body).digest() + told).digest()
 
 
@@ -87,6 +117,7 @@ class SealedSession:
         self._kept = kept
         self._clock = clock
         self._randomness = randomness
+        self._told_of_open = False
         self._affinity = Affinity(randomness.token(32)) if preferences.affinity else None
 
     async def prepare(
@@ -98,18 +129,20 @@ class SealedSession:
         Raises BadRequest for what OpenAI's contract refuses, NotFound for an unknown model,
         EvidenceRejected when no provider passes the checks, and the gateway's errors.
         """
-        if endpoint != ENDPOINT:
-            raise BadRequest(f"Only {ENDPOINT} is sealed here.", code="unknown_endpoint")
+        if endpoint not in KINDS:
+            raise BadRequest(f"Sealed here are {', '.join(KINDS)}.", code="unknown_endpoint")
         content, wishes = split_wishes(body)
-        request = parse_chat_request(content)
+        request = parse_request(endpoint, content)
+        tier = request.service_tier if isinstance(request, ChatRequest) else None
+        wishes = with_tier(wishes or self._preferences.wishes, tier)
         name = None
         if idempotency_key is not None:
             _check_key(idempotency_key)
             name = self._kept.name(api_key, idempotency_key)
         affinity = ""
-        if self._affinity is not None:
+        if self._affinity is not None and not isinstance(request, EmbeddingRequest):
             affinity = self._affinity.of(request, api_key, self._clock.now_ms())
-        ask = _Ask(request, content, api_key, name, wishes, affinity)
+        ask = _Ask(endpoint, request, content, api_key, name, wishes, affinity)
         sealing = self._earlier(ask)
         earlier = sealing is not None
         if sealing is None:
@@ -151,13 +184,21 @@ class SealedSession:
             return None
         if kept.asked != ask.asked:
             raise idempotency_mismatch()
+        addressees = kept.addressees()
+        tiers = {item.assurance for item in addressees.values()}
+        if not tiers <= self._preferences.accepted(ask.wishes):
+            raise EvidenceRejected(
+                "What was sealed under this Idempotency-Key is for a tier that this client no "
+                "longer takes; use a new key.",
+                code="assurance",
+            )
         return Sealing(
             sealed=kept.sealed(),
-            by_key_id=kept.addressees(),
+            by_key_id=addressees,
             idempotency_key=_outer_key(ask.name, kept.again),
             deadline_ms=kept.deadline_ms,
             again=kept.again,
-            headers=_headers(ask),
+            headers=_headers(ask, addressees.values()),
             most_nanoton_per_mtok=_price_caps(ask),
         )
 
@@ -176,33 +217,38 @@ class SealedSession:
             deadline_ms = now_ms + REQUEST_TTL_MS
         for wait_s in REPLACED_AFTER_S:
             late = self._clock.now_ms() >= header.not_after_ms  # then the keys were not at fault
-            avoid = None if cause in (LINE_BROKE, EXPIRED) or late else header
+            same = cause in (LINE_BROKE, EXPIRED, PRICE_ROSE)
+            avoid = None if same or late else header
+            above = header.max_price_nanoton if cause == PRICE_ROSE else None
             try:
-                return await self._seal(ask, deadline_ms, again=again, avoid=avoid)
+                return await self._seal(
+                    ask, deadline_ms, again=again, avoid=avoid, above_nanoton=above
+                )
             except Unavailable:
                 await asyncio.sleep(wait_s)
         return await self._seal(ask, deadline_ms, again=again)
 
     async def _seal(
         self, ask: _Ask, deadline_ms: int, *, again: tuple[str, ...] = (),
-        avoid: RequestHeader | None = None,
+        avoid: RequestHeader | None = None, above_nanoton: int | None = None,
     ) -> Sealing:  # fmt: skip
         """Choose and seal, and keep what a repeat after a restart needs.
 
         To seal again the directory is read again. Raises Unavailable when the policy and all keys
-        are those of the header to avoid.
+        are those of the header to avoid, or when it tells no price above `above_nanoton` yet.
         """
         request = ask.request
         listing = await self._directory.listing(request.model, ask.api_key, refresh=bool(again))
         now_ms = self._clock.now_ms()
         wanted = self._preferences
+        accepted = wanted.accepted(ask.wishes)
         usable = listing.usable(now_ms)
         if avoid is not None and avoid.policy_hash == listing.policy_hash:
             usable = [item for item in usable if item.bundle.key_id not in avoid.key_ids]
             if not usable:
                 raise Unavailable("No provider has a newer key; try again.", code="no_provider")
         try:
-            able = one_model(fitting(with_assurance(usable, wanted.assurances), ask.wishes))
+            able = one_model(fitting(with_assurance(usable, accepted), ask.wishes))
         except BadRequest as error:
             if avoid is None:
                 raise  # else a successor of who is wished for may still come
@@ -212,12 +258,17 @@ class SealedSession:
             able, max_input_tokens=bounds.max_input_tokens,
             max_output_tokens=bounds.max_output_tokens,
             max_price_nanoton=wanted.max_price_nanoton, randomness=self._randomness,
-            wishes=ask.wishes, affinity=ask.affinity,
+            wishes=ask.wishes, affinity=ask.affinity, open_job_nanoton=listing.open_job_nanoton,
         )  # fmt: skip
+        if any(item.assurance is Assurance.OPEN for item in chosen) and not self._told_of_open:
+            self._told_of_open = True
+            _log.warning("open_tier_used", extra={"tier": Assurance.OPEN.value})
         max_price = max(
             greatest_price(item.quote, bounds.max_input_tokens, bounds.max_output_tokens)
             for item in chosen
         )
+        if above_nanoton is not None and max_price <= above_nanoton:
+            raise Unavailable("No provider tells its new price yet; try again.", code="no_provider")
         stream = bool(request.stream)
         profile = wanted.stream_profile if stream else wanted.body_profile
         not_after_ms = min(
@@ -240,20 +291,21 @@ class SealedSession:
         sealed = seal_request(
             header=header,
             recipients=[Recipient.of(item.bundle.x25519_pk) for item in chosen],
-            endpoint=ENDPOINT,
+            endpoint=ask.endpoint,
             body=ask.body,
             randomness=self._randomness,
         )
         if ask.name is not None:
             keep = KeptRequest.of(ask.asked, deadline_ms, again, sealed, chosen)
             await self._kept.put(ask.name, keep)
+        addressees = {item.bundle.key_id: item.addressee for item in chosen}
         return Sealing(
             sealed=sealed,
-            by_key_id={item.bundle.key_id: item.addressee for item in chosen},
+            by_key_id=addressees,
             idempotency_key=_outer_key(ask.name or header.job_id.hex(), again),
             deadline_ms=deadline_ms,
             again=again,
-            headers=_headers(ask),
+            headers=_headers(ask, addressees.values()),
             most_nanoton_per_mtok=_price_caps(ask),
         )
 
@@ -265,11 +317,21 @@ def _price_caps(ask: _Ask) -> tuple[int | None, int | None]:
     return wishes.max_input_nanoton_per_mtok, wishes.max_output_nanoton_per_mtok
 
 
-def _headers(ask: _Ask) -> dict[str, str]:
-    """What the matcher ranks by. It is no content: ids, bounds, and a key that only we can make."""
+def _headers(ask: _Ask, addressees: Collection[Addressee]) -> dict[str, str]:
+    """What the matcher ranks by. It is no content: ids, bounds, and a key that only we can make.
+
+    It sends nobody to the open tier who did not name it, so it is told where this client's owner
+    did, once for all requests.
+    """
     found = {}
-    if ask.wishes is not None:
-        found["x-cocoon-preferences"] = ask.wishes.to_canonical().decode("ascii")
+    wishes = ask.wishes
+    if any(item.assurance is Assurance.OPEN for item in addressees):
+        wishes = wishes or Wishes()
+        if not wishes.tiers:
+            tiers = {item.assurance.value for item in addressees}
+            wishes = Wishes.model_validate({**wishes.model_dump(), "tiers": sorted(tiers)})
+    if wishes is not None:
+        found["x-cocoon-preferences"] = wishes.to_canonical().decode("ascii")
     if ask.affinity:
         found["x-cocoon-affinity"] = ask.affinity
     return found

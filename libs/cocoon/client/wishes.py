@@ -14,13 +14,16 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from cocoon.chat import ChatRequest
+from cocoon.chat import ChatRequest, TextRequest
 from cocoon.client.choice import Candidate
-from cocoon.contracts.matching import Preferences
+from cocoon.contracts.matching import Preferences, Priority
+from cocoon.evidence.verdict import Assurance
 from cocoon.kernel.errors import BadRequest
 
 FIELD: Final = "provider"
 AFFINITY_BYTES: Final = 4096  # of a conversation's beginning: more says nothing about its prefix
+TIERS_HEADER: Final = "x-cocoon-tiers"
+_TIERS: Final = tuple(item.value for item in Assurance)
 MAX_BYTES: Final = 8192  # what the gateway takes of wishes
 DAY_MS: Final = 24 * 3600 * 1000
 
@@ -58,6 +61,52 @@ def split_wishes(body: bytes) -> tuple[bytes, Preferences | None]:
     return json.dumps(value).encode(), wishes
 
 
+def with_tiers(body: bytes, named: str | None) -> bytes:
+    """The body with a header's tiers ("open, attested") as its `provider.tiers`.
+
+    A body that names tiers itself, or that is no JSON object, stays as it is. Raises BadRequest
+    for a word that is no tier.
+    """
+    if named is None:
+        return body
+    tiers = [word.strip() for word in named.split(",")]
+    if not all(word in _TIERS for word in tiers):
+        raise BadRequest(
+            f"The header {TIERS_HEADER} lists tiers, with commas between: {', '.join(_TIERS)}.",
+            param=TIERS_HEADER, code="invalid_value",
+        )  # fmt: skip
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        return body
+    if not isinstance(value, dict):
+        return body
+    asked = value.get(FIELD) or {}
+    if not isinstance(asked, dict) or "tiers" in asked:
+        return body
+    return json.dumps({**value, FIELD: {**asked, "tiers": tiers}}).encode()
+
+
+_PRIORITIES: Final[dict[str, Priority]] = {
+    "flex": "flex", "default": "normal", "priority": "priority",
+}  # fmt: skip
+
+
+def with_tier(wishes: Preferences | None, service_tier: str | None) -> Preferences | None:
+    """OpenAI's service_tier as a wish. Raises BadRequest where the caller wishes another too."""
+    asked = _PRIORITIES.get(service_tier or "")  # "auto" leaves it to the wishes
+    if asked is None or (wishes is None and asked == "normal"):
+        return wishes
+    if wishes is None:
+        return Preferences(priority=asked)
+    if "priority" in wishes.model_fields_set and wishes.priority != asked:
+        raise BadRequest(
+            f"`service_tier` and `{FIELD}.priority` ask for two priorities; give one of them.",
+            param="service_tier", code="invalid_value",
+        )  # fmt: skip
+    return wishes.model_copy(update={"priority": asked})
+
+
 def _named(place: tuple[int | str, ...]) -> str:
     """Where a wish is wrong, with nothing of a caller's that does not print."""
     text = ".".join(map(str, (FIELD, *place)))
@@ -76,9 +125,10 @@ def fitting(candidates: Sequence[Candidate], wishes: Preferences | None) -> list
         ("order", bool(only), lambda c: c.provider_id in only),
         ("ignore", bool(wishes.ignore), lambda c: c.provider_id not in wishes.ignore),
         ("tiers", bool(wishes.tiers), lambda c: c.assurance.value in wishes.tiers),
-        # An offer says nothing of these yet, and who says nothing does not pass.
-        ("quantisations", bool(wishes.quantisations), lambda _: False),
-        ("regions", bool(wishes.regions), lambda _: False),
+        # who says nothing of these does not pass
+        ("quantisations", bool(wishes.quantisations),
+         lambda c: c.quantisation in wishes.quantisations),
+        ("regions", bool(wishes.regions), lambda c: c.region in wishes.regions),
         ("max_input_nanoton_per_mtok", most_in is not None,
          lambda c: c.quote.input_nanoton_per_mtok <= (most_in or 0)),
         ("max_output_nanoton_per_mtok", most_out is not None,
@@ -101,7 +151,7 @@ class Affinity:
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
 
-    def of(self, request: ChatRequest, api_key: str, now_ms: int) -> str:
+    def of(self, request: TextRequest, api_key: str, now_ms: int) -> str:
         """32 hex digits for what comes before the first answer: it stays as a conversation grows.
 
         The key, `user` and `safety_identifier` are in it: two tenants never share a warm cache.
@@ -109,15 +159,16 @@ class Affinity:
         """
         beginning = hashlib.sha256()
         left = AFFINITY_BYTES
-        for message in request.messages:
-            if message.role == "assistant" or left <= 0:
+        for role, said in request.turns:
+            if role == "assistant" or left <= 0:
                 break
-            text = message.content[:left].encode("utf-8", "surrogatepass")[:left]
+            text = said[:left].encode("utf-8", "surrogatepass")[:left]
             left -= len(text)
-            beginning.update(b"%b\0%d\0" % (message.role.encode(), len(text)))
+            beginning.update(b"%b\0%d\0" % (role.encode(), len(text)))
             beginning.update(text)
         named = b"cocoon affinity\0%d\0" % (now_ms // DAY_MS)
-        tenant = (api_key, request.user or "", request.safety_identifier or "")
+        known_as = request.safety_identifier if isinstance(request, ChatRequest) else None
+        tenant = (api_key, request.user or "", known_as or "")
         for part in (*tenant, request.model):
             named += hashlib.sha256(part.encode("utf-8", "surrogatepass")).digest()
         return hmac.digest(self._secret, named + beginning.digest(), "sha256")[:16].hex()

@@ -104,4 +104,5 @@ Hex16 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]  # 16 bytes
 Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # 32 bytes
 Count = Annotated[int, Field(ge=0, le=2**32 - 1)]
 TimeMs = Annotated[int, Field(ge=0, le=2**53)]  # Unix time or a duration, milliseconds
+Region = Annotated[str, Field(pattern=r"^([a-z0-9-]{1,32})?$")]  # "": it tells none
 Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[\x21-\x7e]+$")]

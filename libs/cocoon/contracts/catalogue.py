@@ -45,6 +45,26 @@ EVENTS: dict[str, tuple[str, str, str]] = {
     "AttestationRevoked": ("provider", "attestation", "evidence ran out, was replaced or banned"),
     "KeyBundlePublished": ("provider", "attestation", "a key epoch's signed bundle was verified"),
     "PolicyPublished": ("policy", "attestation", "the network's signed policy changed"),
+    "OpenTierLimitsSet": (
+        "policy",
+        "attestation",
+        "just before the PolicyPublished of a policy that allows the open tier",
+    ),
+    "ProviderProfilePublished": (
+        "provider",
+        "attestation",
+        "a provider tells its region, or another quantisation of a model",
+    ),
+    "MatchingSeedCommitted": (
+        "matching",
+        "matcher",
+        "before the first decision whose draw comes from the period's secret",
+    ),
+    "MatchingSeedRevealed": (
+        "matching",
+        "matcher",
+        "a while after the next period began: everybody can check the draws",
+    ),
     "CanaryJudged": ("honesty", "attestation", "an auditor judged one of its jobs; once a job"),
     "HonestyDecided": ("honesty", "attestation", "with CanaryJudged, once its test is sure"),
     "HonestyLifted": ("honesty", "attestation", "an operator lifts a ban"),
@@ -79,6 +99,10 @@ def _verbs() -> tuple[Channel, ...]:
             "ProviderEvidence (cocoon.evidence.provider)", "have the machine verified",
         ),
         ("publish_offer", "{provider_id}", ("provider",), m.OfferRequest, "models and prices"),
+        (
+            "publish_profile", "{provider_id}", ("provider",), m.ProfileRequest,
+            "region and quantisations",
+        ),
         ("publish_bundle", "{provider_id}", ("provider",), m.BundleRequest, "a key epoch's bundle"),
         (
             "directory", "platform", ("gateway", "operator"), m.DirectoryRequest,

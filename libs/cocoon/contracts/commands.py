@@ -11,10 +11,25 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from cocoon.contracts.base import Contract, Count, Hex16, Hex32, Name, Nanoton, TimeMs
-from cocoon.contracts.events import BasisPoints, Epoch, OfferedModel, Position, Quote
+from cocoon.contracts.base import Contract, Count, Hex16, Hex32, Name, Nanoton, Region, TimeMs
+from cocoon.contracts.events import (
+    BasisPoints,
+    Epoch,
+    OfferedModel,
+    Position,
+    ProfiledModel,
+    Quote,
+    SeedPeriod,
+    Shard,
+)
 from cocoon.contracts.honesty import HonestyRule
-from cocoon.contracts.matching import Affinity, MatchingPolicy, PartsPerMillion, Preferences
+from cocoon.contracts.matching import (
+    Affinity,
+    MatchingPolicy,
+    OpenTierLimits,
+    PartsPerMillion,
+    Preferences,
+)
 from cocoon.kernel import canonical
 
 
@@ -79,6 +94,8 @@ class RequestJob(Command):
     policy: MatchingPolicy | None = None
     preferences: Preferences | None = None
     affinity: Affinity = ""
+    seed_period: Count = 0  # whose secret gave the seed; 0: before there were any
+    open_limits: OpenTierLimits | None = None  # None: nobody of the open tier gets the job
 
 
 class ExpireLease(Command):
@@ -99,6 +116,8 @@ class ExpireLease(Command):
     policy: MatchingPolicy | None = None
     preferences: Preferences | None = None
     affinity: Affinity = ""
+    seed_period: Count = 0
+    open_limits: OpenTierLimits | None = None
 
 
 class SettleResult(Command):
@@ -177,11 +196,33 @@ class PublishPolicy(Command):
     policy_hash: Hex32
     version: Count
     previous_hash: Hex32 | None
+    open_tier: OpenTierLimits | None = None  # None: the policy has no open tier
+
+
+class PublishProfile(Command):
+    command_type: ClassVar[str] = "PublishProfile"
+    provider_id: Name
+    region: Region
+    models: Annotated[tuple[ProfiledModel, ...], Field(max_length=256)]
+
+
+class CommitMatchingSeed(Command):
+    command_type: ClassVar[str] = "CommitMatchingSeed"
+    shard: Shard
+    period: SeedPeriod
+    commitment: Hex32
+
+
+class RevealMatchingSeed(Command):
+    command_type: ClassVar[str] = "RevealMatchingSeed"
+    shard: Shard
+    period: SeedPeriod
+    secret: Hex32 | None
 
 
 class TakeLedgerSnapshot(Command):
     command_type: ClassVar[str] = "TakeLedgerSnapshot"
-    shard: Annotated[int, Field(ge=1, le=2**31 - 1)]
+    shard: Shard
     position: Annotated[int, Field(ge=1, le=2**53)]
     sha256: Hex32
 
@@ -224,7 +265,8 @@ class OpenDispute(Command):
 ALL_COMMANDS: tuple[type[Command], ...] = (
     RequestJob, ExpireLease, SettleResult, OpenAccount, CreditDeposit, EnrolProvider,
     PublishOffer, AttestProvider, RevokeAttestation, PublishKeyBundle, PublishPolicy,
-    TakeLedgerSnapshot, JudgeCanary, LiftHonesty, OpenDispute,
+    TakeLedgerSnapshot, PublishProfile, CommitMatchingSeed, RevealMatchingSeed,
+    JudgeCanary, LiftHonesty, OpenDispute,
 )  # fmt: skip
 _REGISTRY = {cls.command_type: cls for cls in ALL_COMMANDS}
 

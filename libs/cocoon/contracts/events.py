@@ -10,12 +10,15 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from cocoon.contracts.base import Contract, Count, Hex16, Hex32, Name, Nanoton, TimeMs
+from cocoon.contracts.base import Contract, Count, Hex16, Hex32, Name, Nanoton, Region, TimeMs
 from cocoon.contracts.honesty import HonestyRule
+from cocoon.contracts.matching import OpenTierLimits
 
 Position = Annotated[int, Field(ge=0, le=2**53)]
 BasisPoints = Annotated[int, Field(ge=0, le=10_000)]
 Epoch = Annotated[int, Field(ge=1, le=2**32 - 1)]
+Shard = Annotated[int, Field(ge=1, le=2**31 - 1)]  # of accounts
+SeedPeriod = Annotated[int, Field(ge=1, le=2**32 - 1)]
 
 
 class EventData(Contract):
@@ -170,9 +173,26 @@ class DepositCredited(EventData):
 
 class LedgerSnapshotTaken(EventData):
     event_type: ClassVar[str] = "LedgerSnapshotTaken"
-    shard: Annotated[int, Field(ge=1, le=2**31 - 1)]
+    shard: Shard
     position: Annotated[int, Field(ge=1, le=2**53)]  # the last one that the books hold
     sha256: Hex32  # of the books there, as `cocoon replay --to` prints it
+
+
+# ---- the seeds of matching: stream matching/<shard>, account shards ----
+
+
+class MatchingSeedCommitted(EventData):
+    event_type: ClassVar[str] = "MatchingSeedCommitted"
+    shard: Shard
+    period: SeedPeriod  # dense from 1
+    commitment: Hex32  # SHA-256 of "cocoon matching secret\0" and the period's secret
+
+
+class MatchingSeedRevealed(EventData):
+    event_type: ClassVar[str] = "MatchingSeedRevealed"
+    shard: Shard
+    period: SeedPeriod
+    secret: Hex32 | None  # None: it was lost, and the period's draws cannot be checked
 
 
 # ---- providers and policy: shard 0 ----
@@ -199,6 +219,18 @@ class OfferPublished(EventData):
     provider_id: Name
     models: tuple[OfferedModel, ...]
     concurrency: Annotated[int, Field(ge=1, le=65_536)]
+
+
+class ProfiledModel(Contract):
+    model_id: Hex32
+    quantisation: Name  # as its manifest has it, whose hash is the model id
+
+
+class ProviderProfilePublished(EventData):
+    event_type: ClassVar[str] = "ProviderProfilePublished"
+    provider_id: Name
+    region: Region  # the provider's own word
+    models: Annotated[tuple[ProfiledModel, ...], Field(max_length=256)]
 
 
 class ProviderAttested(EventData):
@@ -236,6 +268,14 @@ class PolicyPublished(EventData):
     policy_hash: Hex32
     version: Count
     previous_hash: Hex32 | None
+
+
+class OpenTierLimitsSet(EventData):
+    """Before the PolicyPublished that it belongs to. A policy without one has no open tier."""
+
+    event_type: ClassVar[str] = "OpenTierLimitsSet"
+    policy_hash: Hex32
+    limits: OpenTierLimits
 
 
 # ---- honesty: stream honesty/<provider_id>, shard 0; dispute/<job_id>, account shards ----
@@ -293,8 +333,9 @@ ALL_EVENTS: tuple[type[EventData], ...] = (
     JobRequested, FundsHeld, FundsRefused, ProviderMatched, LeaseExpired, JobFailed, JobCancelled,
     ResultSealed, ResultRejected, PaymentSettled, AccountOpened, DepositCredited,
     LedgerSnapshotTaken, ProviderEnrolled, OfferPublished, ProviderAttested, AttestationRevoked,
-    KeyBundlePublished, PolicyPublished, CanaryJudged, HonestyDecided, HonestyLifted,
-    DisputeOpened,
+    KeyBundlePublished, PolicyPublished, OpenTierLimitsSet, ProviderProfilePublished,
+    MatchingSeedCommitted, MatchingSeedRevealed,
+    CanaryJudged, HonestyDecided, HonestyLifted, DisputeOpened,
 )  # fmt: skip
 
 _DECODERS: dict[tuple[str, int], Callable[[bytes | str], EventData]] = {

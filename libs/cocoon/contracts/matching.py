@@ -15,6 +15,7 @@ Tier = Literal["facility", "attested", "simulated", "open"]
 Sort = Literal["price", "latency", "throughput"]
 # of a conversation's beginning, made by the client with a secret of its own; "": none
 Affinity = Annotated[str, Field(pattern=r"^([0-9a-f]{32})?$")]
+Priority = Literal["flex", "normal", "priority"]
 _Names = Annotated[tuple[Name, ...], Field(max_length=64)]
 
 
@@ -31,6 +32,14 @@ class Preferences(Contract):
     sort: Sort | None = None  # the best by this alone, instead of the policy's weights
     max_input_nanoton_per_mtok: Nanoton | None = None
     max_output_nanoton_per_mtok: Nanoton | None = None
+    priority: Priority = "normal"  # among the account's own jobs that wait, and no others
+
+
+class OpenTierLimits(Contract):
+    """What the network's policy trusts one provider without a TEE with."""
+
+    max_running_jobs: Annotated[int, Field(ge=1, le=65_536)]  # at once, of one such provider
+    max_job_nanoton: Nanoton  # the most that one job may cost there, by its token bounds
 
 
 class MatchingPolicy(Contract):

@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from cocoon.contracts.base import Contract, Count, Hex16, Hex32, Name, Nanoton, TimeMs
-from cocoon.contracts.events import Epoch, OfferedModel, Quote
+from cocoon.contracts.base import Contract, Count, Hex16, Hex32, Name, Nanoton, Region, TimeMs
+from cocoon.contracts.events import Epoch, OfferedModel, ProfiledModel, Quote
 from cocoon.contracts.honesty import HonestyRule
 from cocoon.contracts.matching import Affinity, Preferences
 
@@ -103,8 +103,14 @@ class DispatchReply(Contract):
     code: Literal["ok", "busy", "bad_request", "unknown_key", "wrong_policy", "expired"] = "ok"
 
 
+ModelIds = Annotated[tuple[Hex32, ...], Field(max_length=64)]
+
+
 class Heartbeat(Contract):
-    """Provider to matcher, once a second: which jobs run (renews their leases) and the load."""
+    """Provider to matcher, once a second: which jobs run (renews their leases) and the load.
+
+    Of its models, `full` have no room while others may have it, and `away` have no engine now.
+    """
 
     provider_id: Name
     boot_id: Hex16
@@ -112,6 +118,8 @@ class Heartbeat(Contract):
     running: tuple[tuple[Hex16, Epoch], ...]
     concurrency: Count
     draining: bool = False
+    full: ModelIds = ()
+    away: ModelIds = ()
 
 
 class SubmitResult(Contract):
@@ -158,11 +166,18 @@ class Reply(Contract):
 
 class EnrolRequest(Contract):
     identity_key: Hex32  # also the agent's NATS user key
+    # open: this provider has no TEE. Left out otherwise: its evidence says what it has
+    tier: Annotated[Literal["open"] | None, Field(exclude_if=lambda tier: tier is None)] = None
 
 
 class OfferRequest(Contract):
     models: tuple[OfferedModel, ...]
     concurrency: Annotated[int, Field(ge=1, le=65_536)]
+
+
+class ProfileRequest(Contract):
+    region: Region = ""
+    models: Annotated[tuple[ProfiledModel, ...], Field(max_length=256)]
 
 
 class Challenge(Contract):

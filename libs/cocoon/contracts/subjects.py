@@ -81,7 +81,7 @@ def sealed_chunk(provider: str, digest: str, index: int) -> str:
 
 def attestation(provider: str, verb: str) -> str:
     """Provider to attestation, core request: enrol, challenge, submit_evidence, publish_offer,
-    publish_bundle; or an operator's verb with provider = "platform"."""
+    publish_profile, publish_bundle; or an operator's verb with provider = "platform"."""
     return f"rpc.attestation.{provider}.{verb}"
 
 

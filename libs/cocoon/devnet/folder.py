@@ -22,7 +22,7 @@ from cocoon.kernel.errors import ConfigurationError
 # What a network makes in its folder; beside the lock, only these are ever removed.
 _MADE = re.compile(
     r"account_shards|logs|nats|policy\.json|postgres|(processes|running)\.(json|new)"
-    r"|provider(-\d+)?|secrets|sidecar|trust\.json"
+    r"|provider(-\d+)?|open-\d+|secrets|sidecar|trust\.json"
 )
 _LOCK = "lock"
 _MODELS = "models"  # manifests of `model add`; no network makes or removes them

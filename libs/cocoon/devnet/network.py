@@ -24,6 +24,7 @@ from cocoon.bus.requests import ask
 from cocoon.bus.streams import declare_streams
 from cocoon.contracts import subjects
 from cocoon.contracts.messages import DirectoryRequest
+from cocoon.devnet import minilm
 from cocoon.devnet.accounts import first_account
 from cocoon.devnet.child import Child
 from cocoon.devnet.folder import DataFolder, RunningNetwork
@@ -31,6 +32,7 @@ from cocoon.devnet.identity import (
     DATABASE_ROLES,
     database_passwords,
     make_identity,
+    open_names,
     provider_names,
 )
 from cocoon.devnet.nats_server import NatsServer
@@ -66,6 +68,8 @@ class Options:
     triton: bool = False
     shards: int | None = None  # of accounts; None: as the folder was made, else one
     concurrency: int | None = None  # jobs that a provider runs at once; None: its own default
+    open_providers: int = 0  # beside the others: without a TEE
+    embeddings: bool = False  # one provider more, which serves all-MiniLM-L6-v2
 
 
 def _port(
@@ -109,7 +113,10 @@ class Network:
             options.sidecar_port, DEFAULT_SIDECAR_PORT, "sidecar", "--sidecar-port",
             self._gateway_port, say,
         )  # fmt: skip
-        self._providers = provider_names(options.providers)
+        self._attested = provider_names(options.providers + options.embeddings)
+        self._embedder = self._attested[-1] if options.embeddings else None
+        self._open = open_names(options.open_providers)
+        self._providers = (*self._attested, *self._open)
         accounts = range(1, folder.account_shards(options.shards) + 1)
         self._shards = (subjects.NETWORK_SHARD, *accounts)
         self._matchers = {matcher_name(shard): shard for shard in accounts}
@@ -120,8 +127,9 @@ class Network:
     async def start(self) -> RunningNetwork:
         """Bring everything up. Raises CocoonError with a sentence for a person."""
         identity = await asyncio.to_thread(
-            make_identity, self._folder, self._shards, SystemClock(), self._providers
-        )
+            make_identity, self._folder, self._shards, SystemClock(),
+            self._attested, self._open,
+        )  # fmt: skip
         self._folder.keep_account_shards(len(self._matchers))
         self._nats = NatsServer(self._folder.nats, users=identity.nats_users, follows=True)
         starts = [self._postgres.start, self._nats.start]
@@ -273,10 +281,21 @@ class Network:
         values: dict[str, str | Path | int] = {
             "DATA_DIR": folder.provider_data(name),
             "TRUST_FILE": folder.trust,
-            "DEV_AUTHORITY_FILE": folder.authority,
-            "DEV_PLATFORM_FILE": folder.platform(name),
             "ENVIRONMENT": "dev",
+            "REGION": f"dev-{self._providers.index(name) + 1}",
         }
+        if name in self._open:
+            values["TEE_KIND"] = "none"
+        else:
+            values["DEV_AUTHORITY_FILE"] = folder.authority
+            values["DEV_PLATFORM_FILE"] = folder.platform(name)
+        if options.concurrency:
+            values["CONCURRENCY"] = options.concurrency
+        if options.key_epoch_s:
+            values["EPOCH_S"] = str(options.key_epoch_s)
+            values["OVERLAP_S"] = str(2 * options.key_epoch_s - 1)
+        if name == self._embedder:
+            return {**values, "MODEL_DIR": minilm.FOLDER, "MODEL_MANIFEST_FILE": minilm.MANIFEST}
         if options.backend_url:
             values["BACKEND_URL"] = options.backend_url
         if self._triton is not None:
@@ -286,11 +305,6 @@ class Network:
             values["BACKEND_CAPABILITIES"] = json.dumps(CAPABILITIES)
         if options.model_name:
             values["MODEL_NAME"] = options.model_name
-        if options.concurrency:
-            values["CONCURRENCY"] = options.concurrency
-        if options.key_epoch_s:
-            values["EPOCH_S"] = str(options.key_epoch_s)
-            values["OVERLAP_S"] = str(2 * options.key_epoch_s - 1)
         return values
 
     @property

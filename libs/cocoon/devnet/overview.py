@@ -90,9 +90,15 @@ async def _providers(nc: Client) -> list[dict[str, Any]]:
     for entry in answer["providers"]:
         row = found.setdefault(
             entry["provider_id"],
-            {"provider_id": entry["provider_id"], "models": [], **entry["load"]},
-        )
-        row["models"].append(entry["offer"]["name"])
+            {
+                "provider_id": entry["provider_id"], "tier": entry["tier"],
+                "region": entry.get("region"), "models": [], "quantisations": {},
+                **entry["load"],
+            },
+        )  # fmt: skip
+        name = entry["offer"]["name"]
+        row["models"].append(name)
+        row["quantisations"][name] = entry.get("quantisation")
     return list(found.values())
 
 

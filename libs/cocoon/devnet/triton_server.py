@@ -13,10 +13,11 @@ import secrets
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from cocoon.devnet import installing
 from cocoon.devnet.ports import accepts, free_port
 from cocoon.kernel.errors import ConfigurationError, Unavailable
 
@@ -26,9 +27,8 @@ CAPABILITIES: Final = ("logprobs", "logit_bias", "penalties", "seed")
 EXIT_TIMEOUT_S: Final = (
     2  # whoever asks it has ended before; it waits in vain for what was cancelled
 )
-INSTALL_TIMEOUT_S: Final = 900.0
 _SHUT: Final = "shared-memory,model-repository,logging,trace"
-_CHECKOUT: Final = Path(__file__).resolve().parents[3]
+_CHECKOUT: Final = installing.CHECKOUT
 _POLL_S: Final = 0.02
 
 
@@ -37,44 +37,10 @@ def install(say: Callable[[str], None]) -> None:
 
     `say` gets a line about what takes long.
     """
-    script = _CHECKOUT / "infra" / "triton" / "install.sh"
-    if not script.exists():
-        raise ConfigurationError("Triton is started from a checkout of Cocoon only")
-    try:
-        with subprocess.Popen(
-            [str(script)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True, start_new_session=True,
-        ) as running, _ended_after(running, INSTALL_TIMEOUT_S):  # fmt: skip
-            assert running.stdout is not None  # noqa: S101 - asked for above
-            for line in running.stdout:
-                say(line.strip())
-            _, wrong = running.communicate()
-    except OSError as error:
-        wrong, code = str(error.strerror), 1
-    else:
-        code = running.returncode
-    if code != 0:
-        last = "; ".join(line.strip() for line in wrong.splitlines()[-4:] if line.strip())
-        raise ConfigurationError(last or "Triton was not installed in time")
+    installing.install("triton", "Triton", say)
 
 
-@contextlib.contextmanager
-def _ended_after(process: subprocess.Popen[str], timeout_s: float) -> Iterator[None]:
-    """End the process's whole session when it takes too long or the caller leaves."""
-    import threading
-
-    timer = threading.Timer(timeout_s, _kill, (process,))
-    timer.start()
-    try:
-        yield
-    except BaseException:
-        _kill(process)
-        raise
-    finally:
-        timer.cancel()
-
-
-def _kill(process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> None:
+def _kill(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
 

@@ -53,7 +53,7 @@ class Backtest:
             return  # nobody was sought
         need = need_of(
             requested_of(command), command.now_ms, asked=command.preferences,
-            affinity=command.affinity,
+            affinity=command.affinity, open_limits=command.open_limits,
         )  # fmt: skip
         then = matching.choose(command.candidates, need, command.seed, command.policy)
         other = matching.choose(command.candidates, need, command.seed, self.policy)

@@ -9,24 +9,27 @@ from typing import TypeAlias
 
 from cocoon.contracts import commands as c
 from cocoon.contracts import events as e
-from cocoon.domain import account, honesty, job, provider
+from cocoon.domain import account, honesty, job, provider, seeding
 from cocoon.domain.account import AccountState, decide_credit_deposit, decide_open_account
 from cocoon.domain.honesty import HonestyState
 from cocoon.domain.job import JobState
 from cocoon.domain.leasing import decide_expire_lease, decide_request_job
 from cocoon.domain.metering import decide_open_dispute
+from cocoon.domain.open_tier import decide_publish_policy
 from cocoon.domain.provider import (
     ProviderState,
     decide_attest_provider,
     decide_enrol_provider,
     decide_publish_bundle,
     decide_publish_offer,
+    decide_publish_profile,
     decide_revoke_attestation,
 )
+from cocoon.domain.seeding import SeedState, decide_commit_seed, decide_reveal_seed
 from cocoon.domain.settling import decide_settle_result
 from cocoon.kernel.errors import BadRequest
 
-State: TypeAlias = JobState | AccountState | ProviderState | HonestyState | None
+State: TypeAlias = JobState | AccountState | ProviderState | SeedState | HonestyState | None
 
 
 def decide(state: State, command: c.Command) -> tuple[e.EventData, ...]:
@@ -46,6 +49,12 @@ def decide(state: State, command: c.Command) -> tuple[e.EventData, ...]:
             return decide_enrol_provider(state, command)
         case ProviderState(), c.PublishOffer():
             return decide_publish_offer(state, command)
+        case ProviderState(), c.PublishProfile():
+            return decide_publish_profile(state, command)
+        case SeedState(), c.CommitMatchingSeed():
+            return decide_commit_seed(state, command)
+        case SeedState(), c.RevealMatchingSeed():
+            return decide_reveal_seed(state, command)
         case ProviderState(), c.AttestProvider():
             return decide_attest_provider(state, command)
         case ProviderState(), c.RevokeAttestation():
@@ -59,13 +68,7 @@ def decide(state: State, command: c.Command) -> tuple[e.EventData, ...]:
         case None, c.OpenDispute():
             return decide_open_dispute(command)
         case None, c.PublishPolicy():
-            return (
-                e.PolicyPublished(
-                    policy_hash=command.policy_hash,
-                    version=command.version,
-                    previous_hash=command.previous_hash,
-                ),
-            )
+            return decide_publish_policy(command)
         case None, c.TakeLedgerSnapshot():
             return (
                 e.LedgerSnapshotTaken(
@@ -87,6 +90,8 @@ def stream_of(command: c.Command) -> str:
             return "policy/network"
         case c.TakeLedgerSnapshot():
             return f"ledger/{command.shard}"
+        case c.CommitMatchingSeed() | c.RevealMatchingSeed():
+            return f"matching/{command.shard}"
         case c.OpenDispute():
             return f"dispute/{command.job_id}"
         case c.JudgeCanary() | c.LiftHonesty():
@@ -94,6 +99,7 @@ def stream_of(command: c.Command) -> str:
         case (
             c.EnrolProvider()
             | c.PublishOffer()
+            | c.PublishProfile()
             | c.AttestProvider()
             | c.RevokeAttestation()
             | c.PublishKeyBundle()
@@ -113,6 +119,8 @@ def evolve(state: State, event: e.EventData, stream: str) -> State:
     if aggregate == "provider":
         start = state if isinstance(state, ProviderState) else ProviderState()
         return provider.evolve(start, event)
+    if aggregate == "matching":
+        return seeding.evolve(state if isinstance(state, SeedState) else SeedState(), event)
     if aggregate == "honesty":
         return honesty.evolve(state if isinstance(state, HonestyState) else HonestyState(), event)
     return None
@@ -125,5 +133,6 @@ def initial(stream: str) -> State:
 
 _STARTS: dict[str, State] = {
     "job": JobState(), "account": AccountState(), "provider": ProviderState(),
+    "matching": SeedState(),
     "honesty": HonestyState(),
 }  # fmt: skip

@@ -10,7 +10,7 @@ from cocoon.contracts.events import JobRequested
 from cocoon.domain import matching
 from cocoon.domain.job import JobState
 from cocoon.domain.leasing import failure_of, need_of, requested_of
-from cocoon.domain.matching import Need, Standing
+from cocoon.domain.matching import Standing
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,40 +45,55 @@ class Explanation:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Sought:
+    """What one decision looked for: the request, who had it before, the epoch it would give."""
+
+    request: JobRequested
+    excluded: frozenset[str]
+    epoch: int
+
+
+def sought(state: JobState, command: RequestJob | ExpireLease) -> Sought | None:
+    """None if the decision looked for nobody. `state` is the job's before the command."""
+    if isinstance(command, RequestJob):
+        if command.available_nanoton < command.max_price_nanoton:
+            return None  # the funds were refused
+        return Sought(requested_of(command), frozenset(), 1)
+    if state.request is None or state.match is None or command.cancelled:
+        return None
+    if failure_of(state, command, command.reason != "busy") is not None:
+        return None
+    live = state.match.provider_id
+    tried = state.failed_at if command.again else (*state.tried, live)
+    return Sought(state.request, frozenset(tried), state.epoch + 1)
+
+
+def standings(found: Sought, command: RequestJob | ExpireLease) -> tuple[Standing, ...]:
+    """How each candidate fared, by provider: the very decision, made again."""
+    need = need_of(
+        found.request, command.now_ms, found.excluded, asked=command.preferences,
+        affinity=command.affinity, open_limits=command.open_limits,
+    )  # fmt: skip
+    return matching.explain(command.candidates, need, command.seed, command.policy)
+
+
 def explain_decision(state: JobState, command: RequestJob | ExpireLease) -> Explanation | None:
     """How each candidate fared. `state` is the job's before the command; None: nobody was sought.
 
     It is a function of what the log holds, so client, provider and auditor get the same.
     """
-    if isinstance(command, RequestJob):
-        if command.available_nanoton < command.max_price_nanoton:
-            return None  # the funds were refused
-        request, excluded, epoch = requested_of(command), frozenset[str](), 1
-    else:
-        if state.request is None or state.match is None or command.cancelled:
-            return None
-        if failure_of(state, command, command.reason != "busy") is not None:
-            return None
-        live = state.match.provider_id
-        tried = state.failed_at if command.again else (*state.tried, live)
-        request, excluded, epoch = state.request, frozenset(tried), state.epoch + 1
-    need = _need(request, command, excluded)
+    found = sought(state, command)
+    if found is None:
+        return None
     policy = command.policy
     return Explanation(
-        epoch=epoch,
+        epoch=found.epoch,
         decided_ms=command.now_ms,
         policy=policy.name if policy else "two-choices",
         policy_hash=policy.hash if policy else "",
         seed=command.seed,
-        standings=matching.explain(command.candidates, need, command.seed, policy),
-    )
-
-
-def _need(
-    request: JobRequested, command: RequestJob | ExpireLease, excluded: frozenset[str]
-) -> Need:
-    return need_of(
-        request, command.now_ms, excluded, asked=command.preferences, affinity=command.affinity
+        standings=standings(found, command),
     )
 
 
@@ -102,6 +117,8 @@ _FILTERED_BY = {
     "ignore": "the client ignores it",
     "tier": "its tier is not one that the client asks for",
     "quantisation": "its quantisation is not one that the client asks for",
+    "open_limits": "it has no TEE, and the network's policy allows such a provider no job of this "
+    "price",
     "region": "its region is not one that the client asks for",
     "token_price": "its price per token is over what the client allows",
     "context": "the request does not fit its context",

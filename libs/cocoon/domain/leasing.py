@@ -16,7 +16,7 @@ from cocoon.contracts.events import (
     LeaseExpired,
     ProviderMatched,
 )
-from cocoon.contracts.matching import Preferences
+from cocoon.contracts.matching import OpenTierLimits, Preferences
 from cocoon.domain import matching, pricing
 from cocoon.domain.job import JobState, JobStatus
 from cocoon.kernel.errors import Conflict, DeadlineExceeded, RateLimited, Unavailable
@@ -62,7 +62,10 @@ def decide_request_job(state: JobState, command: RequestJob) -> tuple[EventData,
                 available_nanoton=command.available_nanoton,
             ),
         )
-    need = need_of(requested, command.now_ms, asked=command.preferences, affinity=command.affinity)
+    need = need_of(
+        requested, command.now_ms, asked=command.preferences, affinity=command.affinity,
+        open_limits=command.open_limits,
+    )  # fmt: skip
     chosen = matching.choose(command.candidates, need, command.seed, command.policy)
     if isinstance(chosen, matching.NoCandidate):
         if chosen.is_capacity:
@@ -102,6 +105,7 @@ def requested_of(command: RequestJob) -> JobRequested:
 def need_of(
     request: JobRequested, now_ms: int, excluded: frozenset[str] = frozenset(), *,
     asked: Preferences | None = None, affinity: str = "",
+    open_limits: OpenTierLimits | None = None,
 ) -> matching.Need:  # fmt: skip
     return matching.Need(
         model_id=request.model_id,
@@ -113,6 +117,7 @@ def need_of(
         excluded_providers=excluded,
         preferences=asked or matching.NOTHING_ASKED,
         affinity=affinity,
+        open_limits=open_limits,
     )
 
 
@@ -150,7 +155,7 @@ def decide_expire_lease(state: JobState, command: ExpireLease) -> tuple[EventDat
         excluded = frozenset(state.failed_at if command.again else (*state.tried, live.provider_id))
         need = need_of(
             request, command.now_ms, excluded, asked=command.preferences,
-            affinity=command.affinity,
+            affinity=command.affinity, open_limits=command.open_limits,
         )  # fmt: skip
         chosen = matching.choose(command.candidates, need, command.seed, command.policy)
         if isinstance(chosen, Candidate):

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from cocoon.contracts.commands import Candidate
-from cocoon.contracts.matching import MatchingPolicy, Preferences
+from cocoon.contracts.matching import MatchingPolicy, OpenTierLimits, Preferences
+from cocoon.domain.open_tier import OPEN, fits
 from cocoon.domain.pricing import greatest_price
 
 DEFAULT_FIRST_TOKEN_US = 50_000  # a provider without a history is taken to need 50 ms
@@ -36,6 +37,7 @@ class Need:
     excluded_providers: frozenset[str] = frozenset()
     preferences: Preferences = field(default=NOTHING_ASKED)
     affinity: str = ""  # hex
+    open_limits: OpenTierLimits | None = None  # None: nobody of the open tier may have it
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,8 @@ _SENTENCES = {
     "quantisation": "no provider that this request is sealed to serves a quantisation that it "
     "asks for",
     "region": "no provider that this request is sealed to is in a region that it asks for",
+    "open_limits": "the network's policy allows the providers without a TEE that this request is "
+    "sealed to no job of this price; allow fewer tokens, or other tiers",
     "token_price": "every provider that this request is sealed to asks more per token than it "
     "allows",
     "context": "the request's token bounds exceed the context of every provider it is sealed to",
@@ -140,7 +144,7 @@ def _decide(
 # ---- hard filters ----
 
 
-def _filters(need: Need) -> list[tuple[str, Keep]]:
+def _filters(need: Need, some_open: bool) -> list[tuple[str, Keep]]:
     keys, asked = frozenset(need.recipient_key_ids), need.preferences
     tokens = need.max_input_tokens + need.max_output_tokens
     found: list[tuple[str, Keep]] = [
@@ -149,8 +153,13 @@ def _filters(need: Need) -> list[tuple[str, Keep]]:
         ("attestation", lambda c: c.valid_until_ms > need.now_ms),
         ("alive", lambda c: c.alive),
     ]
+    open_asked = OPEN in asked.tiers
+    if some_open and not open_asked:
+        found.append(("tier", lambda c: c.tier != OPEN))
     if asked is not NOTHING_ASKED:
         found += _asked_filters(asked)
+    if some_open and open_asked:
+        found.append(("open_limits", lambda c: c.tier != OPEN or _open_may_cost(c, need)))
     return [
         *found,
         ("context", lambda c: tokens <= c.context_tokens),
@@ -162,8 +171,22 @@ def _filters(need: Need) -> list[tuple[str, Keep]]:
             ),
         ),
         ("tried", lambda c: c.provider_id not in need.excluded_providers),
-        ("capacity", lambda c: c.running < c.concurrency),
+        (
+            "capacity",
+            lambda c: c.running < c.concurrency and (c.tier != OPEN or _has_room(c, need)),
+        ),
     ]
+
+
+def _open_may_cost(candidate: Candidate, need: Need) -> bool:
+    """Who has no TEE gets no job that can cost more than the network's policy allows."""
+    cost = greatest_price(candidate.quote, need.max_input_tokens, need.max_output_tokens)
+    return fits(need.open_limits, running=0, most_nanoton=cost)
+
+
+def _has_room(candidate: Candidate, need: Need) -> bool:
+    """Nor more jobs at once."""
+    return fits(need.open_limits, running=candidate.running, most_nanoton=0)
 
 
 def _asked_filters(asked: Preferences) -> list[tuple[str, Keep]]:
@@ -192,8 +215,13 @@ def _asked_filters(asked: Preferences) -> list[tuple[str, Keep]]:
 def _filtered(
     candidates: Iterable[Candidate], need: Need, tell: Tell
 ) -> list[Candidate] | NoCandidate:
-    left = sorted(candidates, key=lambda c: (c.provider_id, c.key_id))
-    for name, keep in _filters(need):
+    some_open = any(c.tier == OPEN for c in candidates)
+    if tell is _told_nobody and not some_open:
+        fitting = _fitting(candidates, need)
+        if fitting:
+            return fitting
+    left = _in_order(candidates)
+    for name, keep in _filters(need, some_open):
         kept = [c for c in left if keep(c)]
         if tell is not _told_nobody and len(kept) < len(left):
             _tell_all(tell, [c for c in left if c not in kept], "filtered", name)
@@ -201,6 +229,33 @@ def _filtered(
             return NoCandidate(emptied_by=name, message=_SENTENCES[name])
         left = kept
     return left
+
+
+def _in_order(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """The draws are functions of this order."""
+    return sorted(candidates, key=lambda c: (c.provider_id, c.key_id))
+
+
+def _fitting(candidates: Iterable[Candidate], need: Need) -> list[Candidate]:
+    """Whom all filters leave, in one look at each: what most decisions need to know of them."""
+    keys, model_id, now_ms = need.recipient_key_ids, need.model_id, need.now_ms
+    max_input, max_output = need.max_input_tokens, need.max_output_tokens
+    left = [
+        c
+        for c in candidates
+        if c.running < c.concurrency
+        and c.alive
+        and c.key_id in keys
+        and c.quote.model_id == model_id
+        and c.valid_until_ms > now_ms
+        and max_input + max_output <= c.context_tokens
+        and c.provider_id not in need.excluded_providers
+        and greatest_price(c.quote, max_input, max_output) <= need.max_price_nanoton
+    ]
+    if need.preferences is not NOTHING_ASKED:
+        for _, keep in _asked_filters(need.preferences):
+            left = [c for c in left if keep(c)]
+    return _in_order(left) if len(left) > 1 else left
 
 
 def _tell_all(tell: Tell, candidates: Iterable[Candidate], outcome: str, by: str) -> None:
@@ -274,7 +329,9 @@ def _by_policy(
         tell(pool[0], "won", "only one left", 0)
         return pool[0]
     a, b = draw.two(pool)
-    _tell_all(tell, [c for c in pool if c is not a and c is not b], "not_drawn", "two_choices")
+    if tell is not _told_nobody:
+        rest = [c for c in pool if c is not a and c is not b]
+        _tell_all(tell, rest, "not_drawn", "two_choices")
     return _better(a, b, need, policy, middle_us, tell)
 
 
@@ -289,7 +346,7 @@ def _warm(pool: list[Candidate], affinity: str, policy: MatchingPolicy) -> list[
     who are not.
     """
     ranked = warmest(pool, affinity, lambda c: c.provider_id)
-    limit = min(_load_permille(c) for c in pool) + policy.spill_permille
+    limit = min(map(_load_permille, pool)) + policy.spill_permille
     warm = [c for c in ranked[: policy.warm] if _load_permille(c) <= limit]
     return warm or [c for c in pool if _load_permille(c) <= limit]
 
@@ -320,10 +377,13 @@ def _wait_ns(candidate: Candidate, at_least_us: int = 0) -> int:
     return (candidate.running + 1) * first_token_us * 1000 // _places(candidate) + 1
 
 
+_TERMS = ("speed", "price", "success")
+
+
 def _terms(
     candidate: Candidate, wait_ns: int, fastest_ns: int, need: Need, policy: MatchingPolicy
-) -> list[tuple[str, int]]:
-    """Each between 0 and 1000 of its weight: nobody wins everything by one of them.
+) -> tuple[int, int, int]:
+    """As _TERMS names them, each between 0 and 1000 of its weight: nobody wins all by one of them.
 
     The price counts as a part of what the client allows, never as a divisor: a tenth of the price
     is not worth ten times the speed.
@@ -333,11 +393,11 @@ def _terms(
     success_ppm = candidate.success_ppm
     if candidate.ended_jobs < policy.explore_jobs:
         success_ppm = min(success_ppm, NEWCOMER_PPM)
-    return [
-        ("speed", policy.speed_weight * (_FULL * fastest_ns // wait_ns)),
-        ("price", policy.price_weight * (_FULL * max(0, cap - cost) // cap)),
-        ("success", policy.success_weight * ((success_ppm * _FULL + 500_000) // 1_000_000)),
-    ]
+    return (
+        policy.speed_weight * (_FULL * fastest_ns // wait_ns),
+        policy.price_weight * (_FULL * max(0, cap - cost) // cap),
+        policy.success_weight * ((success_ppm * _FULL + 500_000) // 1_000_000),
+    )
 
 
 def _better(
@@ -347,19 +407,18 @@ def _better(
 
     Who has no history yet is taken to be no faster than the middle one: another name is free.
     """
-    waits_ns = [_wait_ns(c, middle_us if c.ended_jobs < policy.explore_jobs else 0) for c in (a, b)]
-    of_a, of_b = (
-        _terms(c, wait_ns, min(waits_ns), need, policy)
-        for c, wait_ns in zip((a, b), waits_ns, strict=True)
-    )
-    a_wins = sum(value for _, value in of_a) >= sum(value for _, value in of_b)
+    a_waits_ns = _wait_ns(a, middle_us if a.ended_jobs < policy.explore_jobs else 0)
+    b_waits_ns = _wait_ns(b, middle_us if b.ended_jobs < policy.explore_jobs else 0)
+    fastest_ns = min(a_waits_ns, b_waits_ns)
+    of_a = _terms(a, a_waits_ns, fastest_ns, need, policy)
+    of_b = _terms(b, b_waits_ns, fastest_ns, need, policy)
+    a_wins = sum(of_a) >= sum(of_b)
     winner, loser = (a, b) if a_wins else (b, a)
     if tell is not _told_nobody:
         better, worse = (of_a, of_b) if a_wins else (of_b, of_a)
-        gaps = [
-            (mine - theirs, name) for (name, mine), (_, theirs) in zip(better, worse, strict=True)
-        ]
-        gap, name = max(gaps)
+        gap, name = max(
+            (mine - theirs, name) for name, mine, theirs in zip(_TERMS, better, worse, strict=True)
+        )
         weight = max(1, getattr(policy, f"{name}_weight"))
         tell(winner, "won", name if gap else "draw", 0)
         tell(loser, "lost", name if gap else "draw", gap // weight)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
+from cocoon.contracts.commands import RequestJob, decode_command
 from cocoon.contracts.envelope import GENESIS_HASH, StoredEvent
 from cocoon.eventlog.connection import tree_errors
 from cocoon.kernel.errors import LogCorrupt
@@ -180,6 +181,22 @@ async def job_of_command(conn: Connection, shard: int, command_id: str) -> str |
             command_id,
         )
     return None if found is None else str(found)
+
+
+async def requests_of_jobs(
+    conn: Connection, shard: int, job_ids: Sequence[str]
+) -> list[RequestJob]:
+    """The stored commands that began these jobs; unknown ones are left out."""
+    with tree_errors():
+        rows = await conn.fetch(
+            "SELECT c.data FROM log.events e JOIN log.commands c"
+            " ON c.shard = e.shard AND c.command_id = e.causation_id"
+            " WHERE e.shard = $1 AND e.version = 1 AND e.stream = ANY($2)",
+            shard,
+            [f"job/{job_id}" for job_id in job_ids],
+        )
+    found = [decode_command(row["data"].encode()) for row in rows]
+    return [command for command in found if isinstance(command, RequestJob)]
 
 
 async def hash_at(conn: Connection, shard: int, position: int) -> bytes:

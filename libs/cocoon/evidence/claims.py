@@ -20,11 +20,13 @@ _MAX_TIME_MS = 2**53
 _TDX_V4_SIGNED = 632
 _TDX_V5_HEADER = 54
 _SNP_SIGNED = 0x2A0
+_OPEN_SIGNED = 101  # magic, version, identity key, report data
 
 
 class TeeKind(IntEnum):
     """The kind of machine that vouches for the claims; the byte in the claims."""
 
+    NONE = 0  # none: the provider's identity key signs them (open_tier.py)
     TDX = 1
     SNP = 2
 
@@ -115,12 +117,13 @@ def challenge(checkpoint_root: bytes, provider_id: str, random: bytes) -> bytes:
 
 
 def signed_part(tee: TeeKind, evidence: bytes) -> bytes:
-    """The bytes that the hardware signed. Raises ValueError where they are not all there.
+    """The bytes that the hardware, or an identity key, signed. Raises ValueError where they are
+    not all there.
 
     Everything after them can be changed by anyone (trailing bytes, high s, PEM), so no identity
     may be taken from the whole.
     """
-    size = _SNP_SIGNED
+    size = _OPEN_SIGNED if tee is TeeKind.NONE else _SNP_SIGNED
     if tee is TeeKind.TDX:
         version = int.from_bytes(evidence[:2], "little")
         if version == 4:

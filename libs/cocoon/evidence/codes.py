@@ -101,6 +101,15 @@ REJECTIONS: dict[str, Code] = {
         "Send a report of every GPU that serves the offer.",
     ),
     "banned": Code("The machine or this evidence is banned by the policy.", "Use another machine."),
+    # the open tier
+    "open_tier": Code(
+        "The policy takes no provider without a TEE.",
+        "Offer the model from an Intel TDX machine, or wait for a policy that has an open tier.",
+    ),
+    "identity": Code(
+        "The claims are not signed by the identity key that the provider id is made from.",
+        "Make new evidence with the provider's own identity key.",
+    ),
     # whose rules
     "policy_unsigned": Code(
         "The policy is not signed for this network by enough of its signers.",

@@ -15,6 +15,7 @@ from nacl.signing import SigningKey, VerifyKey
 from pydantic import Field, ValidationError
 
 from cocoon.contracts.base import Contract, Count, Hex32, Name
+from cocoon.contracts.matching import OpenTierLimits
 from cocoon.kernel import canonical
 
 MAX_POLICY_BYTES = 512 * 1024
@@ -78,6 +79,13 @@ class Bans(Contract):
     evidence_ids: tuple[Hex32, ...] = ()
 
 
+class OpenTierRules(OpenTierLimits):
+    """Whether providers without a TEE are taken, and how far; the limits are of one of them."""
+
+    allowed: bool
+    max_providers: Annotated[int, Field(ge=1, le=10_000)]  # that stand at once
+
+
 class Policy(Contract):
     """The unsigned document. `previous_hash` is the policy hash it replaces."""
 
@@ -95,6 +103,13 @@ class Policy(Contract):
     bans: Bans = Bans()
     suites: tuple[Annotated[int, Field(ge=1, le=255)], ...] = (1,)
     max_evidence_age_s: Annotated[int, Field(ge=60, le=30 * 86_400)] = 7200
+    # left out where there is none, so that policies from before keep their bytes and hashes
+    open_tier: Annotated[OpenTierRules | None, Field(exclude_if=lambda rules: rules is None)] = None
+
+    @property
+    def open_rules(self) -> OpenTierRules | None:
+        """The open tier's rules; None where providers without a TEE are not taken."""
+        return self.open_tier if self.open_tier is not None and self.open_tier.allowed else None
 
 
 class PolicySignature(Contract):

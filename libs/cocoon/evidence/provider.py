@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError
 
 from cocoon.contracts.base import Contract, Hex32, Name
 from cocoon.evidence import claims as binding
+from cocoon.evidence import open_tier
 from cocoon.evidence import policy as rules
 from cocoon.evidence.claims import Claims, TeeKind
 from cocoon.evidence.collateral import MAX_COLLATERAL_BYTES, CollateralFloors
@@ -26,6 +27,7 @@ from cocoon.kernel import canonical
 from cocoon.kernel.errors import EvidenceRejected
 
 MAX_EVIDENCE_BYTES = 1024 * 1024
+_KINDS = {"tdx": TeeKind.TDX, "snp": TeeKind.SNP, "none": TeeKind.NONE}
 MAX_CLOCK_SKEW_MS = 120_000  # how far ahead of ours an enclave's clock may run
 
 
@@ -46,9 +48,9 @@ Base64 = Annotated[
 class ProviderEvidence(Contract):
     """What a provider offers as proof, as it travels in the directory."""
 
-    tee: Literal["tdx", "snp"]
+    tee: Literal["tdx", "snp", "none"]
     provider_id: Name
-    quote: Annotated[Base64, Field(max_length=64 * 1024)]
+    quote: Annotated[Base64, Field(max_length=64 * 1024)]  # none: the open tier's statement
     collateral: Annotated[str, Field(max_length=MAX_COLLATERAL_BYTES)] | None = None
     claims: Annotated[Base64, Field(max_length=1024)]
     models: Annotated[tuple[Hex32, ...], Field(min_length=1, max_length=256)]
@@ -106,11 +108,22 @@ def _check_policy(signed: SignedPolicy, trust: TrustAnchors) -> Verdict | None:
 
 def _check_scope(evidence: ProviderEvidence, policy: Policy) -> Verdict | None:
     """Kinds of evidence that this version cannot verify are undecided, never ok."""
+    if evidence.tee == "none":
+        return _check_open_scope(evidence, policy)
     if evidence.tee != "tdx":
         return fail("unsupported", "AMD SEV-SNP is not verified yet.")
     if evidence.gpu_reports:
         return fail("unsupported", "NVIDIA GPU reports are not verified yet.")
     return reject("gpu_missing") if policy.gpu.required else None
+
+
+def _check_open_scope(evidence: ProviderEvidence, policy: Policy) -> Verdict | None:
+    """What only hardware can vouch for has no place beside a provider's own word."""
+    if policy.open_rules is None:
+        return reject("open_tier")
+    if evidence.collateral is not None or evidence.gpu_reports:
+        return reject("malformed", "Without a TEE there is neither collateral nor a GPU report.")
+    return None
 
 
 def _verify(
@@ -124,14 +137,13 @@ def _verify(
         claims = Claims.decode(evidence.claims)
     except ValueError as error:
         return reject("malformed", f"In detail: {error}.")
-    if claims.tee is not TeeKind.TDX:
+    if claims.tee is not _KINDS[evidence.tee]:
         return reject("malformed", "The claims name another kind of machine than the evidence.")
-    verdict = verify_tdx(evidence.quote, evidence.collateral, trust, policy, now_ms, floors=floors)
-    facts, ends_ms = verdict.facts, verdict.valid_until_ms
-    if not verdict.ok or facts is None or ends_ms is None:
+    verdict, covered = _vouched(evidence, trust, policy, floors, now_ms)
+    ends_ms = verdict.valid_until_ms
+    if not verdict.ok or ends_ms is None:
         return verdict
-    expected = binding.report_data(evidence.claims).hex()
-    if not hmac.compare_digest(facts.report_data, expected):
+    if not hmac.compare_digest(covered, binding.report_data(evidence.claims).hex()):
         refusal: Verdict | None = reject("report_data_mismatch")
     else:
         verdict = verdict.with_(claims=claims)
@@ -139,12 +151,28 @@ def _verify(
     if refusal:
         return refusal.with_(
             evidence_id=verdict.evidence_id,
-            facts=facts,
+            facts=verdict.facts,
             claims=verdict.claims,
             floors=verdict.floors,
         )
     ends_ms = min(ends_ms, claims.not_after_ms, _too_old_ms(claims, policy))
     return verdict.with_(valid_until_ms=ends_ms)
+
+
+def _vouched(
+    evidence: ProviderEvidence,
+    trust: TrustAnchors,
+    policy: Policy,
+    floors: CollateralFloors,
+    now_ms: int,
+) -> tuple[Verdict, str]:
+    """Who vouches for what: the verdict on the hardware, or on the provider's own signature, and
+    the report data (hex) that it covers, which means nothing unless the verdict is ok.
+    """
+    if evidence.tee == "none":
+        return open_tier.verify_statement(evidence.quote, evidence.provider_id, policy, now_ms)
+    verdict = verify_tdx(evidence.quote, evidence.collateral, trust, policy, now_ms, floors=floors)
+    return verdict, verdict.facts.report_data if verdict.facts else ""
 
 
 def _too_old_ms(claims: Claims, policy: Policy) -> int:

@@ -15,6 +15,10 @@ from cocoon.evidence.claims import Claims
 from cocoon.evidence.collateral import CollateralFloors
 
 _OK = codes.Code("The evidence is genuine and the policy takes it.", "Nothing.")
+_OPEN = codes.Code(
+    "The provider's own key signs the claims and the policy takes it; no TEE vouches for them.",
+    "Nothing; whoever owns the machine can read what is sent to it.",
+)
 
 
 class Outcome(StrEnum):
@@ -29,7 +33,7 @@ class Assurance(StrEnum):
     FACILITY = "facility"  # genuine hardware in a place that the policy lists
     ATTESTED = "attested"  # genuine hardware, wherever it stands
     SIMULATED = "simulated"  # a DEV ONLY authority played the vendor: nothing is protected
-    OPEN = "open"  # no TEE
+    OPEN = "open"  # no TEE: whoever owns the machine can read prompts and answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +65,7 @@ class Verdict:
     """The verifier's whole answer. `str()` is its text form, as in the log and the vectors."""
 
     outcome: Outcome
-    code: str  # ok: the TCB status; otherwise a code of codes.py
+    code: str  # ok: the TCB status, or "open" without a TEE; otherwise a code of codes.py
     sentence: str
     next_step: str
     assurance: Assurance | None = None  # only when ok
@@ -90,6 +94,14 @@ def accept(status: str, assurance: Assurance, valid_until_ms: int) -> Verdict:
     return Verdict(
         Outcome.OK, status, _OK.sentence, _OK.next_step, assurance, valid_until_ms=valid_until_ms
     )
+
+
+def accept_open(valid_until_ms: int) -> Verdict:
+    """An ok verdict on claims that no TEE vouches for: `ok:open`, and never a better tier."""
+    return Verdict(
+        Outcome.OK, "open", _OPEN.sentence, _OPEN.next_step, Assurance.OPEN,
+        valid_until_ms=valid_until_ms,
+    )  # fmt: skip
 
 
 def reject(code: str, detail: str = "") -> Verdict:

@@ -40,7 +40,11 @@ def describe_folder(
         check_onnx(tree.files, folder)
         if "context_length" not in config:
             raise ConfigurationError(f"{folder}/config.json names no context_length")
-        arguments = {"context_tokens": str(config["context_length"]), **(arguments or {})}
+        arguments = {
+            "context_tokens": str(config["context_length"]),
+            **({"kind": str(config["kind"])} if "kind" in config else {}),
+            **(arguments or {}),
+        }
     files = hash_files(tree.files, told)
     return ModelManifest(
         name=name,

@@ -15,6 +15,8 @@ from cocoon.kernel import canonical
 from cocoon.kernel.ids import ModelId
 
 MAX_FILES: Final = 4096
+CHAT: Final[Literal["chat"]] = "chat"
+EMBEDDINGS: Final[Literal["embeddings"]] = "embeddings"
 # Printable ASCII without "/" and "\": other alphabets have several byte forms of one name.
 _SIGN: Final = r"[\x20-\x2d\x30-\x5b\x5d-\x7e]"  # and no dot
 _STEP: Final = rf"(?:\.{{0,2}}{_SIGN}(?:{_SIGN}|\.)*|\.{{3}}(?:{_SIGN}|\.)*)"  # never "." or ".."
@@ -49,10 +51,22 @@ class ModelManifest(MappingContract):
             raise ValueError("a file is named twice")
         return tuple(sorted(files, key=lambda file: file.path))
 
+    @field_validator("arguments")
+    @classmethod
+    def _known_kind(cls, arguments: dict[str, str]) -> dict[str, str]:
+        if arguments.get("kind", CHAT) not in (CHAT, EMBEDDINGS):
+            raise ValueError("a model is for chat or for embeddings")
+        return arguments
+
     @property
     def model_id(self) -> ModelId:
         """SHA-256 (hex) of the canonical manifest."""
         return ModelId(hashlib.sha256(self.to_canonical()).hexdigest())
+
+    @property
+    def kind(self) -> Literal["chat", "embeddings"]:
+        """What the model is for, its argument `kind`; chat where none is stated."""
+        return EMBEDDINGS if self.arguments.get("kind") == EMBEDDINGS else CHAT
 
     @property
     def size_bytes(self) -> int:

@@ -179,7 +179,7 @@ MATCH_SECONDS = Histogram("cocoon_match_seconds", "From a job request to its com
 LEASES_EXPIRED = Counter("cocoon_leases_expired", "Ended leases, by reason.", _label("reason"))
 PROVIDERS = Gauge(
     "cocoon_providers", "Providers that a process knows, by state.",
-    _label("state", "enrolled", "attested", "alive", "revoked"),
+    _label("state", "enrolled", "attested", "open", "alive", "revoked"),
 )  # fmt: skip
 
 # ---- event log ----

@@ -1,33 +1,53 @@
-"""A tiny HTTP server on loopback for /metrics and /healthz; no other path, method or body.
+"""A tiny HTTP server on loopback for /metrics and /healthz, and what a service adds; no bodies in.
 
-Health is a table of named conditions: all true is 200, else 503, with the table as JSON.
+Health is a table of named conditions: all true is 200, else 503, with the table as JSON. A page
+is read by anybody on this machine; an action needs the bearer token.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import hmac
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Final
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 from cocoon.kernel.errors import ConfigurationError
 from cocoon.telemetry import metrics
 
 Health = Callable[[], Mapping[str, bool]]
 Closer = Callable[[], Awaitable[None]]
+Page = Callable[[], Mapping[str, Any]]
+Action = Callable[[], Awaitable[tuple[int, Mapping[str, Any]]]]  # status and JSON
 
 MAX_CONNECTIONS: Final = 16
 MAX_HEAD_BYTES: Final = 8 * 1024
 TIMEOUT_S: Final = 5.0
 _LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 _REASONS: Final = {
-    200: "OK", 404: "Not Found", 405: "Method Not Allowed", 503: "Service Unavailable",
+    200: "OK", 202: "Accepted", 401: "Unauthorized", 404: "Not Found", 405: "Method Not Allowed",
+    409: "Conflict", 422: "Unprocessable Content", 503: "Service Unavailable",
 }  # fmt: skip
+_TEXT: Final = "text/plain; charset=utf-8"
+_JSON: Final = "application/json"
+
+
+@dataclass(frozen=True, slots=True)
+class Extra:
+    """What a service serves besides: `pages` by GET, `actions` by POST with the token."""
+
+    pages: Mapping[str, Page] = field(default_factory=dict)
+    actions: Mapping[str, Action] = field(default_factory=dict)
+    token: str = field(default="", repr=False)
+
+
+_NOTHING: Final = Extra()
 
 
 async def serve_observe(
-    host: str, port: int, health: Health, *, anywhere: bool = False
+    host: str, port: int, health: Health, *, anywhere: bool = False, extra: Extra = _NOTHING
 ) -> tuple[int, Closer]:
     """Serve until the returned closer is awaited; port 0 takes any. Returns the bound port.
 
@@ -47,7 +67,7 @@ async def serve_observe(
         tasks.add(task)
         try:
             async with asyncio.timeout(TIMEOUT_S):
-                await _answer(reader, writer, health)
+                await _answer(reader, writer, health, extra)
         except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass
         finally:
@@ -69,12 +89,18 @@ async def serve_observe(
 
 
 async def _answer(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, health: Health
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, health: Health, extra: Extra
 ) -> None:
     head = await reader.readuntil(b"\r\n\r\n")
     method, _, rest = head.partition(b" ")
     path = rest.partition(b" ")[0].partition(b"?")[0]
-    status, kind, body = _respond(method, path, health)
+    named = path.decode("ascii", "replace")
+    if method == b"POST" and named in extra.actions:
+        status, kind, body = await _act(head, extra.actions[named], extra.token)
+    elif method in (b"GET", b"HEAD") and named in extra.pages:
+        status, kind, body = 200, _JSON, json.dumps(extra.pages[named]()).encode()
+    else:
+        status, kind, body = _respond(method, path, health)
     writer.write(
         f"HTTP/1.1 {status} {_REASONS[status]}\r\nContent-Type: {kind}\r\n"
         f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
@@ -84,13 +110,29 @@ async def _answer(
     await writer.drain()
 
 
+async def _act(head: bytes, action: Action, token: str) -> tuple[int, str, bytes]:
+    if not token or not hmac.compare_digest(_bearer(head), token.encode()):
+        return 401, _TEXT, b"send the token of the service's folder as a bearer token\n"
+    status, told = await action()
+    return status, _JSON, json.dumps(told).encode()
+
+
+def _bearer(head: bytes) -> bytes:
+    for line in head.split(b"\r\n")[1:]:
+        name, _, value = line.partition(b":")
+        if name.strip().lower() == b"authorization":
+            kind, _, given = value.strip().partition(b" ")
+            return given.strip() if kind.lower() == b"bearer" else b""
+    return b""
+
+
 def _respond(method: bytes, path: bytes, health: Health) -> tuple[int, str, bytes]:
     if method not in (b"GET", b"HEAD"):
-        return 405, "text/plain; charset=utf-8", b"only GET is answered here\n"
+        return 405, _TEXT, b"only GET is answered here\n"
     if path == b"/metrics":
         return 200, "text/plain; version=0.0.4; charset=utf-8", metrics.render()
     if path == b"/healthz":
         conditions = dict(health())
         status = 200 if all(conditions.values()) else 503
-        return status, "application/json", json.dumps(conditions).encode()
-    return 404, "text/plain; charset=utf-8", b"try /metrics or /healthz\n"
+        return status, _JSON, json.dumps(conditions).encode()
+    return 404, _TEXT, b"try /metrics or /healthz\n"

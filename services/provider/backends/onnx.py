@@ -12,11 +12,18 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 
-from cocoon.chat import Capabilities, ChatRequest, FinishReason, Message, TokenLogprob, TokenUsage
+from cocoon.chat import (
+    Capabilities,
+    ChatRequest,
+    FinishReason,
+    TextRequest,
+    TokenLogprob,
+    TokenUsage,
+)
 from cocoon.kernel.clock import Randomness
 from cocoon.kernel.errors import CocoonError, ConfigurationError, RateLimited, Unavailable
 from cocoon.models.folder import read_config
@@ -112,6 +119,7 @@ def _within(logprobs: Sequence[TokenLogprob], size: int) -> tuple[TokenLogprob, 
 class OnnxBackend:
     """Serves one model folder. `queue_limit` bounds running and waiting answers together."""
 
+    kind: Literal["chat"] = "chat"
     capabilities = Capabilities(logprobs=True, logit_bias=True, penalties=True, seed=True)
 
     def __init__(self, folder: Path, *, queue_limit: int, randomness: Randomness) -> None:
@@ -132,7 +140,7 @@ class OnnxBackend:
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._session: ort.InferenceSession | None = None
-        self.context_tokens = int(config["context_length"])
+        self.context_tokens = self.request_tokens = int(config["context_length"])
         print_of = hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest()
         self.system_fingerprint = f"fp_{print_of[:12]}"
 
@@ -163,13 +171,13 @@ class OnnxBackend:
             await asyncio.to_thread(self._thread.join, STOP_TIMEOUT_S)
 
     async def generate(
-        self, request: ChatRequest, *, max_input_tokens: int, max_output_tokens: int
+        self, request: TextRequest, *, max_input_tokens: int, max_output_tokens: int
     ) -> AsyncGenerator[Output, None]:
-        prompt = self._prompt(request.messages)
+        prompt = self._prompt(request)
         bound = min(max_input_tokens, self.context_tokens - 1)
         if len(prompt) > bound:
             raise prompt_too_long(
-                bound, tokens=len(prompt), context_tokens=self.context_tokens,
+                request, bound, tokens=len(prompt), context_tokens=self.context_tokens,
                 max_output_tokens=max_output_tokens,
             )  # fmt: skip
         if len(self._answers) >= self._queue_limit:
@@ -196,10 +204,14 @@ class OnnxBackend:
             answer.gone = True
             self._answers.discard(answer)
 
-    def _prompt(self, messages: Sequence[Message]) -> list[int]:
-        """The chat template, token by token, so that no text can pose as a turn."""
+    def _prompt(self, request: TextRequest) -> list[int]:
+        """The chat template, token by token, so that no text can pose as a turn; or the bare text
+        that is to be continued.
+        """
+        if not isinstance(request, ChatRequest):
+            return self._table.encode(request.prompt)
         ids: list[int] = []
-        for message in messages:
+        for message in request.messages:
             role = "system" if message.role == "developer" else message.role
             ids += [self._table.special(f"<|{role}|>"), *self._table.encode(message.content)]
             if role == "assistant":

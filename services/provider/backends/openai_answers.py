@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Final
 
 import msgspec
 
-from cocoon.chat import TokenLogprob, TokenUsage
+from cocoon.chat import Embedded, TokenLogprob, TokenUsage
+from cocoon.chat.embeddings import pack, unpack_base64
 from cocoon.kernel.errors import Unavailable
 from services.provider.backends.base import Ended, Output, Piece
 
@@ -22,6 +24,7 @@ MAX_LINE_BYTES: Final = 1024 * 1024
 MAX_COUNT: Final = 2**31 - 1
 LEAST_LOGPROB: Final = -9999.0  # OpenAI's way to say minus infinity
 Json = dict[str, Any]
+_Reads = Callable[[Json, int], Piece | None]
 
 
 @contextlib.contextmanager
@@ -51,9 +54,13 @@ def read_item(value: bytes) -> Json | None:
 
 
 class StreamReader:
-    """Folds a stream's bytes into pieces, and the end that they tell."""
+    """Folds a stream's bytes into pieces, and the end that they tell.
 
-    def __init__(self) -> None:
+    `completions`: the chunks are of a completion, else of a chat.
+    """
+
+    def __init__(self, *, completions: bool = False) -> None:
+        self._read: _Reads = _completion_piece if completions else partial(_piece, "delta")
         self._reason: Any = None
         self._usage: Any = None
         self._pending = b""
@@ -99,7 +106,7 @@ class StreamReader:
         self._usage = item.get("usage") or self._usage
         for choice in item.get("choices") or ():
             self._reason = choice.get("finish_reason") or self._reason
-            piece = _piece(choice, "delta", 1)
+            piece = self._read(choice, 1)
             if piece is not None:
                 pieces.append(piece)
 
@@ -116,13 +123,33 @@ def _joined(pieces: list[Piece]) -> list[Output]:
     return [Piece(text, sum(piece.tokens for piece in pieces))]
 
 
-def read_whole(raw: bytes) -> tuple[Piece | None, Ended]:
+def read_whole(raw: bytes, *, completions: bool = False) -> tuple[Piece | None, Ended]:
     """The one body of an answer: its text, if any, and its end. Raises Unavailable."""
+    read: _Reads = _completion_piece if completions else partial(_piece, "message")
     with _reading():
         value = _json(raw)
         choice, usage = value["choices"][0], value["usage"]
         end = _ended(choice.get("finish_reason"), usage)
-        return _piece(choice, "message", end.usage.completion), end
+        return read(choice, end.usage.completion), end
+
+
+def read_embeddings(raw: bytes, count: int) -> Embedded:
+    """The one body of embeddings: `count` vectors of one length. Raises Unavailable."""
+    with _reading():
+        value = _json(raw)
+        by_index = {_count(item["index"]): _vector(item["embedding"]) for item in value["data"]}
+        vectors = tuple(by_index[index] for index in range(count))
+        if len(value["data"]) != count or len({len(vector) for vector in vectors}) != 1:
+            raise ValueError
+        usage = value["usage"]
+        return Embedded(vectors, TokenUsage(_count(usage["prompt_tokens"]), 0))
+
+
+def _vector(value: Any) -> bytes:
+    vector = unpack_base64(value) if isinstance(value, str) else pack(value)
+    if not vector:
+        raise ValueError
+    return vector
 
 
 def _ended(reason: Any, usage: Any) -> Ended:
@@ -134,7 +161,38 @@ def _ended(reason: Any, usage: Any) -> Ended:
         raise failed("The engine's server gave token counts that are none.") from None
 
 
-def _piece(choice: Json, where: str, tokens: int) -> Piece | None:
+def _completion_piece(choice: Json, tokens: int) -> Piece | None:
+    """What one choice of a completion says, or None."""
+    text = _text(choice.get("text") or "")
+    told = choice.get("logprobs") or {}
+    names = told.get("tokens") or ()
+    rivals = told.get("top_logprobs") or [None] * len(names)
+    logprobs = tuple(
+        TokenLogprob((name := _text(token)), name.encode(), _number(logprob), _rivals(others))
+        for token, logprob, others in zip(
+            names, told.get("token_logprobs") or (), rivals, strict=True
+        )
+    )
+    if not text and not logprobs:
+        return None
+    return Piece(text, len(logprobs) or tokens, logprobs)
+
+
+def _rivals(others: Json | None) -> tuple[TokenLogprob, ...]:
+    """A completion's likeliest tokens, the likeliest first."""
+    found = [(_text(token), _number(logprob)) for token, logprob in (others or {}).items()]
+    found.sort(key=lambda one: -one[1])
+    return tuple(TokenLogprob(token, token.encode(), logprob) for token, logprob in found)
+
+
+def _number(value: Any) -> float:
+    logprob = float(value)
+    if math.isnan(logprob) or logprob == math.inf:
+        raise ValueError
+    return max(logprob, LEAST_LOGPROB)
+
+
+def _piece(where: str, choice: Json, tokens: int) -> Piece | None:
     """What one choice says, or None. `tokens` counts where no log probabilities do."""
     text = _text((choice.get(where) or {}).get("content") or "")
     found = ((choice.get("logprobs") or {}).get("content")) or ()
@@ -154,13 +212,13 @@ def _text(value: Any) -> str:
 
 
 def _logprob(entry: Json, rivals: Any = None) -> TokenLogprob:
-    raw, text, logprob = entry.get("bytes"), _text(entry["token"]), float(entry["logprob"])
-    if not (raw is None or isinstance(raw, list)) or math.isnan(logprob) or logprob == math.inf:
+    raw, text, logprob = entry.get("bytes"), _text(entry["token"]), _number(entry["logprob"])
+    if not (raw is None or isinstance(raw, list)):
         raise ValueError
     return TokenLogprob(
         text,
         text.encode() if raw is None else bytes(raw),
-        max(logprob, LEAST_LOGPROB),
+        logprob,
         tuple(_logprob(rival) for rival in rivals or ()),
     )
 

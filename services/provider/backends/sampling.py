@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from cocoon.chat import ChatRequest
+from cocoon.chat import TextRequest
 from cocoon.kernel.errors import BadRequest
 
 Logits = NDArray[np.float32]
@@ -31,7 +31,7 @@ class Sampler:
     """One answer's sampler. `seed` is used where the request names none."""
 
     def __init__(
-        self, request: ChatRequest, *, vocabulary: int, default_temperature: float, seed: int
+        self, request: TextRequest, *, vocabulary: int, default_temperature: float, seed: int
     ) -> None:
         chosen = request.temperature
         self._temperature = default_temperature if chosen is None else chosen
@@ -40,8 +40,8 @@ class Sampler:
         self._frequency = request.frequency_penalty or 0.0
         self._counts = np.zeros(vocabulary, np.float64)
         self._bias = self._bias_row(request.bias_by_token, vocabulary)
-        self._wants_logprobs = bool(request.logprobs)
-        self._top = request.top_logprobs or 0
+        self._wants_logprobs = request.wants_logprobs
+        self._top = request.rivals
         number = seed if request.seed is None else request.seed
         self._random = np.random.Generator(np.random.PCG64(number % 2**64))
         self._plain = (

@@ -13,7 +13,7 @@ import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -21,7 +21,7 @@ import numpy as np
 from tritonclient.grpc import InferInput
 from tritonclient.grpc.aio import InferenceServerClient
 
-from cocoon.chat import Capabilities, ChatRequest
+from cocoon.chat import Capabilities, ChatRequest, TextRequest
 from cocoon.kernel.clock import Randomness
 from cocoon.kernel.errors import (
     BadRequest,
@@ -36,9 +36,10 @@ from services.provider.backends.base import (
     Output,
     Piece,
     Started,
+    no_completions,
     prompt_too_long,
 )
-from services.provider.backends.openai_compatible import LOOPBACK, check_url
+from services.provider.backends.openai_server import LOOPBACK, check_url
 from services.provider.backends.triton_stream import BROKEN, TritonStream, broke
 from services.provider.backends.triton_wire import (
     INPUTS,
@@ -80,7 +81,10 @@ class TritonBackend:
 
     deadline_s bounds a whole answer (DeadlineExceeded), read_timeout_s the wait for its next
     piece (Unavailable). `load` is told what the server's metrics say, if `metrics_url` is given.
+    `client_cert` proves the agent to a server that asks for it: its certificate and key, PEM.
     """
+
+    kind: Literal["chat"] = "chat"
 
     def __init__(
         self,
@@ -96,6 +100,7 @@ class TritonBackend:
         deadline_s: float = 600.0,
         read_timeout_s: float = 120.0,
         ca_file: Path | None = None,
+        client_cert: tuple[Path, Path] | None = None,
         api_key: str | None = None,
     ) -> None:
         self._target, self._tls = check_address(url)
@@ -107,6 +112,10 @@ class TritonBackend:
         self._deadline_s = deadline_s
         self._read_timeout_s = read_timeout_s
         self._ca_file = ca_file
+        self._client_cert = client_cert
+        if client_cert is not None and not self._tls:
+            raise ConfigurationError("a client certificate is shown over grpcs:// only")
+        self._completions = False  # told by the model's configuration
         self._headers = {"authorization": f"Bearer {api_key}"} if api_key else None
         self._client: InferenceServerClient | None = None
         self._http: aiohttp.ClientSession | None = None
@@ -114,7 +123,7 @@ class TritonBackend:
         self._ending: set[asyncio.Task[None]] = set()
         self._checked = b""  # the model's configuration that was found to fit
         self.capabilities = capabilities
-        self.context_tokens = context_tokens
+        self.context_tokens = self.request_tokens = context_tokens
         self.system_fingerprint = f"fp_{hashlib.sha256(model.encode()).hexdigest()[:12]}"
 
     async def start(self) -> None:
@@ -129,10 +138,12 @@ class TritonBackend:
             self._client = InferenceServerClient(
                 self._target, ssl=self._tls, channel_args=options,
                 root_certificates=str(self._ca_file) if self._ca_file else None,
+                certificate_chain=str(self._client_cert[0]) if self._client_cert else None,
+                private_key=str(self._client_cert[1]) if self._client_cert else None,
             )  # fmt: skip
-        except OSError:
+        except OSError as error:
             raise ConfigurationError(
-                f"the certificates {self._ca_file} of the engine's server cannot be read"
+                f"the certificates for the engine's server cannot be read ({error.filename})"
             ) from None
         if self._metrics_url is not None:
             self._http = aiohttp.ClientSession(
@@ -169,17 +180,19 @@ class TritonBackend:
             await http.close()
 
     async def generate(
-        self, request: ChatRequest, *, max_input_tokens: int, max_output_tokens: int
+        self, request: TextRequest, *, max_input_tokens: int, max_output_tokens: int
     ) -> AsyncGenerator[Output, None]:
         if len(self._streams) >= self._queue_limit:
             raise RateLimited("The engine is answering as many requests as it can.", code="busy")
+        if not (self._completions or isinstance(request, ChatRequest)):
+            raise no_completions()
         max_input_tokens = min(max_input_tokens, self.context_tokens)
         stream = self._open(
             request_text(request), max_input_tokens, min(max_output_tokens, self.context_tokens)
         )
         whole = False
         too_long = partial(
-            prompt_too_long, max_input_tokens, context_tokens=self.context_tokens,
+            prompt_too_long, request, max_input_tokens, context_tokens=self.context_tokens,
             max_output_tokens=max_output_tokens,
         )  # fmt: skip
         try:
@@ -263,6 +276,7 @@ class TritonBackend:
                 f"the Triton server's model {self._model} takes {context[:12] or 'no'} tokens, "
                 f"fewer than the {self.context_tokens} that the agent is to offer"
             )
+        self._completions = told.get("cocoon_completions") == "1"
         parts: tuple[bytes, ...] = tuple(
             message.SerializeToString(deterministic=True) for message in (metadata, config)
         )

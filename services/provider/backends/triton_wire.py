@@ -13,7 +13,7 @@ import struct
 from collections.abc import Mapping
 from typing import Any, Final
 
-from cocoon.chat import ChatRequest, TokenLogprob, TokenUsage
+from cocoon.chat import TextRequest, TokenLogprob, TokenUsage
 from cocoon.kernel.errors import BadRequest, CocoonError, RateLimited, Unavailable
 from services.provider.backends.base import Ended, Output, Piece, Started
 
@@ -33,8 +33,11 @@ _QUEUED: Final = b"nv_inference_pending_request_count"
 _RUNNING: Final = b"cocoon_engine_running"
 
 
-def request_text(request: ChatRequest) -> bytes:
-    """The request's own JSON: what was honoured, and nothing that the engine need not know."""
+def request_text(request: TextRequest) -> bytes:
+    """The request's own JSON: what was honoured, and nothing that the engine need not know.
+
+    A completion has a `prompt` where a chat has `messages`.
+    """
     kept = request.model_dump(
         exclude_none=True,
         exclude={"metadata", "safety_identifier", "service_tier", "stream", "stream_options",

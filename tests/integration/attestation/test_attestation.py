@@ -198,7 +198,7 @@ async def test_a_stolen_provider_id_is_refused_at_every_door(network: Network) -
 async def test_who_has_not_enrolled_gets_nothing(network: Network) -> None:
     async with network.running():
         provider = await Provider.connect(network)
-        for verb in ("challenge", "publish_offer", "publish_bundle"):
+        for verb in ("challenge", "publish_offer", "publish_profile", "publish_bundle"):
             with pytest.raises(CocoonError) as refused:
                 await provider.ask(verb, EnrolRequest(identity_key="00" * 32))
             assert refused.value.code in ("not_enrolled", "bad_request")
@@ -445,7 +445,9 @@ async def test_garbage_gets_a_plain_refusal(network: Network) -> None:
     async with network.running():
         provider = await Provider.connect(network)
         await provider.enrol()
-        for verb in ("enrol", "submit_evidence", "publish_offer", "publish_bundle"):
+        for verb in (
+            "enrol", "submit_evidence", "publish_offer", "publish_profile", "publish_bundle",
+        ):  # fmt: skip
             raw = await provider.client.request(
                 subjects.attestation(provider.provider_id, verb), b"\xff\x00{", timeout=5
             )

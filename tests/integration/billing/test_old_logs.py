@@ -59,8 +59,33 @@ def test_the_old_logs_hold_what_goes_wrong_in_a_network() -> None:
         "LeaseExpired:expired", "LeaseExpired:silent", "LeaseExpired:refused", "LeaseExpired:gone",
         "LeaseExpired:revoked", "LeaseExpired:rejected", "ResultRejected:stale_epoch",
         "ResultRejected:receipt_sig", "ResultRejected:wrong_price", "JobFailed:deadline_exceeded",
-        "JobFailed:unknown_key",
+        "JobFailed:unknown_key", "ProviderProfilePublished", "MatchingSeedCommitted",
+        "MatchingSeedRevealed",
     } <= set(seen)  # fmt: skip
+
+
+async def test_the_seeds_of_an_old_log_are_those_that_its_secrets_give() -> None:
+    found = await logfile.replay_file(FOLDER / "seeds-1.log.gz", decisions=True)
+    (shard,) = [report for report in found if report.shard == 1]
+    assert shard.seeds > 20
+
+
+def test_a_seed_that_was_chosen_is_found_in_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first command whose draw does not matter, under another seed: same events, and blamed."""
+    values = lines(FOLDER / "seeds-1.log.gz")
+    commands = [v for v in values if '"seed_period":1,' in str(v.get("data"))]
+    alone = next(v for v in commands if str(v["data"]).count('"provider_id":') == 1)
+    data = str(alone["data"])
+    seed = data.partition('"seed":"')[2][:64]
+    alone["data"] = data.replace(seed, seed[::-1])
+    path = tmp_path / "log.gz"
+    path.write_bytes(gzip.compress(b"".join(json.dumps(v).encode() + b"\n" for v in values)))
+    assert replay.main(["--file", str(path), "--decisions"]) == 1
+    told = [line for line in capsys.readouterr().out.splitlines() if "DIFFERENT" in line]
+    assert len(told) == 1
+    assert told[0].endswith("its seed is not the one that its secret gives")
 
 
 Change = Callable[[list[dict[str, object]]], object]

@@ -140,7 +140,7 @@ def test_a_bad_parameter_is_refused_before_anything_is_sealed(
 
 def test_other_endpoints_are_404_with_openais_error_object(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
-        client.embeddings.create(model="skills-1", input="text")
+        client.moderations.create(input="text")
     assert caught.value.code == "unknown_url"
 
 

@@ -128,7 +128,7 @@ def test_another_method_is_405(http: httpx.Client) -> None:
 
 
 def test_another_path_is_404(http: httpx.Client) -> None:
-    for path in ("/v1/completions", "/", "/v1/responses", "/v1/chat"):
+    for path in ("/v1/moderations", "/", "/v1/responses", "/v1/chat"):
         answer = http.post(path, json=ASK)
         assert answer.status_code == 404
         error(answer)

@@ -41,6 +41,7 @@ ALLOWED: dict[tuple[str, str], set[str]] = {
     ("cocoon_attestation", "attestation.evidence"): {"SELECT", "INSERT", "UPDATE", "DELETE"},
     ("cocoon_attestation", "attestation.bans"): {"SELECT", "INSERT", "UPDATE", "DELETE"},
     ("cocoon_attestation", "attestation.floors"): {"SELECT", "INSERT", "UPDATE"},
+    ("cocoon_matcher", "matcher.secrets"): {"SELECT", "INSERT", "DELETE"},
     **{
         ("cocoon_reader", f"attestation.{t}"): {"SELECT"} for t in ("evidence", "bans", "floors")
     },
@@ -279,7 +280,7 @@ async def test_a_database_of_the_first_schema_is_brought_up_to_date(
     everything = migrate.migration_files()
     first = [entry for entry in everything if "/0002" not in entry[0]]
     assert len(first) == len(everything) - 2
-    for schema in ("log", "ledger", "gateway", "attestation"):
+    for schema in ("log", "ledger", "gateway", "attestation", "matcher"):
         await admin.execute(f"DROP SCHEMA {schema} CASCADE")
     await admin.execute("DROP TABLE public.schema_migrations")
     for _, file in first:

@@ -100,7 +100,8 @@ async def test_a_refusal_from_inside_is_sealed_and_free(world: ProviderWorld) ->
             ({"model": "other"}, "model", "model_not_found"),
             ({"max_input": 5}, "messages", "context_length_exceeded"),
             ({"body": b"not json"}, None, "invalid_json"),
-            ({"endpoint": "/v1/embeddings"}, None, "unsupported_endpoint"),
+            ({"endpoint": "/v1/responses"}, None, "unsupported_endpoint"),
+            ({"endpoint": "/v1/embeddings"}, "model", "wrong_endpoint"),
             ({"header": {"max_price_nanoton": 1}}, "max_price", "max_price_too_low"),
             ({"logit_bias": {"99999": 1}}, "logit_bias", "invalid_value"),
         ]

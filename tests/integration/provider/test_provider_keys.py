@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from cocoon.kernel.errors import ConfigurationError
+from cocoon.models.describing import describe_folder
 from cocoon.sealing import Status
+from services.provider.settings import SHIPPED_MODEL
 from tests.support.provider_world import ENDLESS, ProviderWorld, end
 
 FAST = {"epoch_s": 1.2, "overlap_s": 0.8}
@@ -45,6 +47,15 @@ async def test_a_key_that_the_network_does_not_have_yet_is_not_the_current_one(
         await world.until(lambda: len(world.bundles) > 1, "the next bundle on its way")
         assert (await world.ask(bundle=first, max_output=4)).receipt.key_id == first.key_id
         world.announcements_open.set()
+
+
+async def test_an_agent_tells_where_it_stands_and_how_its_model_is_quantised(
+    world: ProviderWorld,
+) -> None:
+    async with world.agent(region="eu-west"):
+        (model,) = world.profile.models
+        assert (world.profile.region, model.model_id) == ("eu-west", world.offer.model_id)
+        assert model.quantisation == describe_folder(SHIPPED_MODEL, "skills-1").quantisation
 
 
 async def test_a_key_whose_process_was_killed_is_replaced_at_once(world: ProviderWorld) -> None:

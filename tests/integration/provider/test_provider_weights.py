@@ -17,8 +17,8 @@ from cocoon.kernel.errors import ConfigurationError
 from cocoon.models import ModelManifest
 from cocoon.models.describing import describe_folder
 from cocoon.models.kept import keep
-from services.provider import main as agent_main
 from services.provider import weights
+from services.provider.backends import making
 from services.provider.backends.onnx import OnnxBackend
 from services.provider.settings import SHIPPED_MODEL, ProviderSettings
 from tests.support.engine_server import EngineServer
@@ -98,7 +98,7 @@ async def test_one_byte_that_differs_stops_the_agent_before_its_engine_loads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     loaded: list[object] = []
-    monkeypatch.setattr(agent_main, "OnnxBackend", lambda *a, **k: loaded.append(a))
+    monkeypatch.setattr(making, "OnnxBackend", lambda *a, **k: loaded.append(a))
     content = bytearray((folder / "model.onnx").read_bytes())
     content[at] ^= 1
     (folder / "model.onnx").write_bytes(content)
@@ -177,7 +177,7 @@ async def test_a_server_s_manifest_without_files_states_its_engine(
             model_manifest_file=given["model_manifest_file"], backend_url="http://[::1]:9"
         )
     )
-    assert await weights.checked_manifest(settings, Stop()) == made
+    assert await weights.checked_manifest(settings.config().models[0], Stop()) == made
 
 
 async def test_hashing_says_how_far_it_is_and_ends_when_the_process_is_to_end(
@@ -201,7 +201,7 @@ async def test_hashing_says_how_far_it_is_and_ends_when_the_process_is_to_end(
     monkeypatch.setattr(weights, "PROGRESS_S", 0)
     monkeypatch.setattr(weights, "_log", Log())
     settings = ProviderSettings(**world.settings(**given))
-    assert await weights.checked_manifest(settings, stop) is None
+    assert await weights.checked_manifest(settings.config().models[0], stop) is None
     total = sum(
         (folder / name).stat().st_size for name in ("config.json", "model.onnx", "tokenizer.json")
     )

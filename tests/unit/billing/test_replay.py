@@ -11,6 +11,7 @@ from cocoon.contracts.envelope import StoredEvent
 from cocoon.domain.ledger import OutOfBounds, postings
 from cocoon.kernel.errors import LogCorrupt
 from services.billing.books import Books
+from services.billing.draws import Draws
 from services.billing.redecide import MAX_ENDED_JOBS, Decisions, Report
 from tests.support.job_network import JobNetwork
 from tests.support.job_world import PROVIDERS
@@ -113,7 +114,7 @@ def test_an_overdraft_changes_nothing_unless_it_is_posted_unbounded() -> None:
 def decide_again(made: JobNetwork, first: int = 1, **changed: bytes) -> Report:
     """Check every command from a position on; `changed` replaces commands' bytes."""
     report = Report(shard=1, first=first, last=len(made.log.events))
-    decisions = Decisions(report)
+    decisions = Decisions(report, Draws(made.log.stream("matching/1")))
     for command in made.log.commands.values():
         group = made.log.events[command.first_position - 1 : command.last_position]
         if not group or command.first_position < first:

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cocoon.cli.app import app
-from cocoon.devnet import triton_server
+from cocoon.devnet import installing, triton_server
 from cocoon.kernel.errors import ConfigurationError
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -25,6 +25,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     uname.write_text('#!/bin/sh\n[ "$1" = -s ] && echo Darwin || echo arm64\n')
     uname.chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
+    monkeypatch.setattr(installing, "CHECKOUT", tmp_path)
     monkeypatch.setattr(triton_server, "_CHECKOUT", tmp_path)
     return tmp_path
 

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cocoon.chat import parse_chat_request
-from cocoon.client.bounds import DEFAULT_OUTPUT_TOKENS, token_bounds
+from cocoon.chat import parse_chat_request, parse_completion_request, parse_embedding_request
+from cocoon.client.bounds import DEFAULT_OUTPUT_TOKENS, TokenBounds, token_bounds
 from cocoon.client.choice import Candidate, choose, one_model, with_assurance
+from cocoon.client.repeats import Asked
 from cocoon.contracts.events import Quote
 from cocoon.evidence.verdict import Assurance
 from cocoon.kernel.errors import BadRequest, EvidenceRejected
@@ -57,6 +58,43 @@ def test_an_unbounded_answer_gets_what_the_context_leaves_up_to_the_default() ->
     assert token_bounds(request(), 100_000).max_output_tokens == DEFAULT_OUTPUT_TOKENS
     assert token_bounds(request("x" * 300), 640).max_output_tokens == 640 - 300 - 8 - 64
     assert token_bounds(request("x" * 630), 640).max_output_tokens == 80
+
+
+@given(st.lists(st.text(min_size=1, max_size=200), min_size=1, max_size=20))
+def test_embeddings_are_bounded_by_their_bytes_in_steps_and_write_nothing(
+    texts: list[str],
+) -> None:
+    asked = parse_embedding_request({"model": "m", "input": texts})
+    bounds = token_bounds(asked, 65_536)
+    needed = sum(len(text.encode()) + 2 for text in texts)
+    assert needed <= bounds.max_input_tokens < needed + 64
+    assert bounds.max_input_tokens % 64 == 0
+    assert bounds.max_output_tokens == 0
+    assert token_bounds(asked, 3) == TokenBounds(3, 0)
+
+
+@given(st.text(min_size=1, max_size=300), st.none() | st.integers(1, 100))
+def test_a_completion_is_bounded_by_its_bytes_in_steps(text: str, asked: int | None) -> None:
+    request = parse_completion_request({"model": "m", "prompt": text, "max_tokens": asked})
+    bounds = token_bounds(request, 4096)
+    assert bounds.max_output_tokens == (16 if asked is None else asked)
+    assert bounds.max_input_tokens >= len(text.encode())
+    assert bounds.max_input_tokens % 64 == 0
+
+
+def test_a_completions_bound_over_the_context_is_named() -> None:
+    request = parse_completion_request({"model": "m", "prompt": "x", "max_tokens": 700})
+    with pytest.raises(BadRequest) as caught:
+        token_bounds(request, 640)
+    assert caught.value.param == "max_tokens"
+
+
+def test_the_same_bytes_for_another_endpoint_are_another_request() -> None:
+    asked = [
+        Asked(b"{}", "caller", None, 1, endpoint=endpoint).fingerprint
+        for endpoint in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
+    ]
+    assert len(set(asked)) == 3
 
 
 def candidate(name: str, **more: Any) -> Candidate:

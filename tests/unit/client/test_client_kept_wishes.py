@@ -47,7 +47,9 @@ class Directory:
         self.pool = pool
 
     async def listing(self, *_: object, **__: object) -> Any:
-        return SimpleNamespace(usable=lambda _: list(self.pool), policy_hash=bytes(32))
+        return SimpleNamespace(
+            usable=lambda _: list(self.pool), policy_hash=bytes(32), open_job_nanoton=None
+        )
 
 
 def session(directory: Directory, kept: KeptRequests) -> SealedSession:

@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 
 from cocoon.chat import parse_chat_request
-from cocoon.client.wishes import AFFINITY_BYTES, DAY_MS, Affinity, fitting, split_wishes
+from cocoon.client.wishes import (
+    AFFINITY_BYTES,
+    DAY_MS,
+    Affinity,
+    fitting,
+    split_wishes,
+    with_tier,
+)
 from cocoon.contracts.matching import Preferences
 from cocoon.evidence.verdict import Assurance
 from cocoon.kernel.errors import BadRequest
@@ -71,10 +78,45 @@ def test_half_a_character_is_left_to_the_parser_of_requests() -> None:
     assert content == b'{"user": "\\ud83d"}'
 
 
+# ---- OpenAI's service_tier ----
+
+
+@pytest.mark.parametrize(
+    ("tier", "wishes", "priority"),
+    [
+        ("flex", None, "flex"),
+        ("priority", Preferences(sort="price"), "priority"),
+        ("default", Preferences(), "normal"),
+        ("flex", Preferences(priority="flex"), "flex"),
+        ("auto", Preferences(priority="flex"), "flex"),
+        (None, Preferences(priority="priority"), "priority"),
+    ],
+)
+def test_a_service_tier_is_a_priority(
+    tier: str | None, wishes: Preferences | None, priority: str
+) -> None:
+    asked = with_tier(wishes, tier)
+    assert asked is not None
+    assert asked.priority == priority
+    assert asked.sort == (wishes.sort if wishes else None)
+
+
+@pytest.mark.parametrize("tier", ["auto", "default", None])
+def test_who_asks_for_no_priority_tells_the_network_nothing(tier: str | None) -> None:
+    assert with_tier(None, tier) is None
+
+
+def test_two_different_priorities_are_refused() -> None:
+    with pytest.raises(BadRequest) as refused:
+        with_tier(Preferences(priority="priority"), "flex")
+    assert (refused.value.param, refused.value.code) == ("service_tier", "invalid_value")
+
+
 # ---- held by the client itself ----
 
 POOL = [
-    candidate("a"), candidate("b", assurance=Assurance.SIMULATED), candidate("c", price=2_000_000),
+    candidate("a", region="eu"), candidate("b", assurance=Assurance.SIMULATED),
+    candidate("c", price=2_000_000, quantisation="int8", region="us"),
 ]  # fmt: skip
 
 
@@ -87,6 +129,9 @@ POOL = [
         ({"order": ("c",)}, "abc"),
         ({"order": ("c",), "fallbacks": False}, "c"),
         ({"tiers": ("attested",)}, "ac"),
+        ({"quantisations": ("int8", "bf16")}, "c"),
+        ({"regions": ("eu", "us")}, "ac"),
+        ({"priority": "flex"}, "abc"),
         ({"max_input_nanoton_per_mtok": 1_000_000}, "ab"),
         ({"max_output_nanoton_per_mtok": 1_999_999}, "ab"),
     ],
@@ -103,7 +148,7 @@ def test_only_who_is_what_the_caller_asks_for_is_left(wishes: dict[str, Any], le
         ({"ignore": ("a", "b", "c")}, "ignore"),
         ({"tiers": ("facility",)}, "tiers"),
         ({"quantisations": ("bf16",)}, "quantisations"),
-        ({"regions": ("eu",)}, "regions"),
+        ({"regions": ("asia",)}, "regions"),
         ({"max_input_nanoton_per_mtok": 999_999}, "max_input_nanoton_per_mtok"),
         ({"max_output_nanoton_per_mtok": 0}, "max_output_nanoton_per_mtok"),
     ],

@@ -113,6 +113,28 @@ def test_a_draining_provider_gets_no_new_jobs() -> None:
     assert not candidate.alive
 
 
+def test_a_model_without_room_or_engine_gets_no_jobs_and_the_provider_s_others_do() -> None:
+    memory = known_provider()
+    full = ALICE.beat().model_copy(update={"full": (MODEL,)})
+    memory.heartbeat(full, 100.0)
+    (candidate,) = memory.candidates([ALICE.key_id], MODEL, 100.0)
+    assert candidate.alive
+    assert candidate.running == candidate.concurrency  # a job waits for room, it does not fail
+    other = hex32("another model")
+    (candidate,) = memory.candidates([ALICE.key_id], other, 100.0)
+    assert (candidate.alive, candidate.running) == (True, 0)
+    away = ALICE.beat().model_copy(update={"away": (MODEL,)})
+    memory.heartbeat(away, 101.0)
+    (candidate,) = memory.candidates([ALICE.key_id], MODEL, 101.0)
+    assert not candidate.alive
+    assert memory.is_alive(ALICE.id, 101.0)  # its leases go on
+    (candidate,) = memory.candidates([ALICE.key_id], other, 101.0)
+    assert candidate.alive
+    memory.heartbeat(ALICE.beat(), 102.0)
+    (candidate,) = memory.candidates([ALICE.key_id], MODEL, 102.0)
+    assert (candidate.alive, candidate.running) == (True, 0)
+
+
 def test_a_new_boot_is_a_restart_and_the_first_beat_is_not() -> None:
     memory = Memory(fee_bps=500, silence_s=3.0)
     assert not memory.heartbeat(ALICE.beat(), 1.0)

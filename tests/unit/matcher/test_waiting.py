@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from cocoon.contracts.matching import Preferences, Priority
 from cocoon.kernel.errors import RateLimited
-from services.matcher.waiting import Waiting, WaitingRoom
+from services.matcher.waiting import TURNS, Waiting, WaitingRoom
 from tests.support.job_world import hex16, job_request
 
 BUSY = RateLimited("busy")
 
 
-def waiting(account: str, job: str, deadline_s: float = 10.0) -> Waiting:
-    return Waiting(job_request(job, account=account), "", deadline_s, BUSY)
+def waiting(
+    account: str, job: str, deadline_s: float = 10.0, priority: Priority = "normal"
+) -> Waiting:
+    wishes = None if priority == "normal" else Preferences(priority=priority)
+    return Waiting(job_request(job, account=account, preferences=wishes), "", deadline_s, BUSY)
 
 
 def room(*names: str, limit: int = 100, per_account: int = 50) -> WaitingRoom:
@@ -45,6 +49,62 @@ def test_a_turn_in_vain_costs_the_request_its_place_in_no_queue() -> None:
     assert made.take(hex16("a1"))
     assert made.add(waiting("a", "a1"), first=True)
     assert turns(made) == ["b1", "a1", "a2"]
+
+
+# ---- priorities ----
+
+
+def lined_up(**lines: int) -> WaitingRoom:
+    """So many jobs of each priority, all of account a: a0.. flex, a3.. normal, a6.. priority."""
+    made = WaitingRoom(100, 100)
+    for name, first in (("flex", 0), ("normal", 3), ("priority", 6)):
+        for number in range(first, first + lines.get(name, 0)):
+            assert made.add(waiting("a", f"a{number}", priority=name))  # type: ignore[arg-type]
+    return made
+
+
+def test_a_job_of_priority_comes_first_among_its_own_account_s() -> None:
+    assert turns(lined_up(flex=2, normal=2, priority=2)) == ["a6", "a3", "a7", "a4", "a0", "a1"]
+
+
+def test_flex_has_its_turn_though_better_ones_never_end() -> None:
+    made = lined_up(flex=1)
+    served = []
+    for number in range(20):
+        made.add(waiting("a", f"b{number % 10}", priority="priority"))
+        first = made.in_turn()[0].request.job_id
+        made.take(first)
+        served.append(first)
+        if first == hex16("a0"):
+            break
+    assert served.index(hex16("a0")) == TURNS.index("flex")
+
+
+def test_a_priority_takes_no_other_account_s_turn() -> None:
+    made = WaitingRoom(100, 100)
+    for name, priority in (("b1", "flex"), ("a1", "priority"), ("a2", "priority"), ("b2", "flex")):
+        made.add(waiting(name[0], name, priority=priority))  # type: ignore[arg-type]
+    assert turns(made) == ["b1", "a1", "b2", "a2"]
+
+
+def test_who_waits_alone_waits_for_nobody_s_turn() -> None:
+    assert turns(lined_up(flex=3)) == ["a0", "a1", "a2"]
+
+
+@given(st.lists(st.sampled_from(["flex", "normal", "priority"]), max_size=9), st.integers(0, 8))
+def test_within_one_priority_the_first_comes_first_and_all_come(
+    asked: list[Priority], taken: int
+) -> None:
+    made = WaitingRoom(100, 100)
+    for number, priority in enumerate(asked):
+        made.add(waiting("a", f"a{number}", priority=priority))
+    for _ in range(min(taken, len(asked))):
+        made.take(made.in_turn()[0].request.job_id)
+    left = turns(made)
+    assert len(left) == len(made) == len(asked) - min(taken, len(asked))
+    for priority in ("flex", "normal", "priority"):
+        own = [name for name in left if asked[int(name[1:])] == priority]
+        assert own == sorted(own)
 
 
 def test_the_room_is_bounded_and_so_is_one_accounts_part() -> None:
@@ -90,12 +150,16 @@ class Room(RuleBasedStateMachine):
         self.room = WaitingRoom(limit=6, limit_per_account=3)
         self.model: dict[str, str] = {}
 
-    @rule(account=st.sampled_from("abc"), number=st.integers(0, 9))
-    def add(self, account: str, number: int) -> None:
+    @rule(
+        account=st.sampled_from("abc"),
+        number=st.integers(0, 9),
+        priority=st.sampled_from(["flex", "normal", "priority"]),
+    )
+    def add(self, account: str, number: int, priority: Priority) -> None:
         job = f"{account}{number}"
         per_account = sum(a == account for a in self.model.values())
         fits = job in self.model or (len(self.model) < 6 and per_account < 3)
-        assert self.room.add(waiting(account, job)) == fits
+        assert self.room.add(waiting(account, job, priority=priority)) == fits
         if fits:
             self.model[job] = account
 

@@ -46,4 +46,7 @@ def test_onnxruntime_is_imported_where_its_telemetry_is_switched_off() -> None:
         for file in (ROOT / top).rglob("*.py")
         if re.search(r"^\s*(import|from) onnxruntime\b", file.read_text(), re.MULTILINE)
     }
-    assert found == {"services/provider/backends/runtime.py", "models/training/evaluate.py"}
+    assert found == {
+        "services/provider/backends/runtime.py", "models/training/evaluate.py",
+        "models/minilm/reference.py",
+    }  # fmt: skip

@@ -31,8 +31,8 @@ async def test_what_others_have_of_the_engine_is_not_offered(
     wire: Any = Wire()
     load = EngineLoad()
     heart = Heart(
-        wire, "prov_x", "ab" * 16, lambda: [("cd" * 16, 1)], lambda: False, concurrency=8,
-        interval_s=1.0, load=load,
+        wire, "prov_x", "ab" * 16, lambda: [("cd" * 16, 1)], lambda: False,
+        lambda: max(1, 8 - load.elsewhere), interval_s=1.0,
     )  # fmt: skip
     load.told(total, own=own)
     await heart.beat()

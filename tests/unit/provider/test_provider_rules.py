@@ -23,7 +23,7 @@ from cocoon.sealing import Profile, RequestHeader, Status, pack_flags
 from cocoon.sealing.padding import is_public_count
 from services.provider import frames
 from services.provider.answering import bill, check_price
-from services.provider.backends.openai_compatible import check_url
+from services.provider.backends.openai_server import check_url
 from services.provider.jobs import Dispatch
 from services.provider.policies import GRACE_MS, PolicyWatch
 from services.provider.tee import KernelTdx

@@ -21,7 +21,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "libs")]
 import numpy as np  # noqa: E402
 import triton_python_backend_utils as pb_utils  # noqa: E402
 
-from cocoon.chat import TokenLogprob, parse_chat_request  # noqa: E402
+from cocoon.chat import COMPLETIONS, ENDPOINT, TokenLogprob, parse_request  # noqa: E402
 from cocoon.kernel.clock import SystemRandomness  # noqa: E402
 from cocoon.kernel.errors import BadRequest, CocoonError, RateLimited  # noqa: E402
 from cocoon.telemetry.metrics import REGISTRY  # noqa: E402
@@ -82,7 +82,8 @@ class TritonPythonModel:
             if text.startswith(STOP):
                 self._stop(json.loads(text)["stop_request"])
                 return
-            asked = parse_chat_request(text.encode())
+            endpoint = COMPLETIONS if "prompt" in json.loads(text) else ENDPOINT
+            asked = parse_request(endpoint, text.encode())
             outputs = self._engine.generate(
                 asked,
                 max_input_tokens=_number(request, "max_input_tokens"),
