@@ -31,8 +31,8 @@ def arrange() -> None:
     postgres._SETTINGS.update(POSTGRES)
     config, command = nats_server.NatsServer._config, network.Network._command
 
-    def unsynced(self: nats_server.NatsServer, silent: frozenset[str]) -> str:
-        return config(self, silent).replace('"always"', f'"{NATS_SYNC}"')
+    def unsynced(self: nats_server.NatsServer) -> str:
+        return config(self).replace('"always"', f'"{NATS_SYNC}"')
 
     def wrapped(self: network.Network, name: str) -> Sequence[str]:
         python, flag, module = command(self, name)

@@ -36,8 +36,11 @@ from cocoon.telemetry import metrics
 from cocoon.telemetry.logs import get_logger
 from services.attestation import decide, store
 from services.attestation.challenges import Challenges
+from services.attestation.entry import Entry
 from services.attestation.memory import Memory
+from services.attestation.pace import Bucket, Buckets
 from services.attestation.settings import AttestationSettings
+from services.attestation.standing import Standings
 from services.attestation.verifying import Verifier
 from services.attestation.writing import Writer
 
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
 log = get_logger("services.attestation")
 DAY_MS = 86_400_000
 HOUSEKEEPING_S = 3600.0
+ASKED_PER_S, ASKED_AT_ONCE, STRANGERS = 1.0, 20, 16_384  # by one key from the lobby; keys counted
 
 
 class Attestation:
@@ -63,8 +67,11 @@ class Attestation:
         clock: Clock,
         randomness: Randomness,
         stop: Callable[[CocoonError], None],
+        entry: Entry,
+        bans: dict[str, str],  # provider id -> its machine's PPID; filled by `load`
     ) -> None:
-        self.memory = memory
+        self.memory, self._entry = memory, entry
+        self.standings = Standings()
         self.stop = stop
         self._settings, self._trust, self._signed = settings, trust, signed
         self._pool = pool
@@ -76,7 +83,11 @@ class Attestation:
         )  # fmt: skip
         self._writer = Writer(memory, appender, clock, settings.writes_per_provider)
         self._open_places = asyncio.Lock()
-        self._bans: dict[str, str] = {}  # provider id -> its machine's PPID
+        self._bans = bans
+        self._asking = Buckets(ASKED_PER_S, ASKED_AT_ONCE, STRANGERS)
+        self._enrolments = Bucket(
+            settings.enrolments_per_minute / 60, settings.enrolments_per_minute
+        )
         self._housekept_s = float("-inf")
 
     # ---- start and end ----
@@ -84,7 +95,7 @@ class Attestation:
     async def load(self) -> None:
         """Read this service's tables, once the memory has caught up with the log."""
         await self._verifier.load()
-        self._bans = await store.load_bans(self._pool)
+        self._bans.update(await store.load_bans(self._pool))
         found = await store.load_evidence(self._pool, self.memory.evidence_ids())
         for evidence_id, (evidence, ppid) in found.items():
             self.memory.remember_evidence(evidence_id, evidence, ppid)
@@ -109,6 +120,10 @@ class Attestation:
 
     def on_network_event(self, stored: StoredEvent) -> None:
         self.memory.apply(stored)
+        self.standings.apply(stored)
+
+    def on_refusal(self, provider_id: str, verb: str, error: CocoonError) -> None:
+        self.standings.refused(provider_id, verb, error, self._clock.now_ms())
 
     def on_heartbeat(self, beat: Heartbeat) -> None:
         self.memory.heartbeat(beat, self._clock.monotonic_s())
@@ -130,6 +145,13 @@ class Attestation:
                 code="too_many_providers",
                 retry_after_s=3600,
             )
+        if not known and not self._enrolments.take(self._clock.monotonic_s()):
+            raise RateLimited(
+                "many providers enrol at this moment; try again in a minute",
+                code="too_many_enrolments",
+                retry_after_s=60,
+            )
+        await self._entry.take(provider_id)
         await self._writer.append(command, traceparent)
         if not known:
             log.info("provider_enrolled", provider_id=provider_id, tier=command.tier)
@@ -225,6 +247,41 @@ class Attestation:
             "position": await self._writer.append(command, traceparent),
         }
 
+    async def do_standing(self, provider_id: str, _body: bytes, _tp: str) -> dict[str, object]:
+        now_ms = self._clock.now_ms()
+        return self.standings.tell(
+            provider_id, self.memory.providers.get(provider_id), banned=provider_id in self._bans,
+            listed=self.memory.is_listed(provider_id, now_ms, self._clock.monotonic_s()),
+            now_ms=now_ms,
+        )  # fmt: skip
+
+    async def do_standing_from_lobby(
+        self, provider_id: str, body: bytes, traceparent: str
+    ) -> dict[str, object]:
+        self._check_pace(provider_id)
+        return await self.do_standing(provider_id, body, traceparent)
+
+    async def do_enrol_from_lobby(
+        self, provider_id: str, body: bytes, traceparent: str
+    ) -> dict[str, object]:
+        """As `do_enrol`; the connection stays in the lobby, so the provider opens another."""
+        self._check_pace(provider_id)
+        return {**await self.do_enrol(provider_id, body, traceparent), "reconnect": True}
+
+    async def do_refuse_from_lobby(self, provider_id: str, _body: bytes, _tp: str) -> Challenge:
+        self._check_pace(provider_id)
+        decide.check_ban(self._bans, provider_id)
+        raise Forbidden(
+            "this connection came in as a stranger's; enrol, then connect again", code="in_lobby"
+        )
+
+    def _check_pace(self, provider_id: str) -> None:
+        if not self._asking.take(provider_id, self._clock.monotonic_s()):
+            raise RateLimited(
+                "this key asks too often; wait some seconds", code="too_many_requests",
+                retry_after_s=5,
+            )  # fmt: skip
+
     # ---- the platform ----
 
     async def do_directory(self, _who: str, body: bytes, _tp: str) -> dict[str, object]:
@@ -260,7 +317,9 @@ class Attestation:
             self._bans.pop(request.provider_id, None)
             return {"banned": False, "revoked": 0}
         await self._ban(request.provider_id)
-        return {"banned": True, "revoked": await self._revoke_banned(traceparent)}
+        revoked = await self._revoke_banned(traceparent)
+        ended = await self._entry.turn_out(request.provider_id)
+        return {"banned": True, "revoked": revoked, "connections": ended}
 
     async def do_canary(self, _who: str, body: bytes, traceparent: str) -> dict[str, object]:
         """Record an audit job's judgement; who is found to cheat is revoked and refused."""

@@ -8,7 +8,10 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nacl.signing import SigningKey
+
 from cocoon.bus.connection import broker, close, connect
+from cocoon.bus.keys import raw_issuer_seed, read_seed_file
 from cocoon.bus.permissions import inbox_prefix
 from cocoon.bus.service import Stop, announce_ready, run
 from cocoon.contracts.subjects import NETWORK_SHARD
@@ -23,6 +26,7 @@ from cocoon.kernel.errors import ConfigurationError, Transient
 from cocoon.telemetry.logs import get_logger
 from cocoon.telemetry.observe import serve_observe
 from services.attestation import decide
+from services.attestation.entry import Entry
 from services.attestation.handlers import Attestation
 from services.attestation.memory import Memory
 from services.attestation.rpc import wire
@@ -32,7 +36,7 @@ if TYPE_CHECKING:
     from cocoon.bus.client import BusClient
 
 log = get_logger("services.attestation")
-ROLE = "attestation"
+ROLE, ENTRY = "attestation", "entry"
 
 
 def main() -> None:
@@ -45,10 +49,15 @@ async def serve(settings: AttestationSettings, stop: Stop) -> None:
     signed = _read_policy(settings.policy_file)
     decide.check_environment(settings.environment, trust, signed)
     dsn = _read_dsn(settings.postgres_dsn_file)
+    issuer = SigningKey(raw_issuer_seed(read_seed_file(settings.issuer_seed_file)))
     prefix = inbox_prefix(ROLE)
     async with contextlib.AsyncExitStack() as stack:
         nc = await connect(settings.nats_url, settings.nats_seed_file, ROLE, prefix, stop)
         stack.push_async_callback(close, nc)
+        doorkeeper = await connect(
+            settings.nats_url, settings.entry_seed_file, ENTRY, inbox_prefix(ENTRY), stop
+        )
+        stack.push_async_callback(close, doorkeeper)
         if not await _lead(stack, dsn, stop):
             return
         pool = await create_pool(dsn, f"cocoon-{ROLE}")
@@ -57,8 +66,13 @@ async def serve(settings: AttestationSettings, stop: Stop) -> None:
         stack.push_async_callback(appender.close)
         await appender.acquire_term()
         memory = Memory(settings.heartbeat_fresh_s, settings.fee_bps)
+        clock, randomness, bans = SystemClock(), SystemRandomness(), dict[str, str]()
+        entry = Entry(
+            settings, pool, doorkeeper, issuer, clock, randomness,
+            memory.providers.__contains__, bans.__contains__,
+        )  # fmt: skip
         service = Attestation(
-            settings, trust, signed, memory, appender, pool, SystemClock(), SystemRandomness(), stop
+            settings, trust, signed, memory, appender, pool, clock, randomness, stop, entry, bans
         )
         stack.callback(service.close)
         async with pool.acquire() as conn:
@@ -66,15 +80,23 @@ async def serve(settings: AttestationSettings, stop: Stop) -> None:
         tail = await _follow(dsn, nc, service, goal, stop, stack)
         await service.load()
         await service.publish_policy()
+        await entry.load()
         _spawn(stack, stop, _sweep(settings, service), "sweep")
         listening = broker(settings.nats_url, settings.nats_seed_file, ROLE, prefix, stop)
         wire(listening, service)
         await listening.start()
         stack.push_async_callback(listening.stop)
+        stack.push_async_callback(entry.close)
+        await entry.open()
         port, closer = await serve_observe(
             settings.observe_host,
             settings.observe_port,
-            lambda: {"bus": nc.is_connected, "tail": not tail.done(), "leading": not stop.error},
+            lambda: {
+                "bus": nc.is_connected,
+                "entry": doorkeeper.is_connected,
+                "tail": not tail.done(),
+                "leading": not stop.error,
+            },
         )
         stack.push_async_callback(closer)
         announce_ready(ROLE, observe_port=port)

@@ -138,6 +138,14 @@ class Memory:
 
     # ---- the directory ----
 
+    def is_listed(self, provider_id: str, now_ms: int, now_s: float) -> bool:
+        """Whether clients find this provider with any model now."""
+        state = self.providers.get(provider_id)
+        offered = state.offer.models if state and state.offer else ()
+        return state is not None and any(
+            self._entry(provider_id, state, one, now_ms, now_s) is not None for one in offered
+        )
+
     def directory(
         self, model: str | None, after: str, now_ms: int, now_s: float
     ) -> tuple[list[dict[str, object]], str]:

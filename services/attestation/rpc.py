@@ -39,6 +39,7 @@ def wire(broker: NatsBroker, service: Attestation) -> None:
             "publish_offer": service.do_publish_offer,
             "publish_profile": service.do_publish_profile,
             "publish_bundle": service.do_publish_bundle,
+            "standing": service.do_standing,
         },
         PLATFORM: {
             "directory": service.do_directory,
@@ -47,6 +48,14 @@ def wire(broker: NatsBroker, service: Attestation) -> None:
             "canary": service.do_canary,
         },
     }
+    lobby: dict[str, Handler] = dict.fromkeys(verbs["*"], service.do_refuse_from_lobby)
+    lobby["enrol"] = service.do_enrol_from_lobby
+    lobby["standing"] = service.do_standing_from_lobby  # whoever is not let in may ask why
+    for verb, handler in lobby.items():
+        subscribe = broker.subscriber(
+            subjects.from_lobby("*", verb), max_workers=WORKERS, decoder=_undecoded
+        )
+        subscribe(_door(service, verb, handler))
     for who, handlers in verbs.items():
         for verb, handler in handlers.items():
             subscribe = broker.subscriber(
@@ -99,6 +108,8 @@ async def answer(
             return _refused(Unavailable("attestation is stopping; try again", retry_after_s=2))
         except CocoonError as error:
             log.info("request_refused", verb=verb, provider_id=provider, code=error.code)
+            if provider is not None:
+                service.on_refusal(provider, verb, error)
             return _refused(error)
         except Exception:  # a provider waits for an answer, whatever broke
             log.exception("request_failed", verb=verb, provider_id=provider)

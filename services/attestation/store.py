@@ -1,4 +1,4 @@
-"""Attestation's SQL: evidence, floors and bans. The log's own tables belong to cocoon.eventlog."""
+"""Attestation's SQL: evidence, floors, bans, berths. The log's own tables are cocoon.eventlog's."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from cocoon.eventlog.connection import tree_errors
 from cocoon.evidence.collateral import CollateralFloor, CollateralFloors
 from cocoon.evidence.provider import ProviderEvidence, collateral_hash, parse_evidence
+from services.attestation.berths import Berth
 
 if TYPE_CHECKING:
     from cocoon.eventlog.connection import Pool
@@ -119,3 +120,36 @@ async def save_ban(pool: Pool, provider_id: str, ppid: str, now_ms: int) -> None
 async def lift_ban(pool: Pool, provider_id: str) -> None:
     with tree_errors():
         await pool.execute("DELETE FROM attestation.bans WHERE provider_id = $1", provider_id)
+
+
+async def load_berths(pool: Pool) -> list[Berth]:
+    with tree_errors():
+        rows = await pool.fetch(
+            "SELECT berth, provider_id, held_until_ms FROM attestation.berths ORDER BY berth"
+        )
+    return [Berth(row["berth"], row["provider_id"], row["held_until_ms"]) for row in rows]
+
+
+async def take_berth(pool: Pool, number: int, provider_id: str, now_ms: int) -> bool:
+    """Give a berth to a provider; False if somebody's login in it lives, or it has another one."""
+    with tree_errors():
+        done = await pool.execute(
+            "INSERT INTO attestation.berths AS b (berth, provider_id, taken_ms, held_until_ms)"
+            " SELECT $1, $2, $3, 0 WHERE NOT EXISTS"
+            " (SELECT FROM attestation.berths WHERE provider_id = $2)"
+            " ON CONFLICT (berth) DO UPDATE SET provider_id = excluded.provider_id,"
+            " taken_ms = excluded.taken_ms, held_until_ms = 0 WHERE b.held_until_ms < $3",
+            number, provider_id, now_ms,
+        )  # fmt: skip
+    return bool(done.endswith(" 1"))
+
+
+async def hold_berth(pool: Pool, number: int, provider_id: str, until_ms: int) -> bool:
+    """Keep a berth for its provider until then at least; False if it is not its berth any more."""
+    with tree_errors():
+        done = await pool.execute(
+            "UPDATE attestation.berths SET held_until_ms = greatest(held_until_ms, $3)"
+            " WHERE berth = $1 AND provider_id = $2",
+            number, provider_id, until_ms,
+        )  # fmt: skip
+    return bool(done.endswith(" 1"))

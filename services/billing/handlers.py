@@ -17,7 +17,6 @@ from cocoon.contracts.messages import (
     BalanceRequest,
     CreditRequest,
     DisputeRequest,
-    ErrorBody,
     OpenAccountRequest,
     Reply,
     ResultAck,
@@ -32,7 +31,6 @@ from cocoon.eventlog.read import checkpoint, stream_events
 from cocoon.kernel import canonical
 from cocoon.kernel.errors import (
     BadRequest,
-    CocoonError,
     Conflict,
     Rejected,
     Transient,
@@ -45,6 +43,7 @@ from services.billing import decide, store
 from services.billing.disputes import Disputes
 from services.billing.early import EarlyResults
 from services.billing.ledger import LEDGER_CONSUMER, Ledger
+from services.billing.replying import replied
 from services.billing.results import JOB_NOT_COMMITTED, Results
 
 if TYPE_CHECKING:
@@ -126,24 +125,7 @@ class Operator:
 
     async def answer(self, verb: str, body: bytes) -> Reply:
         """Run one request; every refusal is a Reply."""
-        try:
-            return Reply(ok=True, data=await self._run(verb, body))
-        except ValidationError as error:
-            fields = ", ".join(str(part) for e in error.errors() for part in e["loc"])
-            failed: CocoonError = BadRequest(f"the request is not of its form: {fields}")
-        except CocoonError as error:
-            failed = error
-        except ValueError:
-            failed = BadRequest("the request is not JSON of the form that this verb takes")
-        return Reply(
-            ok=False,
-            error=ErrorBody(
-                status=failed.http_status,
-                code=failed.code,
-                message=failed.message[:1000],
-                retry_after_s=failed.retry_after_s,
-            ),
-        )
+        return await replied(self._run(verb, body))
 
     async def _run(self, verb: str, body: bytes) -> str:
         if verb == "open_account":

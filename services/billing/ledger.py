@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cocoon.contracts.envelope import StoredEvent
-from cocoon.contracts.events import FundsHeld
+from cocoon.contracts.events import FundsHeld, ResultSealed
 from cocoon.eventlog.append import transaction
 from cocoon.eventlog.connection import acquired
 from cocoon.eventlog.parking import park, parked, unpark
@@ -20,7 +20,7 @@ from cocoon.kernel.errors import Conflict
 from cocoon.telemetry import metrics
 from cocoon.telemetry.logs import get_logger
 from services.billing import posting, store
-from services.billing.posting import BEHIND_PARKED, Posting, Standing
+from services.billing.posting import BEHIND_PARKED, Line, Posting, Standing
 
 if TYPE_CHECKING:
     from cocoon.eventlog.connection import Connection, Pool
@@ -63,7 +63,8 @@ class Ledger:
                 if standing is None:
                     standing = await self._stored_standing(tx.conn)
                 before = await store.balances(tx.conn, self._shard, accounts)
-                done = posting.post(lines, before, standing)
+                results = await _results_before(tx.conn, self._shard, lines)
+                done = posting.post(lines, before, standing, results)
                 await store.write(tx.conn, self._shard, done)
                 await park(tx, LEDGER_CONSUMER, done.aside)
                 await tx.checkpoint(LEDGER_CONSUMER, batch[-1].position)
@@ -83,7 +84,8 @@ class Ledger:
                 standing = await self._stored_standing(tx.conn)  # without this stream
                 lines = posting.read_lines(events)
                 before = await store.balances(tx.conn, self._shard, posting.accounts_of(lines))
-                done = posting.post(lines, before, standing)
+                results = await _results_before(tx.conn, self._shard, lines)
+                done = posting.post(lines, before, standing, results)
                 if done.aside:
                     first, reason = done.aside[0]
                     raise Conflict(
@@ -116,6 +118,18 @@ class Ledger:
                 if isinstance(event, FundsHeld):
                     frozen.add(event.account_id)
         return Standing(frozenset(row.stream for row in rows), frozenset(frozen))
+
+
+async def _results_before(
+    conn: Connection, shard: int, lines: Sequence[Line]
+) -> dict[int, ResultSealed]:
+    """The results that a batch's payments belong to, where the batch began after them."""
+    found = {}
+    for position in posting.results_lacking(lines):
+        event = (await _event_at(conn, shard, position)).decode()
+        if isinstance(event, ResultSealed):
+            found[position] = event
+    return found
 
 
 async def _event_at(conn: Connection, shard: int, position: int) -> StoredEvent:

@@ -19,12 +19,15 @@ from cocoon.eventlog.append import LogAppender
 from cocoon.eventlog.connection import create_pool, leadership
 from cocoon.eventlog.relay import Relay
 from cocoon.eventlog.tail import Tail
+from cocoon.kernel.clock import SystemClock
 from cocoon.kernel.errors import Transient
 from cocoon.telemetry.observe import serve_observe
 from services.billing.audit import keep_snapshots
 from services.billing.gauges import keep_gauges
 from services.billing.handlers import Ingress, Operator
 from services.billing.ledger import LEDGER_CONSUMER, ROLE, Ledger
+from services.billing.market import Market
+from services.billing.provider_books import ProviderBooks
 from services.billing.results import LiveJobs, Results
 from services.billing.settings import BillingSettings
 
@@ -39,6 +42,7 @@ RETRY_S = 0.25
 GATHER_S = 0.1  # the ledger's transaction waits this long for more events: a commit costs more
 SETTLE_S = 0.02  # and so do payments: no client waits for one, and its commit holds up the matches'
 GATHER_EVENTS = 512
+ASKING = 8  # providers' questions that are answered at once; more wait in the subscription
 
 
 def main() -> None:
@@ -59,6 +63,8 @@ async def serve(settings: BillingSettings, stop: Stop) -> None:
         # a replay reads long, and its statements wait longer than a payment's may
         replays = await create_pool(dsn, "cocoon-billing-replay", size=1, patient=True)
         stack.push_async_callback(replays.close)
+        asked = await create_pool(dsn, "cocoon-billing-books", size=2)  # by providers
+        stack.push_async_callback(asked.close)
         appenders = {shard: LogAppender(dsn, shard, ROLE, gather_s=SETTLE_S) for shard in shards}
         for appender in appenders.values():
             await appender.acquire_term()
@@ -68,7 +74,8 @@ async def serve(settings: BillingSettings, stop: Stop) -> None:
         ledgers = {shard: Ledger(pool, shard, appenders[shard].term, live) for shard in shards}
         for ledger in ledgers.values():
             await ledger.load()
-        _follow(dsn, nc, pool, results, ledgers, stop, stack)
+        market = Market()
+        _follow(dsn, nc, pool, results, market, ledgers, stop, stack)
         ingress = Ingress(results, nc, settings.result_wait_s)
         listening = broker(settings.nats_url, settings.nats_seed_file, "billing", prefix, stop)
         worker = IngressWorker(
@@ -77,6 +84,7 @@ async def serve(settings: BillingSettings, stop: Stop) -> None:
         )  # fmt: skip
         for shard in shards:
             _answer(listening, shard, Operator(appenders[shard], pool, shard, ledgers[shard]))
+        _answer_providers(listening, ProviderBooks(asked, shards, market, SystemClock()))
         await listening.start()
         stack.push_async_callback(listening.stop)
         snapshots = keep_snapshots(replays, appenders, settings.snapshot_events)
@@ -96,6 +104,7 @@ def _follow(
     nc: BusClient,
     pool: Pool,
     results: Results,
+    market: Market,
     ledgers: dict[int, Ledger],
     stop: Stop,
     stack: contextlib.AsyncExitStack,
@@ -105,6 +114,7 @@ def _follow(
     async def on_network(batch: Sequence[StoredEvent]) -> None:
         for stored in batch:
             results.on_network_event(stored)
+            market.apply(stored)
 
     relay = Relay(dsn, nc, (subjects.NETWORK_SHARD, *ledgers))  # the tails read what it reads
 
@@ -176,5 +186,17 @@ def _answer(listening: NatsBroker, shard: int, operator: Operator) -> None:
         raw = message.raw_message
         verb = raw.subject.rpartition(".")[2]
         reply = await operator.answer(verb, raw.data)
+        if raw.reply:
+            await raw.respond(reply.to_canonical())
+
+
+def _answer_providers(listening: NatsBroker, books: ProviderBooks) -> None:
+    """The bus lets a provider ask under its own id only."""
+
+    @listening.subscriber(subjects.books("*", "*"), no_reply=True, max_workers=ASKING)
+    async def on_request(message: NatsMessage) -> None:
+        raw = message.raw_message
+        _, _, provider_id, verb = raw.subject.split(".")
+        reply = await books.answer(provider_id, verb, raw.data)
         if raw.reply:
             await raw.respond(reply.to_canonical())

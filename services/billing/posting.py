@@ -11,10 +11,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cocoon.contracts.envelope import StoredEvent
-from cocoon.contracts.events import EventData, FundsHeld
+from cocoon.contracts.events import EventData, FundsHeld, ResultSealed
 from cocoon.domain import ledger
 from cocoon.domain.ledger import Entry, OutOfBounds
 from services.billing.decide import Projection
+from services.billing.earning import Earnings, positions_lacking, results_among
 
 BEHIND_PARKED = "behind_parked"  # an earlier event of the stream stands aside
 ACCOUNT_FROZEN = "account_frozen"  # an earlier hold of the account does
@@ -48,6 +49,7 @@ class Posting:
     balances: dict[str, int] = field(default_factory=dict)
     owners: dict[str, str] = field(default_factory=dict)  # hold:<job> -> the client's account id
     aside: list[tuple[StoredEvent, str]] = field(default_factory=list)
+    earnings: Earnings = field(default_factory=Earnings)
 
 
 def read_lines(events: Iterable[StoredEvent]) -> list[Line]:
@@ -67,11 +69,26 @@ def accounts_of(lines: Iterable[Line]) -> list[str]:
     return sorted({entry.account for line in lines for entry in line.entries})
 
 
-def post(lines: Sequence[Line], before: Mapping[str, int], standing: Standing) -> Posting:
-    """Post in order on the balances `before` (nanoTON; a missing account has 0)."""
+def results_lacking(lines: Sequence[Line]) -> list[int]:
+    """The positions of results that must be known to post these lines, and are not among them."""
+    events = [(line.stored, line.event) for line in lines]
+    return positions_lacking(events, results_among(events))
+
+
+def post(
+    lines: Sequence[Line],
+    before: Mapping[str, int],
+    standing: Standing,
+    results: Mapping[int, ResultSealed] | None = None,
+) -> Posting:
+    """Post in order on the balances `before` (nanoTON; a missing account has 0).
+
+    `results`: position -> the result there, for payments whose result is not among the lines.
+    """
     parked, frozen = set(standing.parked), set(standing.frozen)
     posting = Posting(standing)
     now = dict(before)
+    sealed = dict(results or {}) | results_among((line.stored, line.event) for line in lines)
     for line in lines:
         reason = _standing_fault(line, parked, frozen)
         if not reason:
@@ -89,6 +106,7 @@ def post(lines: Sequence[Line], before: Mapping[str, int], standing: Standing) -
         posting.balances.update(changed)
         assert line.event is not None  # noqa: S101 - a line without an event has a fault
         posting.projection.add(line.stored, line.event, line.entries)
+        posting.earnings.take(line.stored, line.event, sealed)
         if isinstance(line.event, FundsHeld):
             posting.owners[ledger.hold(line.event.job_id)] = line.event.account_id
     posting.standing = Standing(frozenset(parked), frozenset(frozen))

@@ -23,6 +23,21 @@ WITH entries AS (
     ON CONFLICT (shard, account) DO UPDATE SET amount = excluded.amount
 ), gone AS (
   DELETE FROM ledger.balances WHERE shard = $6 AND account = ANY($10::text[])
+), refused AS (
+  INSERT INTO ledger.refusals (shard, position, provider_id, job_id, epoch, reason)
+    SELECT * FROM unnest($20::int[], $21::bigint[], $22::text[], $23::text[], $24::bigint[],
+                         $25::text[])
+), earned AS (
+  INSERT INTO ledger.earnings AS e (provider_id, shard, day, model_id, jobs, input_tokens,
+      cached_input_tokens, output_tokens, reasoning_tokens, earned)
+    SELECT * FROM unnest($26::text[], $27::int[], $28::int[], $29::text[], $30::bigint[],
+        $31::bigint[], $32::bigint[], $33::bigint[], $34::bigint[], $35::bigint[])
+    ON CONFLICT (provider_id, shard, day, model_id) DO UPDATE SET jobs = e.jobs + excluded.jobs,
+      input_tokens = e.input_tokens + excluded.input_tokens,
+      cached_input_tokens = e.cached_input_tokens + excluded.cached_input_tokens,
+      output_tokens = e.output_tokens + excluded.output_tokens,
+      reasoning_tokens = e.reasoning_tokens + excluded.reasoning_tokens,
+      earned = e.earned + excluded.earned
 )
 INSERT INTO ledger.settlements (job_id, shard, position, account_id, api_key_id, provider_id,
                                 price, provider_part, fee)
@@ -48,8 +63,8 @@ async def write(conn: Connection, shard: int, posting: Posting) -> None:
 
     The tables' checks refuse a negative balance: a second wall behind services.billing.posting.
     """
-    projection = posting.projection
-    if not projection.entries and not projection.settlements:
+    projection, earnings = posting.projection, posting.earnings
+    if not (projection.entries or projection.settlements or earnings.refused):
         return
     # A hold that opens and closes in one batch never has a row; one that closes loses it.
     kept = [(a, n, posting.owners.get(a, "")) for a, n in posting.balances.items() if n]
@@ -64,7 +79,8 @@ async def write(conn: Connection, shard: int, posting: Posting) -> None:
     ]  # fmt: skip
     await conn.execute(
         _WRITE, *_columns(projection.entries, 5), shard, *_columns(kept, 3), gone,
-        *_columns(paid, 9),
+        *_columns(paid, 9), *_columns(earnings.refused, 6),
+        *_columns([(*share, *sums) for share, sums in earnings.by_share.items()], 10),
     )  # fmt: skip
 
 
@@ -140,6 +156,8 @@ _OUTSIDE = """
 SELECT position FROM ledger.entries WHERE shard = $1 AND (position < 1 OR position > $2)
 UNION ALL
 SELECT position FROM ledger.settlements WHERE shard = $1 AND (position < 1 OR position > $2)
+UNION ALL
+SELECT position FROM ledger.refusals WHERE shard = $1 AND (position < 1 OR position > $2)
 LIMIT 1
 """
 
@@ -147,6 +165,34 @@ LIMIT 1
 async def lines(conn: Connection, shard: int, first: int, last: int) -> str:
     """Entries and payments of the positions first..last, a line each, in order."""
     return str(await conn.fetchval(_LINES, shard, first, last))
+
+
+async def refusal_lines(conn: Connection, shard: int, first: int, last: int) -> str:
+    """The refused results of the positions first..last, a line each, in order."""
+    return str(
+        await conn.fetchval(
+            "SELECT coalesce(string_agg(position || ' ' || provider_id || ' ' || job_id || ' ' ||"
+            " epoch || ' ' || reason || E'\\n', '' ORDER BY position), '') FROM ledger.refusals"
+            " WHERE shard = $1 AND position BETWEEN $2 AND $3",
+            shard, first, last,
+        )
+    )  # fmt: skip
+
+
+async def earnings_difference(conn: Connection, shard: int) -> str | None:
+    """A provider, day and model whose row is not what payments and results give; None if equal."""
+    differs = await conn.fetchval(
+        "SELECT provider_id || ' on day ' || day || ' with model ' || coalesce(model_id, '')"
+        " FROM (SELECT * FROM ledger.earnings WHERE shard = $1) kept"
+        " FULL JOIN (SELECT * FROM ledger.earnings_again WHERE shard = $1) again"
+        " USING (provider_id, shard, day, model_id)"
+        " WHERE (kept.jobs, kept.input_tokens, kept.cached_input_tokens, kept.output_tokens,"
+        " kept.reasoning_tokens, kept.earned) IS DISTINCT FROM (again.jobs, again.input_tokens,"
+        " again.cached_input_tokens, again.output_tokens, again.reasoning_tokens, again.earned)"
+        " ORDER BY 1 LIMIT 1",
+        shard,
+    )
+    return None if differs is None else str(differs)
 
 
 async def row_outside(conn: Connection, shard: int, applied: int) -> int | None:

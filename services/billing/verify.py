@@ -15,7 +15,7 @@ from itertools import islice, zip_longest
 from typing import TYPE_CHECKING, Final
 
 from cocoon.contracts.envelope import GENESIS_HASH, StoredEvent
-from cocoon.contracts.events import EventData, decoder
+from cocoon.contracts.events import EventData, ResultRejected, decoder
 from cocoon.contracts.shapes import checker
 from cocoon.domain import ledger
 from cocoon.domain.ledger import Entry, OutOfBounds, postings
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 BATCH: Final = 2048  # events of a fetch: about 2 MB
 SLICE: Final = 128  # events folded before the event loop has a turn
 POSITIONS_SHOWN: Final = 20
+_REJECTED: Final = ResultRejected.event_type.encode()
 
 
 Read = Callable[[bytes], EventData | None]
@@ -66,6 +67,7 @@ class Batch:
     rows: Scan
     posted: bool
     live: str | None = None
+    refused: str = ""  # the rows of ledger.refusals
 
 
 class Fold:
@@ -94,6 +96,7 @@ class Fold:
         self._commands: dict[str, StoredCommand] = {}
         self._aside: set[str] = set()
         self._differs = False
+        self._refused: list[str] = []
 
     async def take(self, batch: Batch) -> None:
         """Raises LogCorrupt for a hole, a broken chain or bytes that do not decode."""
@@ -101,6 +104,7 @@ class Fold:
         rows = log.checked(self._report.shard, self.hash, batch.rows, batch.last)
         before = (self.books.events, self.books.digest) if self.books else (0, b"")
         lines: list[str] = []
+        self._refused = []
         start = 0
         while part := list(islice(rows, SLICE)):
             events = self._post(part, batch.rows.first + start, batch.posted, lines)
@@ -112,6 +116,11 @@ class Fold:
         self._report.events += start
         if self.books and batch.posted:
             self._compare("".join(lines), batch.live, before)
+            if batch.live is not None and "".join(self._refused) != batch.refused:
+                self._report.say(
+                    f"the refused results up to position {batch.last} are not the log's: "
+                    f"it gives {len(self._refused)}, the table {batch.refused.count(chr(10))}"
+                )
             self._check_mark(batch.last)
         if self._decisions:
             self._commands.update((c.command_id, c) for c in batch.rows.commands)
@@ -139,6 +148,8 @@ class Fold:
             events.append(event)
             if books is None:
                 continue
+            if fields[TYPE] == _REJECTED and position not in parked:
+                self._refused.append(_refusal_line(position, fields))
             if position in parked:
                 self._stands_aside(books, position, fields[STREAM].decode(), entries)
             elif event:
@@ -255,9 +266,11 @@ async def replay_shard(
     async def load(start: int, until: int) -> Batch:
         posted = until <= applied
         async with lock:
-            live = await store.lines(conn, shard, start, until) if books and posted else None
+            compared = books is not None and posted
+            live = await store.lines(conn, shard, start, until) if compared else None
+            refused = await store.refusal_lines(conn, shard, start, until) if compared else ""
             rows = await log.scan(conn, shard, start, until, commands=decisions)
-        return Batch(until, rows, posted, live)
+        return Batch(until, rows, posted, live, refused)
 
     fold = Fold(
         report, books, await hash_at(conn, shard, first - 1) if first > 1 else GENESIS_HASH,
@@ -276,7 +289,25 @@ async def replay_shard(
         report.derived_sha256 = books.sha256()
         if stop >= applied:
             await _compare_tables(conn, applied, fold, report)
+            if first == 1:
+                await _compare_earnings(conn, report)
     return report, fold
+
+
+def _refusal_line(position: int, fields: Sequence[bytes]) -> str:
+    """A row of ledger.refusals as `store.refusal_lines` writes it."""
+    event = whole(fields[TYPE], fields[SCHEMA_VERSION])(fields[DATA])
+    assert isinstance(event, ResultRejected)  # noqa: S101 - by its type
+    return f"{position} {event.provider_id} {event.job_id} {event.epoch} {event.reason}\n"
+
+
+async def _compare_earnings(conn: Connection, report: Report) -> None:
+    """The sums by provider, day and model, against the payments and the log that were just read."""
+    differs = await store.earnings_difference(conn, report.shard)
+    if differs is not None:
+        report.say(
+            f"what {differs} earned is not what its payments say; ledger.earnings is wrong there"
+        )
 
 
 async def _batches(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
 from pydantic import ValidationError
 
-from cocoon.contracts.messages import MatchUpdate
+from cocoon.contracts.messages import DispatchReply, MatchUpdate
 from cocoon.telemetry.logs import get_logger
 from cocoon.telemetry.metrics import FRAMES
 from services.gateway.actions import Frame, LogView
@@ -27,7 +27,10 @@ log = get_logger("cocoon.gateway.frames")
 HEAD_BYTES: Final = 9  # kind u8, offset u64
 LAST_HEAD_BYTES: Final = 41  # and, on the last one, the SHA-256 of the whole response
 MAX_FRAME_BYTES: Final = 256 * 1024
+DISPATCHED: Final = 2  # the kind of the answer to a dispatch; a DispatchReply follows
+MAX_REPLY_BYTES: Final = 256
 MAX_ITEMS: Final = 8192
+_DISPATCHED: Final = bytes((DISPATCHED,))
 
 
 class Tick(NamedTuple):
@@ -61,6 +64,19 @@ def parse_frame(provider_id: str, epoch: int, body: bytes) -> Frame | None:
         provider_id, epoch, offset, data, last=True, total=offset + len(data),
         blob_hash=body[HEAD_BYTES:LAST_HEAD_BYTES],
     )  # fmt: skip
+
+
+def parse_reply(epoch: int, body: bytes) -> DispatchAnswer | None:
+    """A provider's answer to a dispatch, or None if it is malformed."""
+    if len(body) > MAX_REPLY_BYTES:
+        return None
+    try:
+        reply = DispatchReply.model_validate_json(body[1:])
+    except ValidationError:
+        return None
+    if reply.accepted:
+        return DispatchAnswer(epoch, "accepted", "none")
+    return DispatchAnswer(epoch, "busy" if reply.code == "busy" else "refused", reply.code)
 
 
 class Mailbox:
@@ -176,6 +192,12 @@ class Switchboard:
             FRAMES.inc("stale")
             return
         live = (words[2], words[4])
+        if message.data[:1] == _DISPATCHED:
+            answer = parse_reply(int(words[4]), message.data) if words[4].isdigit() else None
+            for box in boxes:
+                if answer is not None and box.live == live:
+                    box.put(answer)
+            return
         frame: Frame | None = None
         for box in boxes:
             if box.live != live:

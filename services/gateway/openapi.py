@@ -94,6 +94,17 @@ SCHEMAS: dict[str, Any] = {
             "log": {"type": ["object", "null"], "description": "Position and hash of shard 0"},
             "now_ms": _MS,
             "shards": {"type": "object"},
+            "bus": {
+                **_object(
+                    {
+                        "urls": {"type": "array", "items": _TEXT},
+                        "ca_pem": {"type": ["string", "null"]},
+                        "ca_sha256": {"type": ["string", "null"]},
+                    }
+                ),
+                "description": "Where providers connect (docs/entry.md), and the authority behind "
+                "the certificates there; null: a public one. `ca_sha256` is of its DER form",
+            },
         }
     ),
     "Directory": _object(

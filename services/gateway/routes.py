@@ -6,7 +6,9 @@ A plaintext request is refused by its address and type, before its body is looke
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import re
+import ssl
 from typing import Final
 from urllib.parse import parse_qs
 
@@ -17,7 +19,13 @@ from cocoon.contracts import subjects
 from cocoon.contracts.events import DisputeOpened
 from cocoon.contracts.messages import BalanceRequest, Dispute, DisputeRequest
 from cocoon.kernel.clock import Clock
-from cocoon.kernel.errors import BadRequest, CocoonError, MethodNotAllowed, NotFound
+from cocoon.kernel.errors import (
+    BadRequest,
+    CocoonError,
+    ConfigurationError,
+    MethodNotAllowed,
+    NotFound,
+)  # fmt: skip
 from cocoon.kernel.ids import is_job_id
 from cocoon.sealing.envelope import parse_header
 from cocoon.telemetry import metrics
@@ -39,6 +47,7 @@ from services.gateway.http import (
 )
 from services.gateway.keys import KeyRing
 from services.gateway.run import response_headers
+from services.gateway.settings import GatewaySettings
 from services.gateway.store import ApiKey
 from services.gateway.wishes import read_affinity, read_preferences
 
@@ -59,6 +68,7 @@ class Routes:
     def __init__(self, gateway: Gateway, keys: KeyRing, directory: Directory, clock: Clock) -> None:
         self._gateway, self._keys, self._directory = gateway, keys, directory
         self._clock = clock
+        self._bus = bus_told(gateway.settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -240,6 +250,7 @@ class Routes:
                 "network": subjects.NETWORK_SHARD,
                 "accounts": list(self._gateway.settings.account_shards),
             },
+            "bus": self._bus,
         }
 
     async def _balance(self, key: ApiKey) -> str:
@@ -261,6 +272,25 @@ class Routes:
             "every request on your own machine.",
             code="plaintext_refused",
         )
+
+
+def bus_told(settings: GatewaySettings) -> dict[str, object]:
+    """Where providers reach the bus, and the authority that its certificates come from (PEM).
+
+    Raises ConfigurationError if the authority's file cannot be read.
+    """
+    if settings.bus_ca_file is None:
+        return {"urls": list(settings.bus_urls), "ca_pem": None, "ca_sha256": None}
+    try:
+        pem = settings.bus_ca_file.read_text(encoding="ascii")
+        der = ssl.PEM_cert_to_DER_cert(pem)
+    except (OSError, ValueError):
+        raise ConfigurationError(
+            f"{settings.bus_ca_file} does not hold a certificate in PEM; name the authority of the "
+            "bus's certificates"
+        ) from None
+    digest = hashlib.sha256(der).hexdigest()
+    return {"urls": list(settings.bus_urls), "ca_pem": pem, "ca_sha256": digest}
 
 
 def _check_method(method: str, path: str) -> None:

@@ -6,17 +6,15 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
 import nats.errors
-from pydantic import ValidationError
 
 from cocoon.bus.sealed import put_sealed
 from cocoon.contracts import messages, subjects
 from cocoon.contracts.messages import (
     MAX_INLINE_ENVELOPE_BYTES,
     CancelJob,
-    DispatchReply,
     DispatchReport,
     JobRequest,
     MatchUpdate,
@@ -58,6 +56,8 @@ class JobRun:
         self._began_s = time.perf_counter()
         self._first_frame_s = 0.0
         self._failure: CocoonError | None = None
+        self._unanswered = 0  # the epoch of a dispatch that has had no answer yet
+        self._silence: asyncio.TimerHandle | None = None
         self._outcome = "abandoned"
         self._looking = False
 
@@ -74,7 +74,7 @@ class JobRun:
                 self._slot.answer.keep(self._relay.held_bytes + self._box.waiting_bytes)
         finally:
             watcher.cancel()
-            for timer in (self._timer, self._grace):
+            for timer in (self._timer, self._grace, self._silence):
                 if timer is not None:
                     timer.cancel()
             for task in self._tasks:
@@ -127,7 +127,7 @@ class JobRun:
         if isinstance(item, MatchUpdate):
             return self._on_update(item)
         if isinstance(item, DispatchAnswer):
-            return relay.on_dispatch(item.epoch, item.outcome, item.code)
+            return self._on_answer(item)
         if isinstance(item, Tick):
             self._timer = None
             return relay.on_time(now_ms(), alone=self._alone)
@@ -155,6 +155,16 @@ class JobRun:
         if update.kind == "refused":
             return relay.on_refused(update.error)
         return relay.on_ended(update.error)
+
+    def _on_answer(self, answer: DispatchAnswer) -> list[act.Action]:
+        """The first answer to a dispatch counts, be it the provider's or that none came in time."""
+        if answer.epoch != self._unanswered:
+            return []
+        self._unanswered = 0
+        if self._silence is not None:
+            self._silence.cancel()
+        metrics.DISPATCHES.inc(answer.outcome)
+        return self._relay.on_dispatch(*answer)
 
     def _listen(self, actions: list[act.Action]) -> list[act.Action]:
         """Let the frames of the live match, and only these, into the mailbox."""
@@ -245,14 +255,9 @@ class JobRun:
             self._box.client_gone()  # slower than the bound: the job is cancelled
 
     async def _dispatch(self, match: act.Match) -> None:
-        outcome, code = await self._ask_provider(match)
-        metrics.DISPATCHES.inc(outcome)
-        self._box.put(DispatchAnswer(match.epoch, outcome, code))
-
-    async def _ask_provider(
-        self, match: act.Match
-    ) -> tuple[Literal["accepted", "busy", "refused", "silent"], str]:
+        """Send the envelope; the answer comes on the job's own subject, or its time runs out."""
         gateway, request = self._gateway, self._request
+        self._unanswered = match.epoch
         headers = {
             messages.H_JOB: self._job_id,
             messages.H_EPOCH: str(match.epoch),
@@ -262,22 +267,22 @@ class JobRun:
         }
         if self._traceparent:
             headers[messages.H_TRACEPARENT] = self._traceparent
-        body = request.envelope
+        body, silent = request.envelope, DispatchAnswer(match.epoch, "silent", "none")
         try:
             if len(body) > MAX_INLINE_ENVELOPE_BYTES:
                 digest = await put_sealed(gateway.js, match.provider_id, body)
                 headers[messages.H_SEALED] = digest
                 body = b""
-            answer = await gateway.nc.request(
-                subjects.run_job(match.provider_id), body,
-                timeout=gateway.settings.dispatch_timeout_s, headers=headers,
-            )  # fmt: skip
-            reply = DispatchReply.model_validate_json(answer.data)
-        except (nats.errors.Error, TimeoutError, CocoonError, ValidationError):
-            return "silent", "none"
-        if reply.accepted:
-            return "accepted", "none"
-        return ("busy" if reply.code == "busy" else "refused"), reply.code
+            subject = subjects.run_job(match.provider_id)
+            await gateway.nc.publish(subject, body, headers=headers)
+        except (nats.errors.Error, TimeoutError, CocoonError):
+            self._box.put(silent)
+            return
+        if self._silence is not None:
+            self._silence.cancel()
+        self._silence = asyncio.get_running_loop().call_later(
+            gateway.settings.dispatch_timeout_s, self._box.put, silent
+        )
 
     async def _look_up(self) -> None:
         request = self._request

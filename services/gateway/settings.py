@@ -31,6 +31,9 @@ class GatewaySettings(BaseSettings):
     otlp_endpoint: str | None = None
     log_level: str = "INFO"
     account_shards: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = (1,)
+    # What `GET /v1/network` tells providers of the bus.
+    bus_urls: tuple[str, ...] = ()
+    bus_ca_file: Path | None = None  # the authority behind its certificates, unless a public one
     public_url: str = ""  # what clients are told to connect to; empty: the address they used
 
     # Limits.

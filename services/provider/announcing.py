@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from cocoon.bus.requests import ask
 from cocoon.contracts import subjects
@@ -28,17 +28,18 @@ from cocoon.evidence import claims as binding
 from cocoon.evidence.claims import NO_GPU, Claims, TeeKind
 from cocoon.evidence.provider import ProviderEvidence
 from cocoon.kernel.clock import Clock
-from cocoon.kernel.errors import CocoonError, ConfigurationError, Fatal, Rejected
+from cocoon.kernel.errors import CocoonError, ConfigurationError, Fatal, Forbidden, Rejected
 from cocoon.sealing import KeyBundle
 from cocoon.telemetry.logs import get_logger
 from services.provider.enclave import Enclave
+from services.provider.entering import IN_LOBBY, enter
 from services.provider.epochs import Epoch
 from services.provider.standing import Standing
 from services.provider.table import ModelTable
 from services.provider.tee import QuoteSource
 
 if TYPE_CHECKING:
-    from nats.aio.client import Client
+    from cocoon.bus.client import BusClient
 
 _log = get_logger("cocoon.provider.announcing")
 FIRST_BACKOFF_S: Final = 0.25
@@ -62,6 +63,12 @@ def _config_hash(offer: OfferRequest) -> bytes:
     return hashlib.sha256(b"cai/1 config\0" + offer.to_canonical()).digest()
 
 
+def enrolment(identity_key: bytes, tee: QuoteSource) -> EnrolRequest:
+    """What this agent enrols as: without a TEE in the open tier."""
+    tier: Literal["open"] | None = "open" if tee.kind is TeeKind.NONE else None
+    return EnrolRequest(identity_key=identity_key.hex(), tier=tier)
+
+
 class Announcer:
     """Keeps the network's picture of this agent current. `ready` while a key is announced.
 
@@ -70,7 +77,7 @@ class Announcer:
     """
 
     def __init__(
-        self, nc: Client, identity: Identity, models: ModelTable, enclave: Enclave,
+        self, nc: BusClient, identity: Identity, models: ModelTable, enclave: Enclave,
         tee: QuoteSource, clock: Clock, *, evidence_ms: int, renew_ms: int, tick_s: float,
     ) -> None:  # fmt: skip
         self._nc = nc
@@ -106,11 +113,7 @@ class Announcer:
 
     async def start(self) -> None:
         """Enrol, attest, offer and announce the first key. Raises the tree's errors."""
-        request = EnrolRequest(
-            identity_key=self._identity.identity_key.hex(),
-            tier="open" if self._tee.kind is TeeKind.NONE else None,
-        )
-        enrolled = await self._ask("enrol", request)
+        enrolled = await self._ask("enrol", enrolment(self._identity.identity_key, self._tee))
         self.standing.tier = str(enrolled.get("tier", ""))
         await self._attest()
 
@@ -256,7 +259,14 @@ class Announcer:
     async def _ask(self, verb: str, body: Contract | None) -> dict[str, Any]:
         subject = subjects.attestation(self._identity.provider_id, verb)
         try:
-            text = await ask(self._nc, subject, body, REQUEST_TIMEOUT_S)
+            try:
+                text = await ask(self._nc, subject, body, REQUEST_TIMEOUT_S)
+            except Forbidden as error:  # its place went to another while it was away
+                if error.code != IN_LOBBY:
+                    raise
+                who = self._identity
+                await enter(self._nc, who.provider_id, enrolment(who.identity_key, self._tee))
+                text = await ask(self._nc, subject, body, REQUEST_TIMEOUT_S)
         except Rejected as error:
             now_ms = self._clock.now_ms()
             self.standing.refused(error, now_ms)

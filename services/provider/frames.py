@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 MAX_FRAME_MESSAGE_BYTES: Final = 256 * 1024
 MORE: Final = 0
 LAST: Final = 1
+DISPATCHED: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,13 @@ class FrameSender:
     def __init__(self, nc: Client, provider_id: str) -> None:
         self._nc = nc
         self._provider_id = provider_id
+
+    async def answer(self, job_id: str, route: Route, reply: bytes) -> None:
+        """Say whether a dispatch was taken: kind u8, then the DispatchReply."""
+        subject = subjects.tokens(route.gateway, self._provider_id, job_id, route.epoch)
+        # without an answer the gateway counts this agent as silent, and tries the next one
+        with contextlib.suppress(nats.errors.Error, OSError):
+            await self._nc.publish(subject, bytes((DISPATCHED,)) + reply)
 
     async def send(
         self, job_id: str, route: Route, offset: int, data: bytes, blob_hash: bytes | None = None

@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from cocoon.contracts import subjects
 from cocoon.contracts.messages import CancelJob, DispatchReply, ResultAck
 from cocoon.telemetry.logs import get_logger
-from services.provider.jobs import Jobs
+from services.provider.frames import FrameSender
+from services.provider.jobs import Jobs, route_of
 from services.provider.submitting import Submitter
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class Handlers:
     def __init__(self, nc: Client, provider_id: str, jobs: Jobs, submitter: Submitter) -> None:
         self._nc = nc
         self._provider_id = provider_id
+        self._sender = FrameSender(nc, provider_id)
         self._jobs = jobs
         self._submitter = submitter
         self._subscriptions: list[Subscription] = []
@@ -59,7 +61,7 @@ class Handlers:
 
     async def on_run_job(self, message: Msg) -> None:
         if len(self._tasks) >= MAX_DISPATCHES:
-            await _reply(message, DispatchReply(accepted=False, code="busy"))
+            await self._answer(message, DispatchReply(accepted=False, code="busy"))
             return
         task = asyncio.create_task(self._do_run_job(message))
         self._tasks.add(task)
@@ -71,7 +73,14 @@ class Handlers:
         except Exception as error:  # noqa: BLE001 - an answer goes out whatever broke
             _log.error("dispatch_broke", exc_info=error)
             reply = DispatchReply(accepted=False, code="busy")
-        await _reply(message, reply)
+        await self._answer(message, reply)
+
+    async def _answer(self, message: Msg, reply: DispatchReply) -> None:
+        try:
+            job_id, route = route_of(message.headers or {})
+        except ValueError:
+            return  # it does not say whom to tell
+        await self._sender.answer(job_id, route, _encoded(reply))
 
     async def on_cancel_job(self, message: Msg) -> None:
         try:
@@ -86,12 +95,6 @@ class Handlers:
         except ValidationError:
             return
         self._submitter.acknowledge(ack)
-
-
-async def _reply(message: Msg, reply: DispatchReply) -> None:
-    # without a reply the gateway counts this agent as silent, and tries the next one
-    with contextlib.suppress(nats.errors.Error, OSError):
-        await message.respond(_encoded(reply))
 
 
 @lru_cache(maxsize=16)

@@ -58,20 +58,30 @@ class Dispatch:
 
     @classmethod
     def read(cls, headers: Mapping[str, str]) -> Dispatch:
+        job_id, route = route_of(headers)
         try:
-            job_id, gateway = headers[m.H_JOB], headers[m.H_GATEWAY]
-            epoch, req_hash = int(headers[m.H_EPOCH]), bytes.fromhex(headers[m.H_REQ_HASH])
-            quote = _quote(headers[m.H_QUOTE])
+            req_hash, quote = bytes.fromhex(headers[m.H_REQ_HASH]), _quote(headers[m.H_QUOTE])
         except (KeyError, ValidationError):
             raise ValueError("a run_job header is missing or malformed") from None
         digest = headers.get(m.H_SEALED, "")
-        named = is_job_id(job_id) and 1 <= epoch < 2**32 and len(req_hash) == 32
-        if not named or not gateway or len(gateway) > 64 or not _WORDS.issuperset(gateway):
+        if len(req_hash) != 32:
             raise ValueError("a run_job header is malformed")
         if digest and (len(digest) != 64 or not _WORDS.issuperset(digest)):
             raise ValueError("a run_job header is malformed")
         traceparent = headers.get(m.H_TRACEPARENT, "")
-        return cls(job_id, Route(gateway, epoch), req_hash, quote, digest, traceparent)
+        return cls(job_id, route, req_hash, quote, digest, traceparent)
+
+
+def route_of(headers: Mapping[str, str]) -> tuple[str, Route]:
+    """The job of a dispatch, and where its answer goes. Raises ValueError for malformed headers."""
+    try:
+        job_id, gateway, epoch = headers[m.H_JOB], headers[m.H_GATEWAY], int(headers[m.H_EPOCH])
+    except KeyError:
+        raise ValueError("a run_job header is missing") from None
+    named = is_job_id(job_id) and 1 <= epoch < 2**32
+    if not named or not gateway or len(gateway) > 64 or not _WORDS.issuperset(gateway):
+        raise ValueError("a run_job header is malformed")
+    return job_id, Route(gateway, epoch)
 
 
 @lru_cache(maxsize=64)

@@ -20,9 +20,10 @@ from cocoon.kernel.clock import Clock, SystemClock, SystemRandomness
 from cocoon.kernel.errors import ConfigurationError, Transient
 from cocoon.kernel.ids import provider_id
 from cocoon.telemetry.logs import get_logger
-from services.provider.announcing import LONGEST_BACKOFF_S, Announcer, Identity
+from services.provider.announcing import LONGEST_BACKOFF_S, Announcer, Identity, enrolment
 from services.provider.enclave import Enclave
 from services.provider.engines import prepare_model
+from services.provider.entering import enter_patiently
 from services.provider.epochs import KeyEpochs
 from services.provider.frames import FrameSender
 from services.provider.handlers import Handlers
@@ -43,6 +44,7 @@ from services.provider.tee import KernelTdx, OpenSource, QuoteSource, simulated_
 log = get_logger("services.provider")
 ROLE = "provider"
 POLICY_REFRESH_S = 5.0
+ENTER_S = 30.0  # a network that starts lets nobody in yet
 HEALTH_S = 2.0
 
 
@@ -66,6 +68,8 @@ async def serve(settings: ProviderSettings, stop: Stop) -> None:
         if models is None:
             return
         agent = await _agent(settings, config, models, policies, tee, stack, stop)
+        if agent is None:
+            return
         reloader = Reloader(
             settings.config_file, config, models, prepare, policies.allows, clock, agent.changed
         )
@@ -116,18 +120,19 @@ async def _models(
 async def _agent(
     settings: ProviderSettings, config: AgentConfig, models: ModelTable, policies: PolicyWatch,
     tee: QuoteSource, stack: contextlib.AsyncExitStack, stop: Stop,
-) -> Agent:  # fmt: skip
+) -> Agent | None:  # fmt: skip
+    """Everything around a connection in a place of its own. None if asked to end before that."""
     clock, randomness = SystemClock(), SystemRandomness()
     seed = read_seed_file(config.agent.seed_file)
     identity = SigningKey(raw_seed(seed))
     name = provider_id(raw_public(seed))
-    url, *others = config.network.bus
-    if others or config.network.ca_file is not None:
-        raise ConfigurationError(
-            "network.bus takes one address and no network.ca_file yet; remove the others"
-        )
-    nc = await connect(url, config.agent.seed_file, ROLE, inbox_prefix(name), stop)
+    nc = await connect(
+        config.network.bus, config.agent.seed_file, ROLE, inbox_prefix(name), stop, ENTER_S,
+        config.network.ca_file,
+    )  # fmt: skip
     stack.push_async_callback(close, nc)
+    if not await enter_patiently(nc, name, enrolment(raw_public(seed), tee), stop):
+        return None
     spool = Spool(
         config.agent.data_dir / "spool", settings.spool_max_items, settings.spool_max_bytes
     )

@@ -33,6 +33,7 @@ class ProviderSettings(BaseSettings):
 
     nats_url: str | None = None
     nats_seed_file: Path | None = None  # the agent's identity key
+    nats_ca_file: Path | None = None  # the authority behind the bus's certificates; None: public
     data_dir: Path | None = None
     trust_file: Path | None = None
     policy_file: Path | None = None  # None: policy.json beside the trust file
@@ -128,6 +129,7 @@ class ProviderSettings(BaseSettings):
                 "bus": (self.nats_url,),
                 "trust_file": _absolute(self.trust_file),
                 "policy_file": _absolute(self.policy_file),
+                "ca_file": _absolute(self.nats_ca_file),
             },
             "agent": {
                 "seed_file": _absolute(self.nats_seed_file),

@@ -12,6 +12,7 @@ import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from cocoon.bus import permissions
+from cocoon.bus.accounts import berth
 from cocoon.bus.permissions import ROLES, Permissions
 from cocoon.chat import KINDS
 from cocoon.contracts import catalogue, generate, subjects
@@ -95,7 +96,7 @@ def roles() -> dict[str, Permissions]:
     return {
         **made,
         "gateway": permissions.gateway(EXAMPLE["gateway_id"]),
-        "provider": permissions.provider(ALICE.id),
+        "provider": permissions.provider(ALICE.id, berth(1)),
     }
 
 
@@ -143,7 +144,7 @@ def test_the_addresses_are_those_of_the_subjects_module() -> None:
         subjects.heartbeat(provider), subjects.tokens("gw1", provider, job, 1),
         subjects.sealed_chunk(provider, hex32("blob"), 0), subjects.DIRECTORY_REQUEST,
     }  # fmt: skip
-    rpc = {example(c) for c in catalogue.CHANNELS if c.reply and c.name != "run_job"}
+    rpc = {example(c) for c in catalogue.CHANNELS if c.reply}
     assert {example(c) for c in catalogue.CHANNELS} - rpc == made - {subjects.DIRECTORY_REQUEST}
     assert subjects.DIRECTORY_REQUEST in rpc
     assert subjects.billing(1, "balance") in rpc

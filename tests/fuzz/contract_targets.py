@@ -3,14 +3,17 @@ requests, headers and frames. What is accepted has one canonical form, and reads
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import math
 from collections.abc import Callable
 from typing import Any
 
+from nacl.signing import SigningKey
 from pydantic import ValidationError
 
+from cocoon.bus.callout import identity_of, read_question
 from cocoon.bus.client import BusClient
 from cocoon.chat import (
     EmbeddingRequest,
@@ -26,13 +29,14 @@ from cocoon.contracts.commands import decode_command
 from cocoon.contracts.envelope import StoredEvent
 from cocoon.contracts.events import ALL_EVENTS, Quote, decode_event
 from cocoon.kernel import canonical
-from cocoon.kernel.errors import BadRequest
+from cocoon.kernel.errors import BadRequest, Forbidden
 from cocoon.models.manifest import parse as parse_manifest
 from services.gateway.frames import HEAD_BYTES, LAST_HEAD_BYTES, parse_frame
 from services.provider.backends.triton_wire import request_text
 from services.provider.frames import encode
 from services.provider.jobs import Dispatch
 
+CALLOUT_SERVER = SigningKey(bytes(range(32)))  # of no server; a seed's claims name it
 MESSAGES: tuple[type[Contract], ...] = tuple(
     item
     for item in vars(messages).values()
@@ -195,6 +199,24 @@ def embedding_request(data: bytes) -> None:
     assert bounds.max_output_tokens == 0
 
 
+def callout(data: bytes) -> None:
+    """A question about a connection, as whoever connects can shape it: inside, signed or not."""
+    with contextlib.suppress(ValueError):
+        read_question(data)
+    head = base64.urlsafe_b64encode(b'{"typ":"JWT","alg":"ed25519-nkey"}').rstrip(b"=")
+    signed = head + b"." + base64.urlsafe_b64encode(data).rstrip(b"=")
+    signature = base64.urlsafe_b64encode(CALLOUT_SERVER.sign(signed).signature).rstrip(b"=")
+    try:
+        question = read_question(signed + b"." + signature)
+    except ValueError:
+        return
+    try:
+        identity_of(question)
+    except Forbidden as error:
+        told = error.message
+        assert len(told) < 200, "a refusal repeats the question"
+
+
 TARGETS: dict[str, Callable[[bytes], Any]] = {
     "canonical_json": canonical_json,
     "event": event,
@@ -207,4 +229,5 @@ TARGETS: dict[str, Callable[[bytes], Any]] = {
     "chat_request": chat_request,
     "completion_request": completion_request,
     "embedding_request": embedding_request,
+    "callout": callout,
 }

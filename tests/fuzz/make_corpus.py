@@ -14,6 +14,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+from nacl.signing import SigningKey
+
+from cocoon.bus.keys import SERVER, USER, nkey
 from cocoon.contracts import commands as c
 from cocoon.evidence.trust import trust_document
 from cocoon.kernel import canonical
@@ -22,6 +25,7 @@ from cocoon.sealing import KeyBundle, Profile
 from cocoon.sealing.padding import RecordType as Kind
 from services.provider.frames import encode
 from tests.fuzz import evidence_targets, reply_targets
+from tests.fuzz.contract_targets import CALLOUT_SERVER
 from tests.fuzz.openai_seeds import (
     completion_request,
     embedding_request,
@@ -446,6 +450,27 @@ def gateway_answer() -> Seeds:
     yield "two-lengths", ok + b"content-length: 5\r\ncontent-length: 6\r\n\r\nhello"
     yield "bad-chunk", ok + chunked + b"zz\r\n"
     yield "no-http", b"SSH-2.0-OpenSSH_9.6\r\n"
+
+
+def callout() -> Seeds:
+    server = nkey(SERVER, bytes(CALLOUT_SERVER.verify_key))
+    client = SigningKey(bytes([7] * 32))
+    signature = base64.b64encode(client.sign(b"nonce").signature).decode()
+    user = nkey(USER, bytes(client.verify_key))
+    claims: dict[str, Any] = {
+        "iss": server, "aud": "nats-authorization-request", "exp": 1,
+        "nats": {
+            "type": "authorization_request", "user_nkey": user, "server_id": {"id": server},
+            "client_info": {"host": "192.0.2.1", "id": 1, "type": "nats", "nonce": "nonce"},
+            "connect_opts": {"nkey": user, "sig": signature},
+        },
+    }  # fmt: skip
+    yield "honest", _json(claims)
+    claims["nats"]["client_tls"] = {"version": "1.3"}
+    claims["nats"]["connect_opts"]["sig"] = signature[:-4]
+    yield "cut-signature", _json(claims)
+    claims["nats"]["connect_opts"] = {"user": "a", "pass": "b"}
+    yield "no-key", _json(claims)
 
 
 __all__ = ["completion_request", "embedding_request", "openai_completion", "openai_embeddings"]

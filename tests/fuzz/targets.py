@@ -26,7 +26,7 @@ JSON_TARGETS: Final[dict[str, bytes | None]] = {
         ("canonical_json", "event", "command", "message", "chat_request", "collateral",
          "provider_evidence", "event_log", "policy", "trust_file", "openai_body", "client_body",
          "model_manifest", "completion_request", "embedding_request", "openai_completion",
-         "openai_embeddings")
+         "openai_embeddings", "callout")
     ),
     "openai_stream": b"\n",
     "client_stream": b"\0",

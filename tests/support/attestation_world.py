@@ -43,7 +43,7 @@ from cocoon.sealing import hpke
 from cocoon.sealing.keys import EPOCH_MS, KeyBundle
 from services.attestation.main import serve
 from services.attestation.settings import AttestationSettings
-from tests.support.servers import Bus, Database
+from tests.support.servers import BERTHS, Bus, Database
 
 NETWORK = "cocoon-test"
 SIGNER = bytes(range(32))
@@ -89,6 +89,9 @@ class Network:
         fields: dict[str, Any] = {
             "nats_url": self.bus.server.url,
             "nats_seed_file": self.bus.seed_file("attestation"),
+            "entry_seed_file": self.bus.seed_file("entry"),
+            "issuer_seed_file": self.bus.issuer_file,
+            "berths": BERTHS,
             "postgres_dsn_file": self.folder / "dsn",
             "trust_file": self.folder / "trust.json",
             "policy_file": self.folder / "policy.json",

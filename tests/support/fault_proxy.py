@@ -63,7 +63,8 @@ class FaultProxy:
     `target` is asked at each connection, so that a server may come later or move.
     """
 
-    def __init__(self, target: Target, seed: int = 0) -> None:
+    def __init__(self, target: Target, seed: int = 0, host: str = "127.0.0.1") -> None:
+        self._host = host
         self._target, self._random = target, random.Random(seed)  # noqa: S311
         self._server: asyncio.Server | None = None
         self._pairs: set[_Pair] = set()
@@ -72,7 +73,7 @@ class FaultProxy:
         self.flows: dict[Direction, Flow] = {"up": Flow(), "down": Flow()}
 
     async def start(self) -> None:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._accept, self._host, 0)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def close(self) -> None:
@@ -239,12 +240,12 @@ class Line:
 
 
 @contextmanager
-def lines(*targets: Target) -> Iterator[list[Line]]:
+def lines(*targets: Target, host: str = "127.0.0.1") -> Iterator[list[Line]]:
     """A proxy before each target, in one thread of their own, until the block ends."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="fault-proxy", daemon=True)
     thread.start()
-    proxies = [FaultProxy(target, seed) for seed, target in enumerate(targets)]
+    proxies = [FaultProxy(target, seed, host) for seed, target in enumerate(targets)]
     try:
         for proxy in proxies:
             asyncio.run_coroutine_threadsafe(proxy.start(), loop).result(10)

@@ -220,9 +220,13 @@ class Provider:
         self.dispatches.append(job)
         if self.reply is None:
             return
-        await message.respond(self.reply.model_dump_json().encode())
+        await self.answer(job, self.reply)
         if self.reply.accepted:
             await self.run(job)
+
+    async def answer(self, job: Dispatch, reply: DispatchReply) -> None:
+        subject = subjects.tokens(job.gateway_id, self.id, job.job_id, job.epoch)
+        await self.nc.publish(subject, b"\2" + reply.model_dump_json().encode())
 
     async def frame(self, job: Dispatch, start: int, end: int) -> None:
         data = b"\0" + start.to_bytes(8, "big") + self.response[start:end]

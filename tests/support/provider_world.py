@@ -61,7 +61,7 @@ from cocoon.sealing import (
     verify_bundle,
 )
 from services.provider import main as agent_main
-from services.provider.frames import LAST, MORE
+from services.provider.frames import DISPATCHED, LAST, MORE
 from services.provider.settings import ProviderSettings
 from tests.support.servers import Bus
 
@@ -92,6 +92,7 @@ class Job:
     blob_hash: bytes = b""
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     began: asyncio.Event = field(default_factory=asyncio.Event)
+    answered: asyncio.Queue[m.DispatchReply] = field(default_factory=asyncio.Queue)
 
     @property
     def job_id(self) -> str:
@@ -278,6 +279,9 @@ class ProviderWorld:
         if job is None:
             return
         kind, offset = message.data[0], int.from_bytes(message.data[1:9], "big")
+        if kind == DISPATCHED:
+            job.answered.put_nowait(m.DispatchReply.model_validate_json(message.data[1:]))
+            return
         assert kind in (MORE, LAST)
         start = 41 if kind == LAST else 9
         blob_hash, data = message.data[9:start], message.data[start:]
@@ -364,7 +368,6 @@ class ProviderWorld:
     ) -> tuple[m.DispatchReply, Job]:  # fmt: skip
         quote = quote or self.quote()
         job = Job(sealed, quote, epoch)
-        self.jobs[(job.job_id, epoch)] = job
         sent = {
             m.H_JOB: job.job_id,
             m.H_EPOCH: str(epoch),
@@ -378,10 +381,9 @@ class ProviderWorld:
             js = self.gateway.jetstream()
             sent[m.H_SEALED] = await put_sealed(js, self.provider_id, sealed.envelope)
             body = b""
-        message = await self.gateway.request(
-            subjects.run_job(self.provider_id), body, timeout=WAIT_S, headers=sent
-        )
-        return m.DispatchReply.model_validate_json(message.data), job
+        self.jobs[(job.job_id, epoch)] = self.jobs[(sent[m.H_JOB], epoch)] = job
+        await self.gateway.publish(subjects.run_job(self.provider_id), body, headers=sent)
+        return await asyncio.wait_for(job.answered.get(), WAIT_S), job
 
     async def accepted(self, sealed: SealedRequest, **options: Any) -> Job:
         reply, job = await self.dispatch(sealed, **options)

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from nacl.signing import SigningKey
 
-from cocoon.bus import connection, keys, permissions, streams
+from cocoon.bus import accounts, connection, keys, permissions, streams
 from cocoon.bus.client import BusClient
-from cocoon.devnet.nats_server import NatsServer, nats_users_for_devnet
+from cocoon.bus.permissions import Permissions
+from cocoon.devnet.nats_server import NatsServer, NatsUser, nats_users_for_devnet
 from cocoon.devnet.postgres import PostgresServer
 from cocoon.eventlog.migrate import apply_schema, set_role_passwords
 from cocoon.kernel import ids
@@ -26,6 +28,7 @@ SHARDS = (0, 1, 2)
 DB_ROLES = (
     "cocoon_matcher", "cocoon_billing", "cocoon_attestation", "cocoon_gateway", "cocoon_reader",
 )  # fmt: skip
+BERTHS = 8  # that attestation may give away; the bus's own two providers live in two more
 _TEMPLATE = "cocoon_template"
 _numbers = itertools.count(1)
 
@@ -59,6 +62,15 @@ class Bus:
 
     def seed_file(self, name: str) -> Path:
         return self.folder / f"{self.id_of(name)}.seed"
+
+    @property
+    def issuer_file(self) -> Path:
+        """The seed whose word lets strangers in."""
+        return self.folder / "issuer.seed"
+
+    def berth_of(self, provider: str) -> str:
+        """The account where one of `providers` lives."""
+        return accounts.berth(BERTHS + 1 + self.providers.index(provider))
 
     def id_of(self, name: str) -> str:
         """What an identity is called on the bus: "gateway" is the first of `gateways`."""
@@ -146,7 +158,11 @@ async def own_postgres() -> AsyncIterator[Database]:
 
 @pytest.fixture
 async def bus() -> AsyncIterator[Bus]:
-    """A fresh nats-server with every role, two gateways, two providers, the streams of `SHARDS`."""
+    """A fresh nats-server with every role, two gateways, two providers, the streams of `SHARDS`.
+
+    The two providers are users of its file, with the permissions that attestation would give them;
+    so is a spy in each account, `spy-<account>`, who may hear everything.
+    """
     folder = scratch("nats")
 
     def seeds(names: Iterable[str]) -> dict[str, bytes]:
@@ -155,15 +171,27 @@ async def bus() -> AsyncIterator[Bus]:
     roles, pair = seeds(permissions.ROLES), ("1", "2")
     gateways = {ids.gateway_id(keys.raw_public(seed)): seed for seed in seeds(pair).values()}
     providers = {ids.provider_id(keys.raw_public(seed)): seed for seed in seeds(pair).values()}
-    for name, seed in {**roles, **gateways, **providers}.items():
+    own = accounts.berths(BERTHS + len(providers))[BERTHS:]
+    watched = (*accounts.NAMED, *own)
+    spies = seeds(f"spy-{account}" for account in watched)
+    issuer = secrets.token_bytes(32)
+    named = {**roles, **gateways, **providers, **spies, "issuer": keys.new_issuer_seed(issuer)}
+    for name, seed in named.items():
         keys.write_seed_file(folder / f"{name}.seed", seed)
     users = nats_users_for_devnet(
         {name: keys.public_nkey(seed) for name, seed in roles.items()},
         [keys.public_nkey(seed) for seed in gateways.values()],
-        [keys.public_nkey(seed) for seed in providers.values()],
         SHARDS,
     )
-    server = NatsServer(folder / "server", users=users)
+    for account, (name, seed) in zip(own, providers.items(), strict=True):
+        allowed = permissions.provider(name, account)
+        users.append(NatsUser(keys.public_nkey(seed), allowed))
+    for account, seed in zip(watched, spies.values(), strict=True):
+        users.append(NatsUser(keys.public_nkey(seed), Permissions((), (">",), account)))
+    server = NatsServer(
+        folder / "server", users=users, berths=BERTHS + len(own),
+        issuer=keys.nkey(keys.ACCOUNT, bytes(SigningKey(issuer).verify_key)),
+    )  # fmt: skip
     running = Bus(server, folder, tuple(providers), tuple(gateways))
     try:
         server.start()

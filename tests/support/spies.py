@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -16,9 +15,7 @@ from nats.aio.msg import Msg
 from cocoon.bus import keys, permissions
 from cocoon.bus.accounts import PLATFORM
 from cocoon.bus.client import BusClient
-from cocoon.bus.permissions import Permissions
 from cocoon.contracts import catalogue
-from cocoon.devnet.nats_server import NatsUser
 from tests.support.servers import Bus
 
 JOB, BLOB = "0f" * 16, "ab" * 32
@@ -139,13 +136,6 @@ class Field:
 
     async def spy(self, *accounts: str) -> None:
         """Hear everything that reaches these accounts."""
-        users = list(self.bus.server.users)
-        for account in accounts:
-            seed = keys.new_seed(secrets.token_bytes(32))
-            keys.write_seed_file(self.bus.folder / f"spy-{account}.seed", seed)
-            everything = Permissions((), (">",), account)
-            users.append(NatsUser(keys.public_nkey(seed), everything))
-        await asyncio.to_thread(self.bus.server.set_users, users)
         for account in accounts:
             spy = await self.plain(f"spy-{account}")
             reached: list[str] = []

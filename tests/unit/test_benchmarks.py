@@ -220,7 +220,7 @@ def test_the_volatile_arm_changes_its_own_process_alone() -> None:
         "from cocoon.devnet.nats_server import NatsServer\n"
         "from cocoon.devnet.postgres import PostgresServer\n"
         "print(PostgresServer(Path('x'))._settings['fsync'])\n"
-        "print('always' in NatsServer(Path('x'))._config(frozenset()))\n"
+        "print('always' in NatsServer(Path('x'))._config())\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", look], cwd=ROOT.parent, capture_output=True, text=True, check=True,

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from nacl.signing import SigningKey
 
+from cocoon.bus.keys import ACCOUNT, nkey, public_nkey, raw_issuer_seed, read_seed_file
 from cocoon.devnet.folder import DataFolder
 from cocoon.devnet.identity import (
     OPEN_TIER,
@@ -24,7 +26,9 @@ def contents(folder: DataFolder) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.root.rglob("*") if path.is_file()}
 
 
-def test_every_provider_has_its_own_key_machine_folder_and_user(tmp_path: Path) -> None:
+def test_every_provider_has_its_own_key_machine_and_folder_and_no_user_of_the_bus(
+    tmp_path: Path,
+) -> None:
     folder = DataFolder(tmp_path / "net")
     folder.prepare()
     names = provider_names(3)
@@ -34,10 +38,12 @@ def test_every_provider_has_its_own_key_machine_folder_and_user(tmp_path: Path) 
     assert len({folder.seed(name).read_bytes() for name in names}) == 3
     assert len({folder.platform(name).read_bytes() for name in names}) == 3
     assert all(folder.provider_data(name).is_dir() for name in names)
-    # the roles, one matcher, one gateway, the providers
-    assert len({user.nkey_public for user in identity.nats_users}) == len(ROLES) + 2 + 3
-    own = [user.allowed.subscribe for user in identity.nats_users if "prov" in user.allowed.account]
-    assert len(set(own)) == 3
+    # the roles, one matcher, one gateway: providers come in by their own word
+    assert len({user.nkey_public for user in identity.nats_users}) == len(ROLES) + 2
+    providers = {public_nkey(read_seed_file(folder.seed(name))) for name in names}
+    assert not providers & {user.nkey_public for user in identity.nats_users}
+    issuer = bytes(SigningKey(raw_issuer_seed(folder.issuer.read_bytes())).verify_key)
+    assert identity.nats_issuer == nkey(ACCOUNT, issuer)
 
 
 def test_every_account_shard_has_a_matcher_that_hears_its_own_requests_only(tmp_path: Path) -> None:

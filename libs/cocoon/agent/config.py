@@ -226,7 +226,7 @@ class ModelConfig(_Section):
         if self.folder is not None and self.manifest_file is None:
             raise ValueError(
                 "has a folder for a server's model, which is hashed only against a manifest; make "
-                "one with `cocoon model add` and set manifest_file, or leave folder out"
+                "one with `./cocoon model add` and set manifest_file, or leave folder out"
             )
 
 
@@ -248,7 +248,7 @@ class AgentConfig(_Section):
                 )
         if not any(model.enabled for model in self.models):
             raise ValueError(
-                "models: none is enabled; enable one, or end the agent with `cocoon provider drain`"
+                "models: none is enabled; enable one, or end the agent: `./cocoon provider drain`"
             )
         if self.agent.environment == "prod" and self.tee.kind == "simulated":
             raise ValueError(
@@ -271,7 +271,7 @@ def read_config(path: Path) -> AgentConfig:
             raw = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise ConfigurationError(
-            f"{path} cannot be read ({error.strerror}); make one with `cocoon provider init`"
+            f"{path} cannot be read ({error.strerror}); make one with `./cocoon provider init`"
         ) from None
     if len(raw) > MAX_FILE_BYTES:
         raise ConfigurationError(f"{path} is larger than a configuration ever is")

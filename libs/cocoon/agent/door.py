@@ -55,7 +55,7 @@ def find_door(data_dir: Path) -> AgentDoor:
         door = AgentDoor(int(value["pid"]), str(value["observe_url"]), int(value["started_ms"]))
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise NotFound(
-            f"no agent runs with {data_dir}; start one with `cocoon provider run`",
+            f"no agent runs with {data_dir}; start one with `./cocoon provider run`",
             code="agent_not_running",
         ) from None
     return door

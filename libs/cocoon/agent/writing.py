@@ -18,7 +18,7 @@ from cocoon.kernel.errors import ConfigurationError
 
 _HEAD: Final = """\
 # A Cocoon provider. Relative paths are relative to this file's folder. After a change:
-# `cocoon provider reload` (or SIGHUP) for [[models]]; the other sections need a restart.
+# `./cocoon provider reload` (or SIGHUP) for [[models]]; the other sections need a restart.
 """
 _NETWORK: Final = {
     "gateway": "the network's HTTP door; the agent itself talks to the bus only",
@@ -42,7 +42,7 @@ _MODEL: Final = {
     "name": "what clients ask for",
     "kind": '"chat" or "embeddings"',
     "folder": "the model's files, hashed before anything is served",
-    "manifest_file": "made by `cocoon model add`; left out: described from the files",
+    "manifest_file": "made by `./cocoon model add`; left out: described from the files",
     "engine": '"embedded" in the agent, "openai" for any such server, "triton"',
     "url": "the engine's address: on this machine, or over TLS",
     "served_as": "the server's own name of the model; left out: name",

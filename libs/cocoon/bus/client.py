@@ -1,7 +1,7 @@
 """nats-py's client for hot routes: fewer wake-ups a message, and a guard against forged replies.
 
-Overrides twelve private methods of the pinned nats-py (>=2.16,<2.17); the tests of this package run
-them against a real server.
+Overrides fifteen private methods of the pinned nats-py (>=2.16,<2.17); the tests of this package
+run them against a real server.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,6 +30,9 @@ _HEADERS_BEGIN: Final = b"NATS/1.0\r\n"
 _NO_LINES: Final = {10: " ", 13: " "}
 _TOKEN_BYTES: Final = 10
 _CLOSE_S: Final = 1.0  # for the server to take what was written last
+_REFUSED: Final = "permissions violation"
+_QUOTE: Final = "'"
+_POLL_S: Final = 0.01
 
 DirectHandler = Callable[["Msg"], None]
 RawHandler = Callable[[bytes, bytes, bytes], None]  # reply, header block, payload
@@ -60,7 +64,7 @@ class BusClient(Client):
     async def subscribe_raw(self, subject: str, handler: RawHandler) -> Subscription:
         """Like `subscribe_direct`, for a handler that does not need every message's headers read.
 
-        `read_headers` reads a block.
+        `read_headers` reads a block. Not over a WebSocket, where nats-py reads.
         """
 
         async def too_early(message: Msg) -> None:
@@ -74,7 +78,50 @@ class BusClient(Client):
         """A header block's names and values; none for one that cannot be read."""
         return self._headers(block) or {} if block else {}
 
+    async def reconnect(self, timeout_s: float) -> None:
+        """Come in anew, as after a lost line. Raises TimeoutError, and goes on trying."""
+        await self.force_reconnect()
+        async with asyncio.timeout(timeout_s):
+            while not self.is_connected:  # noqa: ASYNC110 - nats-py has no event for it
+                await asyncio.sleep(_POLL_S)
+
     # ---- nats-py's own methods ----
+
+    async def _connect_to_server(self, s: Any) -> None:
+        """As nats-py does, but a WebSocket has deadlines; see `BusWebSocket`."""
+        if s.uri.scheme not in ("ws", "wss"):
+            await super()._connect_to_server(s)
+            return
+        from cocoon.bus.websocket import BusWebSocket  # aiohttp: only who uses it loads it
+
+        s.last_attempt = time.monotonic()
+        if self._transport is not None:
+            self._transport.close()  # type: ignore[no-untyped-call]
+            await self._transport.wait_closed()  # type: ignore[no-untyped-call]
+        transport = self._transport = BusWebSocket()
+        context = self.ssl_context if s.uri.scheme == "wss" else None
+        await transport.open(s.uri.geturl(), context, self.options["connect_timeout"])
+
+    async def _process_connect_init(self) -> None:
+        """As nats-py does, but a server that hangs up without a word has not let us in."""
+        await super()._process_connect_init()
+        if not self.is_connected:
+            for task in (self._reading_task, self._ping_interval_task, self._flusher_task):
+                if task is not None:
+                    task.cancel()
+            raise nats.errors.Error("nats: no authorization in time")
+
+    async def _process_err(self, err_msg: str) -> None:
+        """As nats-py does, but whatever the server ends a line for, another is opened.
+
+        A login runs out, or is taken back: who may come in again is the server's to say.
+        """
+        if _REFUSED in err_msg.lower() or not self.is_connected:
+            await super()._process_err(err_msg)
+            return
+        error = nats.errors.Error(f"nats: {err_msg.strip(_QUOTE)}")
+        await self._error_cb(error)
+        await self._process_op_err(error)
 
     async def _init_request_sub(self) -> None:
         await super()._init_request_sub()
@@ -93,20 +140,23 @@ class BusClient(Client):
 
     async def _attempt_reconnect(self) -> None:
         """As nats-py does, but what a dead line has not taken is not waited for."""
+        self._cut()
+        await super()._attempt_reconnect()
+
+    def _cut(self) -> None:
         writer = getattr(self._transport, "_io_writer", None)
         if writer is not None:
             writer.transport.abort()
-        await super()._attempt_reconnect()
+        elif (abort := getattr(self._transport, "abort", None)) is not None:
+            abort()
 
     async def _close(self, status: int, do_cbs: bool = True) -> None:
         """As nats-py does, but a dead line is not waited for."""
-        writer = getattr(self._transport, "_io_writer", None)
-        cut = writer and asyncio.get_running_loop().call_later(_CLOSE_S, writer.transport.abort)
+        cut = asyncio.get_running_loop().call_later(_CLOSE_S, self._cut)
         try:
             await super()._close(status, do_cbs)
         finally:
-            if cut:
-                cut.cancel()
+            cut.cancel()
 
     async def _read_loop(self) -> None:
         """As nats-py does, but that messages of direct handlers never come here."""

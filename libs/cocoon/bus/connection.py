@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+import ssl
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import nats.errors
 
@@ -27,6 +29,8 @@ _RECONNECT_WAIT_S = 0.25
 _PING_INTERVAL_S = 2  # the third unanswered one ends a line that died without a word: 4 to 6 s
 _DRAIN_S = 5.0
 _PENDING_BYTES = 16 * 1024 * 1024
+_CONNECT_S = 3  # longer than the server waits for the answer who this is
+_KINDS = ("nats", "tls", "ws", "wss")
 
 
 def _options(name: str, inbox: str, on_closed: Callable[[], None] | None) -> dict[str, Any]:
@@ -57,7 +61,7 @@ def _options(name: str, inbox: str, on_closed: Callable[[], None] | None) -> dic
         "closed_cb": closed_cb,
         "max_reconnect_attempts": -1,
         "reconnect_time_wait": _RECONNECT_WAIT_S,
-        "connect_timeout": 2,
+        "connect_timeout": _CONNECT_S,
         "ping_interval": _PING_INTERVAL_S,
         "max_outstanding_pings": 2,
         "pending_size": _PENDING_BYTES,
@@ -65,38 +69,35 @@ def _options(name: str, inbox: str, on_closed: Callable[[], None] | None) -> dic
 
 
 async def connect(
-    url: str,
+    url: str | Sequence[str],
     seed_file: Path | str | None,
     name: str,
     inbox_prefix: str,
     on_closed: Callable[[], None] | None = None,
     timeout_s: float = 10.0,
+    ca_file: Path | str | None = None,
 ) -> BusClient:
     """Open a raw connection as the user of `seed_file` (None: a server without users).
 
-    `on_closed` runs when the connection is closed for good, also by ourselves: let it stop the
-    process. Raises Unavailable if the server cannot be reached, ConfigurationError if it refuses
-    the user.
+    `url`: one address or several of one kind (nats, tls, ws, wss); `ca_file`: the authority behind
+    their certificates, if it is not a public one. `on_closed` runs when the connection is closed
+    for good, also by ourselves: let it stop the process. Raises Unavailable if no server can be
+    reached, ConfigurationError if one refuses the user or shows a certificate of another authority.
     """
+    urls = addresses(url)
     options = _options(name, inbox_prefix, on_closed)
+    options.update(_encryption(urls, ca_file))
     if seed_file is not None:
         options["nkeys_seed_str"] = read_seed_file(Path(seed_file)).decode()
-    refused = asyncio.Event()
-    log_error = options["error_cb"]
-
-    async def error_cb(error: Exception) -> None:
-        if "authorization violation" in str(error).lower():
-            refused.set()
-        await log_error(error)
-
-    options["error_cb"] = error_cb
+    attempts = _Attempts(name, urls, options["error_cb"])
+    options["error_cb"] = attempts.error_cb
     client = BusClient()
     # nats-py would try the first connection for ever too: it is given up after a while.
-    connecting = asyncio.create_task(client.connect(url, **options))
-    refusal = asyncio.create_task(refused.wait())
+    connecting = asyncio.create_task(client.connect(urls, **options))
+    hopeless = asyncio.create_task(attempts.hopeless.wait())
     try:
         await asyncio.wait(
-            (connecting, refusal), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
+            (connecting, hopeless), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
         )
         if connecting.done():
             connecting.result()
@@ -104,14 +105,112 @@ async def connect(
     except (nats.errors.Error, OSError, TimeoutError):
         pass
     finally:
-        refusal.cancel()
+        hopeless.cancel()
         if not client.is_connected:
             connecting.cancel()
             await asyncio.gather(connecting, return_exceptions=True)
             await client.close()
-    if refused.is_set():
-        raise ConfigurationError(f"NATS does not know the user of {name}")
-    raise Unavailable(f"NATS did not answer {name} within {timeout_s:g} s")
+    raise attempts.error(timeout_s)
+
+
+def addresses(url: str | Sequence[str]) -> list[str]:
+    """One address, or several with commas between them or as a list; all of one kind.
+
+    Raises ConfigurationError for what is not an address of a bus.
+    """
+    found = url.split(",") if isinstance(url, str) else list(url)
+    urls = [item.strip() for item in found if item.strip()]
+    kinds = set()
+    for item in urls:
+        try:
+            parts = urlsplit(item)
+            usable = parts.scheme in _KINDS and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            usable = False
+        if not usable:
+            raise ConfigurationError(
+                f"{item} is not an address of a bus; write tls://HOST:PORT or wss://HOST:PORT "
+                "(nats:// and ws:// on one machine)"
+            )
+        kinds.add(parts.scheme)
+    if len(kinds) != 1:
+        raise ConfigurationError(
+            "name at least one address of the bus, and only addresses of one kind (nats, tls, ws "
+            "or wss)"
+        )
+    return urls
+
+
+def _encryption(urls: Sequence[str], ca_file: Path | str | None) -> dict[str, Any]:
+    """Nothing is said before the line is encrypted, so nobody on the way can talk us out of it."""
+    scheme = urlsplit(urls[0]).scheme
+    if scheme not in ("tls", "wss"):
+        return {}
+    try:
+        context = ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
+    except (OSError, ssl.SSLError):
+        raise ConfigurationError(
+            f"the bus's certificate authority {ca_file} cannot be read; it is a file with a "
+            "certificate in PEM"
+        ) from None
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return {"tls": context, "tls_handshake_first": scheme == "tls"}
+
+
+class _Attempts:
+    """What became of the attempts to connect: why, if all failed, and whether another may help."""
+
+    def __init__(
+        self, name: str, urls: Sequence[str], log_error: Callable[[Exception], Awaitable[None]]
+    ) -> None:
+        self._name, self._where, self._log_error = name, ", ".join(urls), log_error
+        self._refused = False
+        self._full = False
+        self._untrusted = ""
+        self.hopeless = asyncio.Event()
+
+    async def error_cb(self, error: Exception) -> None:
+        self._untrusted = self._untrusted or _untrusted(error)
+        if self._untrusted:
+            self.hopeless.set()
+        if "maximum" in str(error).lower():
+            self._full = True
+        if "authorization" in str(error).lower():
+            self._refused = True  # and tried again: who answers for newcomers may be starting
+        await self._log_error(error)
+
+    def error(self, timeout_s: float) -> ConfigurationError | Unavailable:
+        if self._untrusted:
+            return ConfigurationError(
+                f"the bus at {self._where} shows a certificate that is not trusted "
+                f"({self._untrusted}); name the network's own authority (ca_file), or another "
+                "address"
+            )
+        if self._full:
+            return Unavailable(
+                f"the bus takes no more connections of {self._name} now; end the others that use "
+                "its key, or try again later"
+            )
+        if self._refused:
+            return ConfigurationError(
+                f"NATS does not know the user of {self._name}, or keeps it out, for "
+                f"{timeout_s:g} s now: the network may be down, the line not encrypted (tls:// or "
+                "wss://), or the key used too often; the server's log says which"
+            )
+        return Unavailable(
+            f"NATS did not answer {self._name} at {self._where} within {timeout_s:g} s; is the "
+            "address right?"
+        )
+
+
+def _untrusted(error: BaseException | None) -> str:
+    """What is wrong with the server's certificate, or nothing."""
+    while error is not None:
+        told = getattr(error, "verify_message", None)
+        if isinstance(error, ssl.SSLCertVerificationError) and told:
+            return str(told)
+        error = error.__cause__  # aiohttp puts an error of its own before it
+    return ""
 
 
 def broker(

@@ -6,6 +6,7 @@ A provider's nkey is its identity key. Seeds never appear on command lines or in
 from __future__ import annotations
 
 import base64
+import binascii
 import os
 from pathlib import Path
 
@@ -13,6 +14,36 @@ import nkeys
 from nacl.signing import SigningKey
 
 from cocoon.kernel.errors import ConfigurationError
+
+USER, ACCOUNT, SERVER = nkeys.PREFIX_BYTE_USER, nkeys.PREFIX_BYTE_ACCOUNT, nkeys.PREFIX_BYTE_SERVER
+_NKEY_CHARS = 56  # of a kind byte, 32 bytes and a checksum of 2, in base32
+
+
+def new_issuer_seed(raw: bytes) -> bytes:
+    """Encode 32 random bytes as an account's seed ("SA...")."""
+    seed: bytes = nkeys.encode_seed(raw, ACCOUNT)
+    return seed.rstrip(b"=")
+
+
+def nkey(kind: int, raw: bytes) -> str:
+    """The public name of a 32-byte Ed25519 key: "U..." for a user, "A..." for an account."""
+    body = bytes([kind]) + raw
+    return base64.b32encode(body + _checksum(body)).decode().rstrip("=")
+
+
+def raw_of_nkey(kind: int, text: str) -> bytes:
+    """The 32-byte key behind a public name of this kind. Raises ValueError for anything else."""
+    if len(text) != _NKEY_CHARS or not text.isascii():
+        raise ValueError("an nkey has 56 characters")
+    data = base64.b32decode(text)  # its error is a ValueError
+    if data[0] != kind or data[33:] != _checksum(data[:33]):
+        raise ValueError("not an nkey of this kind")
+    return data[1:33]
+
+
+def _checksum(body: bytes) -> bytes:
+    """CRC-16/XMODEM, little-endian."""
+    return binascii.crc_hqx(body, 0).to_bytes(2, "little")
 
 
 def new_seed(raw: bytes) -> bytes:
@@ -23,12 +54,21 @@ def new_seed(raw: bytes) -> bytes:
 
 def raw_seed(seed: bytes) -> bytes:
     """The 32 bytes of an Ed25519 seed. Raises ConfigurationError if it is not a user's seed."""
+    return _raw_seed(seed, USER, "this seed is not a user's; it starts with SU")
+
+
+def raw_issuer_seed(seed: bytes) -> bytes:
+    """The 32 bytes of the seed that signs who may come in. Raises ConfigurationError."""
+    return _raw_seed(seed, ACCOUNT, "this seed is not an account's; it starts with SA")
+
+
+def _raw_seed(seed: bytes, kind: int, otherwise: str) -> bytes:
     try:
         prefix, raw = nkeys.decode_seed(seed.strip())
     except nkeys.NkeysError:
         raise ConfigurationError("this file does not hold an nkey seed") from None
-    if prefix != nkeys.PREFIX_BYTE_USER or len(raw) != 32:
-        raise ConfigurationError("this seed is not a user's; it starts with SU")
+    if prefix != kind or len(raw) != 32:
+        raise ConfigurationError(otherwise)
     return bytes(raw)
 
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from cocoon.bus.accounts import GATEWAYS, LOOK, OPERATORS, PLATFORM, READ_SEALED
+from cocoon.bus.accounts import GATEWAYS, LOBBY, LOOK, OPERATORS, PLATFORM, READ_SEALED, SYSTEM
 from cocoon.contracts import subjects
 
 INGRESS_DURABLE = "billing"
+CALLOUT = "$SYS.REQ.USER.AUTH"  # where the server asks who a connection is
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +132,7 @@ def billing(shards: Sequence[int]) -> Permissions:
             *_relay(shards),
             *_tail(shards),
         ),
-        subscribe=("rpc.billing.>", _inbox("billing")),
+        subscribe=("rpc.billing.>", "rpc.books.>", _inbox("billing")),
     )
 
 
@@ -139,18 +140,49 @@ def attestation(shards: Sequence[int]) -> Permissions:
     """Answers enrolment, evidence and directory requests; hears heartbeats for the directory."""
     return Permissions(
         publish=(_ANSWERS, *_tail(shards)),
-        subscribe=("rpc.attestation.>", subjects.HEARTBEATS, _inbox("attestation")),
+        subscribe=(
+            "rpc.attestation.>",
+            subjects.from_lobby("*", "*"),
+            subjects.HEARTBEATS,
+            _inbox("attestation"),
+        ),
     )
 
 
-def provider(provider_id: str) -> Permissions:
-    """One provider's own subjects and nothing else: not its peers', not the events."""
+def entry(_shards: Sequence[int] = ()) -> Permissions:
+    """Attestation's second connection: tells the server who comes in where, and ends what it must.
+
+    It lives in the server's own account, where the server asks; it hears nothing else there.
+    """
+    return Permissions(
+        publish=("$SYS.REQ.ACCOUNT.*.CONNZ", "$SYS.REQ.SERVER.*.KICK"),
+        subscribe=(CALLOUT, _inbox("entry")),
+        account=SYSTEM,
+        responses=True,
+    )
+
+
+def stranger(provider_id: str) -> Permissions:
+    """In the lobby: ask attestation in one's own name, and hear the answer."""
+    return Permissions(
+        publish=(subjects.attestation(provider_id, "*"),),
+        subscribe=(_inbox(provider_id),),
+        account=LOBBY,
+    )
+
+
+def provider(provider_id: str, account: str) -> Permissions:
+    """One provider's own subjects and nothing else: not its peers', not the events.
+
+    `account`: the berth where it lives alone.
+    """
     return Permissions(
         publish=(
             f"tok.*.{provider_id}.*.*",
             subjects.heartbeat(provider_id),
             subjects.submit_result(provider_id),
             subjects.attestation(provider_id, "*"),
+            subjects.books(provider_id, "*"),
             f"sealed.{provider_id}.*.*",
             f"{READ_SEALED}.sealed.{provider_id}.*.*",
         ),
@@ -159,8 +191,7 @@ def provider(provider_id: str) -> Permissions:
             subjects.acks(provider_id),
             _inbox(provider_id),
         ),
-        account=provider_id,
-        responses=True,
+        account=account,
     )
 
 
@@ -194,11 +225,13 @@ def infra(_shards: Sequence[int] = ()) -> Permissions:
     )
 
 
-# Services and people by name; the others are `gateway(gateway_id)` and `provider(provider_id)`.
+# Services and people by name. The others are `gateway(gateway_id)`, and those who come in by the
+# callout: `stranger(provider_id)` and `provider(provider_id, berth)`.
 ROLES: dict[str, Callable[[Sequence[int]], Permissions]] = {
     "matcher": matcher,
     "billing": billing,
     "attestation": attestation,
+    "entry": entry,
     "operator": operator,
     "infra": infra,
 }

@@ -106,6 +106,8 @@ class Reading(asyncio.Protocol):
         if head_bytes > total:
             return None
         reply = names[1] if len(names) == 2 else b""
+        if not reply:  # the server's own account writes two spaces where there is none
+            names = names[:1]
         start = end + 2
         stop = start + total + 2
         if len(data) < stop:

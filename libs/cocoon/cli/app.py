@@ -18,6 +18,7 @@ from cocoon.cli import (
     keys,
     matching,
     model,
+    provider,
     replay,
     sim,
     status,
@@ -47,6 +48,7 @@ app.command("explain")(explain.explain)
 app.add_typer(canary.app, name="canary")
 app.add_typer(matching.app, name="matching")
 app.add_typer(model.app, name="model")
+app.add_typer(provider.app, name="provider")
 app.command("unpark")(unpark.unpark)
 app.add_typer(keys.app, name="keys")
 app.command("replay")(replay.replay)

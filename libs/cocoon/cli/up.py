@@ -111,12 +111,22 @@ def up(
             "so every ten minutes, as in production.",
         ),
     ] = None,
+    entry: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST[:PORT]",
+            help="Let providers elsewhere in, by this name or address of this machine: WebSocket "
+            "over TLS on PORT (default: 8643), plain TLS on the next one. Without it all stays "
+            "on this machine.",
+        ),
+    ] = None,
     otlp: Annotated[
         str | None, typer.Option(metavar="URL", help="Send traces to this OTLP/HTTP collector.")
     ] = None,
 ) -> None:
     """Start the whole network on this machine and keep it running until Ctrl-C."""
     from cocoon.devnet import minilm
+    from cocoon.devnet.doors import EntryAddress
     from cocoon.devnet.leftovers import end_leftovers
     from cocoon.devnet.network import Options, check_backend
     from cocoon.telemetry.logs import configure_logs
@@ -153,6 +163,7 @@ def up(
         options = Options(
             gateway_port, sidecar_port, backend, model, otlp, providers, key_epoch, triton,
             shards, concurrency, open_providers, embeddings,
+            EntryAddress.parse(entry) if entry else None,
         )  # fmt: skip
         code = asyncio.run(_run(folder, options, as_json, say))
     raise typer.Exit(code)
@@ -267,10 +278,19 @@ Try it, from another terminal:
   {shlex.quote(sys.executable)} -c "{_python(running.sidecar_url, model)}"
 
   ./cocoon status{data_hint(folder)}
-
+{_entry_told(folder, running)}
 Ctrl-C stops everything.""",
         flush=True,
     )
+
+
+def _entry_told(folder: DataFolder, running: RunningNetwork) -> str:
+    if not running.entry_urls:
+        return ""
+    return f"""
+Providers elsewhere come in at {" or ".join(running.entry_urls)};
+what they need to trust is {folder.bus_ca}, which GET {running.gateway_url}/v1/network tells too.
+"""
 
 
 def _python(url: str, model: str) -> str:

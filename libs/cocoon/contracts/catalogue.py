@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cocoon.contracts import books, subjects
 from cocoon.contracts import messages as m
-from cocoon.contracts import subjects
 from cocoon.contracts.base import Contract
 
 # type -> (the stream's aggregate, who appends it, when)
@@ -104,6 +104,7 @@ def _verbs() -> tuple[Channel, ...]:
             "region and quantisations",
         ),
         ("publish_bundle", "{provider_id}", ("provider",), m.BundleRequest, "a key epoch's bundle"),
+        ("standing", "{provider_id}", ("provider",), "an empty object", "how the network sees it"),
         (
             "directory", "platform", ("gateway", "operator"), m.DirectoryRequest,
             "a model's providers with their evidence and keys",
@@ -119,6 +120,11 @@ def _verbs() -> tuple[Channel, ...]:
         ("dispute", ("gateway", "operator"), m.DisputeRequest, "a count against a receipt's"),
         ("parked", ("operator",), "an empty object", "the streams that the ledger has put aside"),
         ("unpark", ("operator",), m.UnparkRequest, "post such a stream's events in order"),
+    )
+    own_books = (
+        ("earnings", books.EarningsRequest, "what its jobs brought, by day, model or job"),
+        ("lost", books.LostRequest, "jobs that went elsewhere, and by which margin"),
+        ("simulate", books.SimulateRequest, "what a price would earn with the log's demand"),
     )
     keys = (
         ("create", m.CreateKeyRequest, "make an API key known by its hash"),
@@ -139,6 +145,13 @@ def _verbs() -> tuple[Channel, ...]:
                 payload, summary, reply=m.Reply,
             )
             for verb, asks, payload, summary in billing
+        ),
+        *(
+            Channel(
+                f"books.{verb}", subjects.books("{provider_id}", verb), ("provider",),
+                ("billing",), payload, summary, reply=m.Reply,
+            )
+            for verb, payload, summary in own_books
         ),
         *(
             Channel(
@@ -179,7 +192,7 @@ CHANNELS: tuple[Channel, ...] = (
     Channel(
         "run_job", subjects.run_job(_PROVIDER), ("gateway",), ("provider",),
         "the sealed envelope, or nothing when a header names it in SEALED",
-        "dispatch of a matched job", reply=m.DispatchReply,
+        "dispatch of a matched job; the answer comes on tokens",
     ),
     Channel(
         "cancel_job", subjects.cancel_job(_PROVIDER), ("gateway", "matcher"), ("provider",),
@@ -187,8 +200,9 @@ CHANNELS: tuple[Channel, ...] = (
     ),
     Channel(
         "tokens", f"tok.{_GATEWAY}.{_PROVIDER}.{_JOB}.{{epoch}}", ("provider",), ("gateway",),
-        "kind u8, offset u64 big-endian, on the last the blob's SHA-256, then sealed bytes",
-        "numbered pieces of the sealed response",
+        "kind u8; 2: a DispatchReply; 0 and 1: offset u64 big-endian, on the last (1) the blob's "
+        "SHA-256, then sealed bytes",
+        "whether a dispatch was taken, then numbered pieces of the sealed response",
     ),
     Channel(
         "heartbeat", subjects.heartbeat(_PROVIDER), ("provider",),

@@ -48,7 +48,7 @@ def match_updates(gateway: str, job: str) -> str:
 
 
 def run_job(provider: str) -> str:
-    """Gateway to provider, core request with the ciphertext; the reply accepts or refuses."""
+    """Gateway to provider with the ciphertext; the provider accepts or refuses on `tokens`."""
     return f"cmd.provider.{provider}.run_job"
 
 
@@ -70,7 +70,7 @@ def heartbeat(provider: str) -> str:
 
 
 def tokens(gateway: str, provider: str, job: str, epoch: int) -> str:
-    """Provider to gateway: numbered sealed frames."""
+    """Provider to gateway: the answer to a dispatch, then numbered sealed frames."""
     return f"tok.{gateway}.{provider}.{job}.{epoch}"
 
 
@@ -85,12 +85,22 @@ def attestation(provider: str, verb: str) -> str:
     return f"rpc.attestation.{provider}.{verb}"
 
 
+def from_lobby(provider: str, verb: str) -> str:
+    """What attestation hears of a request by somebody who has no place on the bus yet."""
+    return f"lobby.attestation.{provider}.{verb}"
+
+
 DIRECTORY_REQUEST = "rpc.attestation.platform.directory"
 
 
 def billing(shard: int, verb: str) -> str:
     """Operator to billing, core request: open_account, credit_deposit, balance."""
     return f"rpc.billing.{shard}.{verb}"
+
+
+def books(provider: str, verb: str) -> str:
+    """Provider to billing, core request: earnings, lost, simulate."""
+    return f"rpc.books.{provider}.{verb}"
 
 
 def gateway_keys(verb: str) -> str:

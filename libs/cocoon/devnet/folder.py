@@ -21,7 +21,7 @@ from cocoon.kernel.errors import ConfigurationError
 
 # What a network makes in its folder; beside the lock, only these are ever removed.
 _MADE = re.compile(
-    r"account_shards|logs|nats|policy\.json|postgres|(processes|running)\.(json|new)"
+    r"account_shards|bus-ca\.pem|logs|nats|policy\.json|postgres|(processes|running)\.(json|new)"
     r"|provider(-\d+)?|open-\d+|secrets|sidecar|trust\.json"
 )
 _LOCK = "lock"
@@ -42,6 +42,7 @@ class RunningNetwork(MappingContract):
     account_id: str
     engine_metrics_url: str | None = None
     shards: tuple[int, ...]
+    entry_urls: tuple[str, ...] = ()  # where providers elsewhere come in
 
 
 class DataFolder:
@@ -57,6 +58,11 @@ class DataFolder:
         self.policy = self.root / "policy.json"
         self.authority = self.secrets / "authority.json"
         self.api_key = self.secrets / "api_key"
+        self.issuer = self.secrets / "issuer.nk"  # signs logins of providers
+        self.bus_ca = self.root / "bus-ca.pem"  # for providers elsewhere
+        self.bus_ca_key = self.secrets / "bus-ca.key"
+        self.bus_certificate = self.secrets / "bus.pem"
+        self.bus_key = self.secrets / "bus.key"
         self.models = self.root / _MODELS
         self.running = self.root / "running.json"
         self.processes = self.root / "processes.json"

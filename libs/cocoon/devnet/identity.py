@@ -11,7 +11,14 @@ from dataclasses import dataclass
 
 from nacl.signing import SigningKey
 
-from cocoon.bus.keys import public_nkey, seed_file
+from cocoon.bus.keys import (
+    ACCOUNT,
+    new_issuer_seed,
+    nkey,
+    public_nkey,
+    raw_issuer_seed,
+    seed_file,
+)  # fmt: skip
 from cocoon.bus.permissions import matcher_name
 from cocoon.contracts.subjects import NETWORK_SHARD
 from cocoon.devnet.authority import DevAuthority, dev_policy, dev_trust
@@ -22,7 +29,8 @@ from cocoon.evidence.policy import OpenTierRules, parse_policy, policy_hash, sig
 from cocoon.evidence.trust import trust_document
 from cocoon.kernel.clock import Clock
 
-ROLES = ("billing", "attestation", "operator", "infra")  # and a matcher for each account shard
+# and a matcher for each account shard
+ROLES = ("billing", "attestation", "entry", "operator", "infra")
 OPEN_TIER = OpenTierRules(
     allowed=True, max_running_jobs=4, max_job_nanoton=1_000_000_000, max_providers=16
 )
@@ -45,6 +53,7 @@ class Identity:
 
     network_id: str
     nats_users: tuple[NatsUser, ...]
+    nats_issuer: str  # whose word lets providers in
 
 
 def make_identity(
@@ -79,14 +88,15 @@ def make_identity(
     providers = (*providers, *open_providers)
     names = ("gateway", *ROLES, *matchers.values(), *providers)
     seeds = {name: seed_file(folder.seed(name), secrets.token_bytes(32)) for name in names}
+    issuer = folder.secret(folder.issuer, lambda: new_issuer_seed(secrets.token_bytes(32)))
     users = nats_users_for_devnet(
         {name: public_nkey(seeds[name]) for name in ROLES},
         [public_nkey(seeds["gateway"])],
-        [public_nkey(seeds[name]) for name in providers],
         shards,
         {shard: public_nkey(seeds[name]) for shard, name in matchers.items()},
     )
-    return Identity(network_id, tuple(users))
+    public = nkey(ACCOUNT, _public(raw_issuer_seed(issuer)))
+    return Identity(network_id, tuple(users), public)
 
 
 def _open_policy(folder: DataFolder, signer: bytes) -> None:

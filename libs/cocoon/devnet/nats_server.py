@@ -1,6 +1,8 @@
-"""A real nats-server from a wheel: JetStream, nkey users with subject permissions, loopback only.
+"""A real nats-server from a wheel: JetStream, nkey users with subject permissions, and a door.
 
 Each user lives in the account that bus/accounts.py gives him; only the platform's has JetStream.
+Whoever is no user of the file is asked about at attestation (auth callout). It listens on loopback
+unless it was given doors to the outside, which are encrypted.
 
 The server syncs every JetStream write (`sync_interval: always`), which INGRESS and SEALED rely on;
 the event streams opt out of it in their own configuration.
@@ -24,17 +26,28 @@ from http.client import HTTPException
 from pathlib import Path
 
 from cocoon.bus import permissions
-from cocoon.bus.accounts import NAMED, PLATFORM, account_config, crossings
+from cocoon.bus.accounts import (
+    LOBBY,
+    NAMED,
+    PLATFORM,
+    SYSTEM,
+    accounts_config,
+    berths,
+    crossings,
+)  # fmt: skip
 from cocoon.bus.keys import raw_of_public
 from cocoon.bus.permissions import Permissions
 from cocoon.contracts.subjects import NETWORK_SHARD
 from cocoon.devnet.child import die_with_parent
 from cocoon.devnet.ports import free_port
 from cocoon.kernel.errors import ConfigurationError, Unavailable
-from cocoon.kernel.ids import gateway_id, provider_id
+from cocoon.kernel.ids import gateway_id
 
-RELOAD_S = 10.0
 HEALTH_S = 2.0
+ASK_S = 2  # how long the server waits to be told who a connection is
+DEVNET_BERTHS = 64
+BERTH_CONNECTIONS, LOBBY_CONNECTIONS = 32, 256
+LOOPBACK = "127.0.0.1"
 ROOM_BYTES = 8 * 1024 * 1024
 
 
@@ -56,14 +69,41 @@ class NatsUser:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Doors:
+    """Where the server listens for those outside: TLS and WebSocket over TLS, one certificate."""
+
+    host: str
+    tls_port: int
+    websocket_port: int
+    certificate_file: Path
+    key_file: Path
+
+    def _tls(self) -> dict[str, object]:
+        return {"cert_file": str(self.certificate_file), "key_file": str(self.key_file)}
+
+    def config(self) -> dict[str, object]:
+        return {
+            "host": self.host,
+            # our own services on this machine come without: their lines do not leave it
+            "allow_non_tls": True,
+            "tls": {**self._tls(), "handshake_first": "auto"},
+            "websocket": {
+                "host": self.host,
+                "port": self.websocket_port,
+                "tls": self._tls(),
+                "handshake_timeout": "5s",
+            },
+        }
+
+
 def nats_users_for_devnet(
     roles: Mapping[str, str],
     gateways: Iterable[str],
-    providers: Iterable[str],
     shards: Sequence[int],
     matchers: Mapping[int, str] | None = None,
 ) -> list[NatsUser]:
-    """Users for roles (name -> public nkey), gateways and providers (public nkeys: their ids).
+    """Users for roles (name -> public nkey) and gateways (public nkeys: their ids).
 
     `matchers`: account shard -> the public nkey of its matcher, which may do no other's work.
     """
@@ -72,7 +112,6 @@ def nats_users_for_devnet(
         own = (NETWORK_SHARD, shard)
         allowed.append((key, permissions.matcher(own, permissions.matcher_name(shard))))
     allowed += [(key, permissions.gateway(gateway_id(raw_of_public(key)))) for key in gateways]
-    allowed += [(key, permissions.provider(provider_id(raw_of_public(key)))) for key in providers]
     return [NatsUser(key, permitted) for key, permitted in allowed]
 
 
@@ -88,6 +127,7 @@ def server_binary() -> Path:
 class NatsServer:
     """One server with its JetStream store under `store_dir`. Ports 0 are picked and kept.
 
+    issuer: the public account nkey ("A...") whose word lets others than `users` in.
     follows: it stops when the thread that started it ends, so also when that is killed.
     """
 
@@ -98,13 +138,17 @@ class NatsServer:
         monitor_port: int = 0,
         users: Sequence[NatsUser] = (),
         *,
+        issuer: str = "",
+        berths: int = DEVNET_BERTHS,
+        doors: Doors | None = None,
         follows: bool = False,
     ) -> None:
         self._follow = die_with_parent() if follows else None
         self.store_dir = store_dir
-        self.port = port or free_port()
+        self.port = (doors.tls_port if doors else port) or free_port()
         self.monitor_port = monitor_port or free_port()
         self._users = tuple(users)
+        self._issuer, self.berths, self.doors = issuer, berths, doors
         self._process: subprocess.Popen[bytes] | None = None
 
     def __repr__(self) -> str:
@@ -112,7 +156,8 @@ class NatsServer:
 
     @property
     def url(self) -> str:
-        return f"nats://127.0.0.1:{self.port}"
+        host = self.doors.host if self.doors else LOOPBACK
+        return f"nats://{LOOPBACK if host == '0.0.0.0' else host}:{self.port}"  # noqa: S104
 
     @property
     def monitor_url(self) -> str:
@@ -212,23 +257,6 @@ class NatsServer:
             raise ConfigurationError("stop the server before removing its streams")
         shutil.rmtree(self.jetstream_dir, ignore_errors=True)
 
-    @property
-    def users(self) -> tuple[NatsUser, ...]:
-        return self._users
-
-    def set_users(self, users: Sequence[NatsUser]) -> None:
-        """Replace the users; a running server takes them over without a restart.
-
-        Raises Unavailable if it does not (read the log file).
-        """
-        known = {user.allowed.account for user in self._users}
-        self._users = tuple(users)
-        if self.pid is not None:
-            # The server forgets the requests that a new account sends elsewhere, unless the account
-            # is there already: so it gets them by a second reading.
-            self._reload(frozenset(user.allowed.account for user in users) - known)
-            self._reload()
-
     # ---- inside ----
 
     def _healthy(self) -> bool:
@@ -240,37 +268,19 @@ class NatsServer:
         except (urllib.error.URLError, OSError):
             return False
 
-    def _reload(self, silent: frozenset[str] = frozenset()) -> None:
-        assert self._process is not None  # noqa: S101 - the caller has looked
-        before = self._loaded()
-        self._write_config(silent)
-        self._process.send_signal(signal.SIGHUP)
-        deadline = time.monotonic() + RELOAD_S
-        while self._loaded() == before:
-            if time.monotonic() > deadline:
-                raise Unavailable("nats-server does not take its new users; read its log")
-            time.sleep(0.02)
-
-    def _loaded(self) -> str:
-        """When the server read its configuration."""
-        with urllib.request.urlopen(  # noqa: S310 - our own loopback address
-            f"{self.monitor_url}/varz", timeout=RELOAD_S
-        ) as answer:
-            return str(json.load(answer)["config_load_time"])
-
-    def _write_config(self, silent: frozenset[str] = frozenset()) -> None:
+    def _write_config(self) -> None:
         fresh = self.config_file.with_suffix(".new")
         fresh.unlink(missing_ok=True)
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as out:
-            out.write(self._config(silent))
+            out.write(self._config())
         fresh.replace(self.config_file)
 
-    def _config(self, silent: frozenset[str]) -> str:
+    def _config(self) -> str:
         # NATS reads JSON; every value is quoted by json, so no id can break out of its place.
         config: dict[str, object] = {
             "server_name": "cocoon-devnet",
-            "host": "127.0.0.1",
+            "host": LOOPBACK,
             "port": self.port,
             "http": f"127.0.0.1:{self.monitor_port}",
             "max_payload": 1_048_576,
@@ -285,23 +295,36 @@ class NatsServer:
                 "max_file_store": 64 * 1024 * 1024 * 1024,
             },
         }
+        if self.doors is not None:
+            config.update(self.doors.config())
         if self._users:
-            config["accounts"] = self._accounts(silent)
+            config["accounts"] = self._accounts()
+            config["system_account"] = SYSTEM
+        if self._issuer:
+            config["authorization"] = {
+                "timeout": ASK_S,
+                "auth_callout": {
+                    "issuer": self._issuer,
+                    "account": SYSTEM,
+                    # they are in this file: nobody is asked about them
+                    "auth_users": [user.nkey_public for user in self._users],
+                },
+            }
         return json.dumps(config, indent=1)
 
-    def _accounts(self, silent: frozenset[str]) -> dict[str, object]:
-        """Accounts with their users; those in `silent` send no requests to others."""
-        names = dict.fromkeys((*NAMED, *(user.allowed.account for user in self._users)))
-        table = [
-            crossing
-            for crossing in crossings(name for name in names if name not in NAMED)
-            if crossing.kind == "message" or crossing.source not in silent
-        ]
+    def _accounts(self) -> dict[str, object]:
+        """Accounts with what crosses between them, and the users of the file."""
+        places, bounds = accounts_config(crossings(self.berths)), {LOBBY: LOBBY_CONNECTIONS}
+        bounds |= dict.fromkeys(berths(self.berths), BERTH_CONNECTIONS)
+        members: dict[str, list[dict[str, object]]] = {}
+        for user in self._users:
+            members.setdefault(user.allowed.account, []).append(user.config())
         return {
             name: {
                 **({"jetstream": "enabled"} if name == PLATFORM else {}),
-                "users": [u.config() for u in self._users if u.allowed.account == name],
-                **account_config(name, table),
+                **({"limits": {"max_connections": bounds[name]}} if name in bounds else {}),
+                "users": members.get(name, []),
+                **places.get(name, {}),
             }
-            for name in names
+            for name in dict.fromkeys((*NAMED, *bounds))
         }

@@ -27,6 +27,7 @@ from cocoon.contracts.messages import DirectoryRequest
 from cocoon.devnet import minilm
 from cocoon.devnet.accounts import first_account
 from cocoon.devnet.child import Child
+from cocoon.devnet.doors import EntryAddress, open_doors
 from cocoon.devnet.folder import DataFolder, RunningNetwork
 from cocoon.devnet.identity import (
     DATABASE_ROLES,
@@ -35,7 +36,7 @@ from cocoon.devnet.identity import (
     open_names,
     provider_names,
 )
-from cocoon.devnet.nats_server import NatsServer
+from cocoon.devnet.nats_server import LOOPBACK, NatsServer
 from cocoon.devnet.ports import free_port, free_port_after, is_free
 from cocoon.devnet.postgres import PostgresServer
 from cocoon.devnet.private_file import write_private
@@ -70,6 +71,7 @@ class Options:
     concurrency: int | None = None  # jobs that a provider runs at once; None: its own default
     open_providers: int = 0  # beside the others: without a TEE
     embeddings: bool = False  # one provider more, which serves all-MiniLM-L6-v2
+    entry: EntryAddress | None = None  # where providers elsewhere come in; None: nowhere
 
 
 def _port(
@@ -131,7 +133,11 @@ class Network:
             self._attested, self._open,
         )  # fmt: skip
         self._folder.keep_account_shards(len(self._matchers))
-        self._nats = NatsServer(self._folder.nats, users=identity.nats_users, follows=True)
+        entry = self._options.entry
+        self._nats = NatsServer(
+            self._folder.nats, users=identity.nats_users, issuer=identity.nats_issuer,
+            doors=open_doors(self._folder, entry) if entry else None, follows=True,
+        )  # fmt: skip
         starts = [self._postgres.start, self._nats.start]
         if self._triton is not None:
             starts.append(self._triton.start)
@@ -263,7 +269,9 @@ class Network:
         folder = self._folder
         accounts = json.dumps(self._shards[1:])
         if name == "gateway":
-            return {"LISTEN_PORT": self._gateway_port, "ACCOUNT_SHARDS": accounts}
+            return {
+                "LISTEN_PORT": self._gateway_port, "ACCOUNT_SHARDS": accounts, **self._bus_told(),
+            }  # fmt: skip
         if name == "billing":
             return {"ACCOUNT_SHARDS": accounts}
         if name in self._matchers:
@@ -273,8 +281,23 @@ class Network:
                 "TRUST_FILE": folder.trust,
                 "POLICY_FILE": folder.policy,
                 "ENVIRONMENT": "dev",
+                "ENTRY_SEED_FILE": folder.seed("entry"),
+                "ISSUER_SEED_FILE": folder.issuer,
+                "BERTHS": self._nats.berths if self._nats else 0,
+                # this machine's own providers come by the same door, but their lines never leave it
+                "PLAIN_FROM": json.dumps([LOOPBACK, *self._own_addresses()]),
             }
         return self._of_provider(name) if name in self._providers else {}
+
+    def _bus_told(self) -> dict[str, str | Path | int]:
+        """What the gateway tells providers of the bus."""
+        entry = self._options.entry
+        if entry is None:
+            return {"BUS_URLS": json.dumps([self._nats.url if self._nats else ""])}
+        return {"BUS_URLS": json.dumps(entry.urls), "BUS_CA_FILE": self._folder.bus_ca}
+
+    def _own_addresses(self) -> list[str]:
+        return [self._nats.doors.host] if self._nats and self._nats.doors else []
 
     def _of_provider(self, name: str) -> dict[str, str | Path | int]:
         folder, options = self._folder, self._options
@@ -332,6 +355,7 @@ class Network:
             account_id=self._account_id,
             engine_metrics_url=self._triton.metrics_url if self._triton else None,
             shards=self._shards,
+            entry_urls=self._options.entry.urls if self._options.entry else (),
         )
 
     # ---- watch ----

@@ -245,6 +245,10 @@ VERIFY_SECONDS = Histogram(
 )
 CANARIES = Counter("cocoon_canaries", "Judged audit jobs, by outcome.", _label("outcome"))
 REVOCATIONS = Counter("cocoon_revocations", "Revoked attestations, by reason.", _label("reason"))
+ENTRIES = Counter(
+    "cocoon_bus_entries", "Connections to the bus that asked to come in, by what they got.",
+    _label("outcome"),
+)  # fmt: skip
 NEXT_EXPIRY = Gauge(
     "cocoon_next_expiry_seconds", "Until the first attestation runs out; -1 without any."
 )

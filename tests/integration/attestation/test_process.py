@@ -27,7 +27,9 @@ def network(bus: Bus, database: Database, tmp_path: Path) -> Network:
 @contextlib.asynccontextmanager
 async def process(network: Network, **changes: str) -> AsyncIterator[asyncio.subprocess.Process]:
     settings = {
-        f"COCOON_ATTESTATION_{name.upper()}": str(value)
+        f"COCOON_ATTESTATION_{name.upper()}": (
+            json.dumps(value) if isinstance(value, tuple) else str(value)
+        )
         for name, value in network.settings().model_dump(exclude_none=True).items()
     }
     started = await asyncio.create_subprocess_exec(
@@ -58,7 +60,7 @@ async def test_it_says_when_it_is_ready_serves_its_health_and_ends_cleanly(
             metrics = (await client.get("/metrics")).text
         running.terminate()
         out, err = await asyncio.wait_for(running.communicate(), 20)
-    assert health.json() == {"bus": True, "tail": True, "leading": True}
+    assert health.json() == {"bus": True, "entry": True, "tail": True, "leading": True}
     assert 'cocoon_verdicts_total{code="ok",outcome="ok"} 1.0' in metrics
     assert running.returncode == 0
     assert out == b""

@@ -239,13 +239,37 @@ async def test_requests_that_this_enclave_may_not_serve_get_a_coarse_code(
             ({"model_id": bytes(32)}, {}, "bad_request"),
             ({}, {"quote": dear}, "bad_request"),
             ({}, {"Cocoon-Job": secrets.token_hex(16)}, "bad_request"),
-            ({}, {"Cocoon-Epoch": "0"}, "bad_request"),
-            ({}, {"gateway": "gw.*"}, "bad_request"),
         ]
         for header, options, code in cases:
             reply, _ = await world.dispatch(world.seal(header=header), **options)
             assert (reply.accepted, reply.code) == (False, code), (header, options)
         assert world.submitted == []
+
+
+async def test_a_dispatch_that_does_not_say_whom_to_answer_is_let_go(world: ProviderWorld) -> None:
+    async with world.agent():
+        heard: list[str] = []
+        nowhere = [
+            {"Cocoon-Epoch": "0"}, {"Cocoon-Epoch": "x"}, {"Cocoon-Job": "*"},
+            {"Cocoon-Gateway": "gw.*"}, {"Cocoon-Gateway": ">"}, {"Cocoon-Gateway": ""},
+        ]  # fmt: skip
+        whole = {
+            "Cocoon-Job": secrets.token_hex(16), "Cocoon-Epoch": "1",
+            "Cocoon-Gateway": world.gateway_id,
+        }  # fmt: skip
+
+        async def on_answer(message: Any) -> None:
+            heard.append(message.subject.split(".")[3])
+
+        await world.gateway.subscribe(f"tok.{world.gateway_id}.>", cb=on_answer)
+        await world.gateway.flush()
+        subject = f"cmd.provider.{world.provider_id}.run_job"
+        for headers in (*nowhere, {}):
+            sent = {**whole, **headers} if headers else {}
+            await world.gateway.publish(subject, b"x", headers=sent)
+        await world.gateway.publish(subject, b"x", headers=whole)
+        await world.until(lambda: bool(heard), "an answer")
+        assert heard == [whole["Cocoon-Job"]]
 
 
 async def test_more_jobs_than_the_offer_are_answered_busy(world: ProviderWorld) -> None:

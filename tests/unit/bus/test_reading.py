@@ -84,6 +84,15 @@ def test_every_cut_gives_the_same_messages(said: list, cuts: list[int]) -> None:
     assert world.reading._rest == b""
 
 
+def test_the_servers_own_account_writes_two_spaces_where_there_is_no_reply() -> None:
+    world = World()
+    world.reading.data_received(
+        b"MSG s.x 1  2\r\nab\r\nHMSG s.x 1  12 14\r\nNATS/1.0\r\n\r\nab\r\n"
+    )
+    head = b"NATS/1.0\r\n\r\n"
+    assert world.delivered == [(b"s.x", b"", b"", b"ab"), (b"s.x", b"", head, b"ab")]
+
+
 def test_what_is_no_message_is_left_to_the_parser() -> None:
     world = World()
     world.reading.data_received(b"HELLO\r\n")
