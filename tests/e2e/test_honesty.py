@@ -222,7 +222,8 @@ def test_canaries_find_another_model_and_leave_the_honest(
     honest, cheat = own_id(network, HONEST), own_id(network, CHEAT)
     found = audited["providers"]
     assert found[cheat]["verdict"] == "dishonest"
-    assert (found[cheat]["differed"], found[cheat].get("passed", 0)) == (4, 0)
+    assert found[cheat]["differed"] >= 4  # one more may be on its way while it is revoked
+    assert "passed" not in found[cheat]
     assert found[honest]["passed"] >= 1
     assert "differed" not in found[honest]
     assert listed(network) == {honest}
@@ -233,7 +234,7 @@ def test_everybody_can_see_what_canaries_found(network: LiveNetwork) -> None:
     honest, cheat = own_id(network, HONEST), own_id(network, CHEAT)
     told = json.loads(network.cli("canary", "report", "--json").stdout)
     assert told[cheat]["dishonest"]
-    assert told[cheat]["canaries"]["differed"] == 4  # and none after it was revoked
+    assert told[cheat]["canaries"]["differed"] == 4  # what came after the verdict changes nothing
     assert not told[honest]["dishonest"]
     assert "revoked by canaries" in network.cli("status").stdout
 
