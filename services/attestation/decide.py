@@ -13,8 +13,9 @@ from cocoon.contracts import commands as c
 from cocoon.contracts.envelope import AppendItem, NewEvent
 from cocoon.contracts.events import PolicyPublished
 from cocoon.contracts.matching import OpenTierLimits
-from cocoon.contracts.messages import EnrolRequest, OfferRequest, ProfileRequest
+from cocoon.contracts.messages import CanaryRequest, EnrolRequest, OfferRequest, ProfileRequest
 from cocoon.domain import decide as domain
+from cocoon.domain.honesty import HonestyState
 from cocoon.domain.open_tier import OPEN
 from cocoon.domain.provider import ProviderState
 from cocoon.evidence.policy import OpenTierRules, Policy, SignedPolicy, policy_hash, verify
@@ -136,10 +137,14 @@ def item(
     if not events:
         return None
     stored = command.to_stored()
+    # a job is judged once, whatever is said of it later
+    named = (
+        (command.job_id,)
+        if isinstance(command, c.JudgeCanary)
+        else (str(version), hashlib.sha256(stored).hexdigest())
+    )
     return AppendItem(
-        command_id=ids.named_command_id(
-            command.command_type, stream, str(version), hashlib.sha256(stored).hexdigest()
-        ),
+        command_id=ids.named_command_id(command.command_type, stream, *named),
         command=stored,
         actor="attestation",
         correlation_id=stream.partition("/")[2],
@@ -328,6 +333,38 @@ def check_ban(bans: Mapping[str, str], provider_id: str, ppid: str = "") -> None
             code="banned",
             retry_after_s=3600,
         )
+
+
+def check_honest(known: HonestyState | None) -> None:
+    """Raises EvidenceRejected (canary) for a provider that canaries found to cheat."""
+    if known is not None and known.dishonest:
+        raise EvidenceRejected(
+            "Audit jobs found that this provider's answers are not those of the model that it "
+            "offers, or that it counts tokens which are not there. Serve the manifest's own files, "
+            "and ask the operator to lift this.",
+            code="canary",
+            retry_after_s=3600,
+        )
+
+
+def judge_command(request: CanaryRequest, known: ProviderState | None) -> c.JudgeCanary:
+    """Raises NotFound for a provider that never enrolled."""
+    require_enrolled(known or ProviderState())
+    return c.JudgeCanary(**request.model_dump())
+
+
+def told_of_honesty(
+    known: HonestyState, model_id: str, position: int, revoked: int
+) -> dict[str, object]:
+    """How the model's test stands."""
+    test = known.test(model_id)
+    return {
+        "position": position,
+        "verdict": "dishonest" if model_id in known.dishonest else "open",
+        "judged": test.judged if test else 0,
+        "differed": test.differed if test else 0,
+        "revoked": revoked,
+    }
 
 
 def revoke_command(provider_id: str, evidence_id: str, reason: str) -> c.RevokeAttestation:

@@ -10,10 +10,12 @@ import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from cocoon.contracts.commands import LiftHonesty
 from cocoon.contracts.envelope import StoredEvent
 from cocoon.contracts.messages import (
     BanRequest,
     BundleRequest,
+    CanaryRequest,
     Challenge,
     DirectoryRequest,
     EnrolRequest,
@@ -21,6 +23,7 @@ from cocoon.contracts.messages import (
     OfferRequest,
     ProfileRequest,
 )
+from cocoon.domain.honesty import HonestyState
 from cocoon.domain.open_tier import OPEN
 from cocoon.domain.provider import ProviderState
 from cocoon.eventlog.append import LogAppender
@@ -131,6 +134,7 @@ class Attestation:
         command = decide.enrol_command(
             provider_id, EnrolRequest.model_validate_json(body), self._signed.policy
         )
+        decide.check_honest(self.memory.honesty.get(provider_id))
         decide.check_ban(self._bans, provider_id)
         if command.tier == OPEN:
             self._check_open_places(provider_id)
@@ -155,6 +159,7 @@ class Attestation:
 
     async def do_challenge(self, provider_id: str, _body: bytes, _tp: str) -> Challenge:
         decide.require_enrolled(self.memory.providers.get(provider_id))
+        decide.check_honest(self.memory.honesty.get(provider_id))
         decide.check_ban(self._bans, provider_id)
         return self._challenges.issue(
             provider_id, self.memory.head_hash, self._randomness.token(32), self._clock.now_ms()
@@ -186,6 +191,7 @@ class Attestation:
         await store.save_evidence(self._pool, evidence_id, evidence, ppid, self._clock.now_ms())
 
         def still_welcome() -> bool:
+            decide.check_honest(self.memory.honesty.get(provider_id))
             decide.check_ban(self._bans, provider_id, ppid)
             if command.assurance == OPEN:
                 self._check_open_places(provider_id)
@@ -305,24 +311,49 @@ class Attestation:
         """Ban a provider and its machine, and revoke what stands on either; or lift the ban."""
         request = BanRequest.model_validate_json(body)
         if request.lift:
+            # first, or a sweep in between would ban it again for the verdict that still stands
+            await self._writer.append(LiftHonesty(provider_id=request.provider_id), traceparent)
             await store.lift_ban(self._pool, request.provider_id)
             self._bans.pop(request.provider_id, None)
             return {"banned": False, "revoked": 0}
-        state = self.memory.providers.get(request.provider_id)
-        attested = state.attested if state else None
-        ppid = self.memory.ppids.get(attested.evidence_id, "") if attested else ""
-        ppid = ppid or self._bans.get(request.provider_id, "")
-        await store.save_ban(self._pool, request.provider_id, ppid, self._clock.now_ms())
-        self._bans[request.provider_id] = ppid
+        await self._ban(request.provider_id)
         revoked = await self._revoke_banned(traceparent)
         ended = await self._entry.turn_out(request.provider_id)
         return {"banned": True, "revoked": revoked, "connections": ended}
 
+    async def do_canary(self, _who: str, body: bytes, traceparent: str) -> dict[str, object]:
+        """Record an audit job's judgement; who is found to cheat is revoked and refused."""
+        request = CanaryRequest.model_validate_json(body)
+        provider_id = request.provider_id
+        command = decide.judge_command(request, self.memory.providers.get(provider_id))
+        position = await self._writer.append(command, traceparent)
+        metrics.CANARIES.inc(request.outcome)
+        revoked = await self._revoke_dishonest(traceparent)
+        known = self.memory.honesty.get(provider_id, HonestyState())
+        return decide.told_of_honesty(known, request.model_id, position, revoked)
+
+    async def _revoke_dishonest(self, traceparent: str = "") -> int:
+        """Ban whom canaries found to cheat, with the machine, and revoke what stands on it."""
+        fresh = [one for one in self.memory.dishonest() if one not in self._bans]
+        for provider_id in fresh:
+            await self._ban(provider_id)
+        return await self._revoke_banned(traceparent) if fresh else 0
+
+    async def _ban(self, provider_id: str) -> None:
+        state = self.memory.providers.get(provider_id)
+        attested = state.attested if state else None
+        ppid = self.memory.ppids.get(attested.evidence_id, "") if attested else ""
+        ppid = ppid or self._bans.get(provider_id, "")
+        await store.save_ban(self._pool, provider_id, ppid, self._clock.now_ms())
+        self._bans[provider_id] = ppid
+
     async def _revoke_banned(self, traceparent: str = "") -> int:
         """Revoke whatever stands on a banned provider or machine; how many."""
         banned = self.memory.banned(self._bans)
+        dishonest = set(self.memory.dishonest())
         for provider_id, evidence_id in banned:
-            await self._revoke(provider_id, evidence_id, "banned", traceparent)
+            reason = "canary" if provider_id in dishonest else "banned"
+            await self._revoke(provider_id, evidence_id, reason, traceparent)
         return len(banned)
 
     # ---- time ----
@@ -332,6 +363,7 @@ class Attestation:
         now_ms = self._clock.now_ms()
         for provider_id, evidence_id in self.memory.expired(now_ms):
             await self._revoke(provider_id, evidence_id, "expired")
+        await self._revoke_dishonest()  # found just before a crash
         await self._revoke_banned()  # what was being attested while its ban came in
         if self._verifier.floors_rose:
             self._verifier.floors_rose = False

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from cocoon.contracts.envelope import GENESIS_HASH, StoredEvent
 from cocoon.contracts.events import OfferedModel, PolicyPublished
 from cocoon.contracts.messages import Heartbeat
+from cocoon.domain import honesty as honesties
 from cocoon.domain import provider as providers
+from cocoon.domain.honesty import HonestyState
 from cocoon.domain.open_tier import OPEN
 from cocoon.domain.provider import ProviderState
 from cocoon.evidence.provider import ProviderEvidence
@@ -38,6 +40,7 @@ class Memory:
     heartbeat_fresh_s: float
     fee_bps: int
     providers: dict[str, ProviderState] = field(default_factory=dict)
+    honesty: dict[str, HonestyState] = field(default_factory=dict)  # by provider id
     policy: PolicyPublished | None = None
     policy_versions: int = 0  # of the policy's stream
     position: int = 0
@@ -60,6 +63,10 @@ class Memory:
                 for evidence_id in held_evidence(state) - held_evidence(self.providers[ident]):
                     self.evidence.pop(evidence_id, None)
                     self.ppids.pop(evidence_id, None)
+        elif aggregate == "honesty":
+            known = self.honesty.get(ident, HonestyState())
+            if stored.version == known.version + 1:
+                self.honesty[ident] = honesties.evolve(known, stored.decode())
         elif stored.stream == NETWORK_POLICY and stored.version == self.policy_versions + 1:
             event = stored.decode()
             self.policy_versions = stored.version
@@ -120,6 +127,10 @@ class Memory:
             if state.attested is not None
             and (provider_id in bans or self.ppids.get(state.attested.evidence_id) in machines)
         ]
+
+    def dishonest(self) -> list[str]:
+        """Providers that canaries found to cheat, until an operator lifts it."""
+        return [provider_id for provider_id, found in self.honesty.items() if found.dishonest]
 
     def next_expiry_ms(self) -> int | None:
         ends = [s.attested.valid_until_ms for _, s in self.attested() if s.attested is not None]

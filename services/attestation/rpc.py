@@ -45,6 +45,7 @@ def wire(broker: NatsBroker, service: Attestation) -> None:
             "directory": service.do_directory,
             "policy": service.do_policy,
             "ban": service.do_ban,
+            "canary": service.do_canary,
         },
     }
     lobby: dict[str, Handler] = dict.fromkeys(verbs["*"], service.do_refuse_from_lobby)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from cocoon.contracts import commands as c
 from cocoon.domain import decide as domain
+from cocoon.domain.honesty import HonestyState
 from cocoon.domain.provider import ProviderState
 from cocoon.eventlog.append import Appended, LogAppender
 from cocoon.kernel.clock import Clock
@@ -21,6 +22,8 @@ from services.attestation.memory import Memory
 MAX_CONFLICTS = 5
 CONFLICT_PAUSE_S = 0.05
 WRITES_WINDOW_S = 600.0
+# the platform's and its operator's own
+UNLIMITED = (c.RevokeAttestation, c.PublishPolicy, c.JudgeCanary, c.LiftHonesty)
 
 
 class Writer:
@@ -55,7 +58,7 @@ class Writer:
                 item = decide.item(state, version, command, traceparent)
                 if item is None:
                     return self._memory.position
-                if not isinstance(command, c.RevokeAttestation | c.PublishPolicy):
+                if not isinstance(command, UNLIMITED):
                     self._spend_write(stream)
                 outcome = await self._appender.append(item)
                 if isinstance(outcome, Appended):
@@ -68,7 +71,11 @@ class Writer:
     def _state(self, stream: str) -> tuple[domain.State, int]:
         if stream == decide.NETWORK_POLICY:
             return None, self._memory.policy_versions
-        state = self._memory.providers.get(stream.partition("/")[2], ProviderState())
+        aggregate, _, provider_id = stream.partition("/")
+        if aggregate == "honesty":
+            honesty = self._memory.honesty.get(provider_id, HonestyState())
+            return honesty, honesty.version
+        state = self._memory.providers.get(provider_id, ProviderState())
         return state, state.version
 
     def _spend_write(self, stream: str) -> None:

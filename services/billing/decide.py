@@ -10,12 +10,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from cocoon.contracts.commands import Command, SettleResult
+from cocoon.contracts.commands import Command, OpenDispute, SettleResult
 from cocoon.contracts.envelope import AppendItem, NewEvent, StoredEvent
 from cocoon.contracts.events import EventData, PaymentSettled, ResultRejected, ResultSealed
 from cocoon.contracts.messages import ResultAck, SubmitResult
 from cocoon.domain.job import JobState
 from cocoon.domain.ledger import Entry, postings
+from cocoon.domain.metering import RULE as METERING_RULE
 from cocoon.kernel.ids import named_command_id
 
 ACTOR = "billing"
@@ -66,6 +67,7 @@ def settle_command(result: SubmitResult) -> SettleResult:
         receipt=result.receipt,
         blob_hash=result.blob_hash,
         response_bytes=result.response_bytes,
+        metering=METERING_RULE,
     )
 
 
@@ -83,6 +85,19 @@ def settle_item(
         expects=((stream, state.version),),
         events=tuple(NewEvent(stream, event) for event in events),
         traceparent=traceparent,
+    )
+
+
+def dispute_item(command: OpenDispute, events: Iterable[EventData]) -> AppendItem:
+    """Once a job: the stream must be empty."""
+    stream = f"dispute/{command.job_id}"
+    return AppendItem(
+        command_id=named_command_id("dispute", command.job_id),
+        command=command.to_stored(),
+        actor=ACTOR,
+        correlation_id=command.job_id,
+        expects=((stream, 0),),
+        events=tuple(NewEvent(stream, event) for event in events),
     )
 
 

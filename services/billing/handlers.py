@@ -16,6 +16,7 @@ from cocoon.contracts.events import DepositCredited, EventData
 from cocoon.contracts.messages import (
     BalanceRequest,
     CreditRequest,
+    DisputeRequest,
     OpenAccountRequest,
     Reply,
     ResultAck,
@@ -39,6 +40,7 @@ from cocoon.kernel.ids import named_command_id
 from cocoon.telemetry import metrics
 from cocoon.telemetry.tracing import inject, span
 from services.billing import decide, store
+from services.billing.disputes import Disputes
 from services.billing.early import EarlyResults
 from services.billing.ledger import LEDGER_CONSUMER, Ledger
 from services.billing.replying import replied
@@ -119,6 +121,7 @@ class Operator:
 
     def __init__(self, appender: LogAppender, pool: Pool, shard: int, ledger: Ledger) -> None:
         self._appender, self._pool, self._shard, self._ledger = appender, pool, shard, ledger
+        self._disputes = Disputes(appender, pool, shard)
 
     async def answer(self, verb: str, body: bytes) -> Reply:
         """Run one request; every refusal is a Reply."""
@@ -131,6 +134,9 @@ class Operator:
             return await self._credit(CreditRequest.model_validate_json(body))
         if verb == "balance":
             return await self._balance(BalanceRequest.model_validate_json(body))
+        if verb == "dispute":
+            opened = await self._disputes.do_open(DisputeRequest.model_validate_json(body))
+            return opened.to_canonical().decode()
         if verb == "account":
             asked = OpenAccountRequest.model_validate_json(body)
             return _json({"opened": (await self._account(asked.account_id)).opened})

@@ -81,6 +81,19 @@ class Request:
             raise DeadlineExceeded("the request's body did not come in time") from None
         return (parts[0] if len(parts) == 1 else b"".join(parts)), digest.hexdigest()
 
+    async def small_body(self, most_bytes: int, timeout_s: float) -> bytes:
+        """A short body that is no envelope. Raises TooLarge, DeadlineExceeded, ClientGone."""
+        body = b""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not self.read_all:
+                    body += await self._next()
+                    if len(body) > most_bytes:
+                        raise TooLarge(f"the body of this request is at most {most_bytes} bytes")
+        except TimeoutError:
+            raise DeadlineExceeded("the request's body did not come in time") from None
+        return body
+
     async def gone(self) -> None:
         """Return when the client has closed its connection."""
         while (await self._receive())["type"] != "http.disconnect":

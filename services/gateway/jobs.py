@@ -14,7 +14,7 @@ from services.gateway.actions import LogView, Match
 from services.gateway.refusals import idempotency_mismatch
 
 if TYPE_CHECKING:
-    from cocoon.contracts.events import ProviderMatched
+    from cocoon.contracts.events import EventData, ProviderMatched
     from cocoon.eventlog.connection import Pool
 
 POOL_WAIT_S = 2.0
@@ -54,6 +54,19 @@ async def read_owned_job(pool: Pool, shard: int, job_id: str, account_id: str) -
     if record is None or request is None or request.account_id != account_id:
         raise NotFound("there is no such job of this account", code="job_not_found")
     return record
+
+
+async def read_dispute(pool: Pool, shard: int, job_id: str) -> dict[str, Any] | None:
+    """The job's dispute as the log tells it, None without one."""
+    async with acquired(pool, POOL_WAIT_S) as connection:
+        events = await stream_events(connection, shard, f"dispute/{job_id}")
+    if not events:
+        return None
+    return told_dispute(events[0].decode())
+
+
+def told_dispute(event: EventData) -> dict[str, Any]:
+    return event.model_dump(mode="json", exclude={"job_id", "account_id"})
 
 
 async def read_explanations(pool: Pool, shard: int, job_id: str) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from pydantic.json_schema import models_json_schema
 
 from cocoon.contracts.events import Quote, ResultSealed
 from cocoon.contracts.generate import run_pages
+from cocoon.contracts.messages import Dispute
 from cocoon.kernel import errors
 
 OPENAPI_PAGE = "docs/openapi.json"
@@ -174,8 +175,17 @@ SCHEMAS: dict[str, Any] = {
             "quote": {"$ref": "#/components/schemas/Quote"},
             "evidence_id": _HEX32,
             "result": {"type": "object", "description": "ResultSealed without the ids"},
+            "dispute": {"type": ["object", "null"],
+                        "description": "DisputeOpened without the job and the account"},
         },
-        "provider_id", "quote_id", "quote", "evidence_id", "result",
+        "provider_id", "quote_id", "quote", "evidence_id", "result", "dispute",
+    ),
+    "DisputedJob": _object(
+        {
+            "id": _HEX16,
+            "dispute": {"type": "object",
+                        "description": "DisputeOpened without the job and the account"},
+        }
     ),
     "Explanation": _object(
         {
@@ -327,6 +337,20 @@ PATHS: dict[str, Any] = {
                           **_refusals(*_JOB_REFUSALS)},
         },
     },
+    "/v1/jobs/{job_id}/dispute": {
+        "parameters": [_JOB_ID],
+        "post": {
+            "operationId": "disputeJob",
+            "summary": "A client counted fewer tokens than its provider signed for: written once a "
+                       "job, moves no money",
+            "requestBody": {"required": True, "content": {"application/json": {
+                "schema": {"$ref": "#/components/schemas/Dispute"}}}},
+            "responses": {"201": _answer("The dispute, opened now or before",
+                                         _json("DisputedJob")),
+                          **_refusals(errors.BadRequest, errors.TooLarge, errors.Forbidden,
+                                      *_JOB_REFUSALS)},
+        },
+    },
     "/v1/chat/completions": _sidecars("chat", "OpenAI's chat completions", streams=True),
     "/v1/completions": _sidecars("complete", "OpenAI's completions of a text", streams=True),
     "/v1/embeddings": _sidecars("embed", "OpenAI's embeddings", streams=False),
@@ -336,7 +360,7 @@ PATHS: dict[str, Any] = {
 def openapi() -> dict[str, Any]:
     """The OpenAPI 3.1 document."""
     _, shared = models_json_schema(
-        [(Quote, "serialization"), (ResultSealed, "serialization")],
+        [(Quote, "serialization"), (ResultSealed, "serialization"), (Dispute, "validation")],
         ref_template="#/components/schemas/{model}",
     )
     key = {"type": "http", "scheme": "bearer", "description": "An API key: ck_ and 43 characters"}

@@ -12,9 +12,12 @@ import ssl
 from typing import Final
 from urllib.parse import parse_qs
 
+from pydantic import ValidationError
+
 from cocoon.bus.requests import ask
 from cocoon.contracts import subjects
-from cocoon.contracts.messages import BalanceRequest
+from cocoon.contracts.events import DisputeOpened
+from cocoon.contracts.messages import BalanceRequest, Dispute, DisputeRequest
 from cocoon.kernel.clock import Clock
 from cocoon.kernel.errors import (
     BadRequest,
@@ -54,7 +57,8 @@ _TRACEPARENT: Final = re.compile(rb"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")
 _RANGE: Final = re.compile(rb"bytes=([0-9]{1,12})-\Z")
 _MODEL: Final = re.compile(r"[\x21-\x7e]{1,128}\Z")
 _READS: Final = frozenset({"/v1/network", "/v1/directory", "/v1/models", "/v1/balance"})
-_JOB_PATH: Final = re.compile(r"/v1/jobs/[0-9a-f]{32}(/response|/explanation)?\Z")
+_JOB_PATH: Final = re.compile(r"/v1/jobs/[0-9a-f]{32}(/response|/explanation|/dispute)?\Z")
+MAX_DISPUTE_BYTES: Final = 4096
 _HOST: Final = re.compile(rb"[A-Za-z0-9.\-\[\]:]{1,255}\Z")
 
 
@@ -102,6 +106,8 @@ class Routes:
         method, path = request.method, request.path
         _check_method(method, path)
         if method == "POST":
+            if _JOB_PATH.match(path) is not None:  # of a job's addresses only the dispute's
+                return await self._dispute(request, send)
             if path != "/v1/jobs" or _media_type(request) != SEALED_TYPE:
                 raise self._plaintext_refused(request)
             await self._run_job(request, response)
@@ -178,7 +184,8 @@ class Routes:
         if request.method == "GET" and rest:
             return "job_response", await self._stored_response(request, response, record, share)
         if request.method == "GET":
-            await send_json(send, jobs.describe(record))
+            dispute = await jobs.read_dispute(self._gateway.pool, shard, job_id)
+            await send_json(send, {**jobs.describe(record), "dispute": dispute})
             return "job", 200
         match = record.state.match
         if not record.state.status.is_terminal:
@@ -186,6 +193,27 @@ class Routes:
             await self._gateway.cancel(shard, job_id, provider_id, record.state.epoch)
         await send_json(send, jobs.describe(record), 202)
         return "cancel_job", 202
+
+    async def _dispute(self, request: Request, send: Send) -> tuple[str, int]:
+        """Hand a client's dispute to billing, which checks the receipt; once a job."""
+        key = await self._authenticate(request)
+        job_id = request.path.removeprefix("/v1/jobs/").partition("/")[0]
+        settings = self._gateway.settings
+        with self._gateway.admission.enter_read(key.api_key_id):
+            body = await request.small_body(MAX_DISPUTE_BYTES, settings.body_timeout_s)
+            try:
+                dispute = Dispute.model_validate_json(body)
+            except ValidationError:
+                raise BadRequest("this is not a dispute; docs/honesty.md has its form") from None
+            opened = await ask(
+                self._gateway.nc,
+                subjects.billing(settings.shard_of(key.account_id), "dispute"),
+                DisputeRequest(job_id=job_id, account_id=key.account_id, dispute=dispute),
+                settings.rpc_timeout_s,
+            )
+            event = DisputeOpened.model_validate_json(opened)
+            await send_json(send, {"id": job_id, "dispute": jobs.told_dispute(event)}, 201)
+        return "dispute", 201
 
     async def _stored_response(
         self, request: Request, response: StreamedResponse, record: jobs.JobRecord, share: Share
@@ -269,7 +297,7 @@ def _check_method(method: str, path: str) -> None:
     """Raise MethodNotAllowed for an address that exists and knows no such method."""
     job = _JOB_PATH.match(path)
     if job is not None:
-        allowed = "GET" if job[1] else "GET, DELETE"
+        allowed = {"": "GET, DELETE", "/dispute": "POST"}.get(job[1] or "", "GET")
     elif path in _READS:
         allowed = "GET"
     else:

@@ -5,7 +5,7 @@ Content lives here for as long as one job; none of it prints.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from cocoon.chat import (
@@ -30,6 +30,7 @@ from cocoon.chat.embeddings import (
 )
 from cocoon.contracts.events import Quote
 from cocoon.domain import pricing
+from cocoon.domain.metering import hidden_tokens
 from cocoon.kernel.errors import BadRequest, CocoonError, NotFound, Rejected
 from cocoon.sealing import (
     OpenedRequest,
@@ -141,6 +142,7 @@ class Telling:
         self._logprobs: list[TokenLogprob] = []
         self._waiting_tokens = 0
         self._told_tokens = 0
+        self._waiting_bytes = self._told_bytes = 0  # of text as UTF-8
         self._closing: list[tuple[str, bytes]] = []
         self.prompt_tokens = 0
         self.usage = NOTHING
@@ -164,7 +166,13 @@ class Telling:
     def made(self) -> TokenUsage:
         """What is owed for what was told and what waits to be; before the first token, nothing."""
         tokens = self._told_tokens + self._waiting_tokens
-        return TokenUsage(self.prompt_tokens, tokens) if tokens else NOTHING
+        return self._declared(TokenUsage(self.prompt_tokens, tokens)) if tokens else NOTHING
+
+    def _declared(self, usage: TokenUsage) -> TokenUsage:
+        """Tokens that no text shows are declared as reasoning: billing holds every answer to it."""
+        shown_bytes = self._told_bytes + self._waiting_bytes
+        hidden = hidden_tokens(usage.completion, usage.reasoning, shown_bytes)
+        return usage if hidden == usage.reasoning else replace(usage, reasoning=hidden)
 
     def add(self, piece: Piece, room_bytes: int) -> bool:
         """Take a piece, if the answer could still end within `room_bytes` of sealed ones.
@@ -194,6 +202,7 @@ class Telling:
         self._text.append(piece.text)
         self._logprobs += piece.logprobs
         self._waiting_tokens += piece.tokens
+        self._waiting_bytes += len(piece.text.encode())
         self._waiting_json_bytes += more_bytes
         return True
 
@@ -201,17 +210,17 @@ class Telling:
         """The engine is done: tell the reason and the exact usage."""
         assert self._answer is not None  # noqa: S101 - nothing ends before it was read
         self.status = Status.COMPLETE if ended.reason == "stop" else Status.LENGTH
-        self.usage = ended.usage
+        self.usage = usage = self._declared(ended.usage)
         if self._stream:
             self._closing.append(("data", answer_json(self._answer.final_chunk(ended.reason))))
             if self._answer.request.include_usage:
-                self._closing.append(("data", answer_json(self._answer.usage_chunk(ended.usage))))
+                self._closing.append(("data", answer_json(self._answer.usage_chunk(usage))))
         else:
             whole = self._answer.completion(
-                "".join(self._text), ended.reason, ended.usage, self._logprobs
+                "".join(self._text), ended.reason, usage, self._logprobs
             )
             self._closing.append(("data", answer_json(whole)))
-        self._closing.append(("usage", answer_json(ended.usage.to_openai())))
+        self._closing.append(("usage", answer_json(usage.to_openai())))
 
     def tell_vectors(self, request: EmbeddingRequest, made: Embedded) -> None:
         """The engine is done, at once: one body, and nothing that was written."""
@@ -248,6 +257,7 @@ class Telling:
                 chunk = self._answer.delta_chunk("".join(self._text), self._logprobs)
                 sealed.append(self._sealer.data(answer_json(chunk)))
             self._told_tokens += self._waiting_tokens
+            self._told_bytes += self._waiting_bytes
             self._drop_waiting()
         for kind, content in self._closing:
             sealed.append(getattr(self._sealer, kind)(content))
@@ -262,4 +272,5 @@ class Telling:
         self._text.clear()
         self._logprobs.clear()
         self._waiting_tokens = 0
+        self._waiting_bytes = 0
         self._waiting_json_bytes = 0

@@ -168,6 +168,8 @@ class Faults:
     other_epoch: bool = False
     other_provider: bool = False
     other_usage: bool = False
+    refuse_disputes: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+    more_tokens: int = 0  # that the receipt and the usage claim beyond the answer's own
     flipped_byte: int | None = None  # index of the response piece that is changed on the way
     error: dict[str, Any] | None = None  # the enclave refuses with this error object
     status: Status = Status.COMPLETE
@@ -207,6 +209,7 @@ class TestNetwork:
         self.bodies: list[bytes] = []
         self.seen: list[bytes] = []  # every request body, as it came in
         self.deleted: list[str] = []
+        self.disputes: list[tuple[str, bytes]] = []  # job id and body
         self.directory_reads = 0
         self.url = ""
 
@@ -230,6 +233,10 @@ class TestNetwork:
             await self._directory(scope, send)
         elif path == "/v1/jobs" and method == "POST":
             await self._post(headers, receive, send)
+        elif path.endswith("/dispute") and method == "POST":
+            self.disputes.append((path.split("/")[3], await _body(receive)))
+            refusals = self.faults.refuse_disputes
+            await _json(send, *(refusals.pop(0) if refusals else (201, {})))
         elif path.endswith("/response"):
             await self._stored(path.split("/")[3], headers, send)
         elif method == "DELETE":
@@ -364,7 +371,7 @@ class TestNetwork:
         faults, header = self.faults, opened.header
         request = parse_chat_request(opened.body)
         answer = Answer(header.job_id.hex(), 1_790_000_000, "fp_test", request)
-        usage = TokenUsage(prompt=11, completion=7, cached=2)
+        usage = TokenUsage(prompt=11, completion=7 + faults.more_tokens, cached=2)
         sealer = ResponseSealer(opened)
         pieces = [sealer.prefix()]
         if faults.error is not None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cocoon.contracts import events as ev
+from cocoon.contracts.honesty import HonestyRule
 from cocoon.contracts.matching import OpenTierLimits
 
 GOLDEN = Path(__file__).resolve().parents[1] / "contract" / "golden"
@@ -20,6 +21,12 @@ _QUOTE = ev.Quote(
     output_nanoton_per_mtok=_BIG,
     fee_bps=500,
 )
+
+_RULE = HonestyRule(
+    tolerance_bps=1000, honest_ppm=10_000, cheating_ppm=100_000, false_alarm_ppm=100,
+    miss_ppm=10_000, differ_unats=2_302_585, pass_unats=95_310, dishonest_at_unats=9_200_290,
+    honest_at_unats=4_605_070,
+)  # fmt: skip
 
 EXAMPLES: tuple[ev.EventData, ...] = (
     ev.JobRequested(
@@ -87,6 +94,19 @@ EXAMPLES: tuple[ev.EventData, ...] = (
     ev.MatchingSeedCommitted(shard=1, period=7, commitment=_H1),
     ev.MatchingSeedRevealed(shard=1, period=6, secret=_H2),
     ev.LedgerSnapshotTaken(shard=1, position=100_000, sha256=_H1),
+    ev.CanaryJudged(
+        provider_id=_PROVIDER, model_id=_H1, job_id=_JOB, outcome="differed", distance_bps=8700,
+        rule=_RULE,
+    ),
+    ev.HonestyDecided(
+        provider_id=_PROVIDER, model_id=_H1, verdict="dishonest", judged=9, differed=5
+    ),
+    ev.HonestyLifted(provider_id=_PROVIDER),
+    ev.DisputeOpened(
+        job_id=_JOB, account_id=_ACCOUNT, provider_id=_PROVIDER, epoch=1, kind="output_tokens",
+        counted_by="tokenizer", claimed_input_tokens=64, claimed_output_tokens=512,
+        claimed_reasoning_tokens=0, own_input_tokens=20, own_output_tokens=40, receipt_hash=_H1,
+    ),
 )  # fmt: skip
 
 

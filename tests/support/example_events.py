@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from cocoon.contracts import events as e
 from cocoon.contracts.envelope import AppendItem, NewEvent, StoredEvent
 from cocoon.contracts.matching import OpenTierLimits
+from cocoon.domain.honesty import make_rule
 from tests.support.job_world import ALICE, MODEL, POLICY, QUOTE, hex16, hex32
 from tests.support.model_log import ModelLog
 
@@ -21,6 +22,19 @@ def settlement(*, held: int, price: int, provider: int, fee: int) -> e.PaymentSe
     )  # fmt: skip
 
 
+CANARY = e.CanaryJudged(
+    provider_id=ALICE.id, model_id=hex32("model"), job_id=JOB, outcome="differed",
+    distance_bps=9000, rule=make_rule(
+        tolerance_bps=1000, honest_ppm=10_000, cheating_ppm=100_000, false_alarm_ppm=100,
+        miss_ppm=10_000,
+    ),
+)  # fmt: skip
+DISPUTE = e.DisputeOpened(
+    job_id=JOB, account_id="acct_1", provider_id="prov_1", epoch=1, kind="output_tokens",
+    counted_by="bytes", claimed_input_tokens=100, claimed_output_tokens=500,
+    claimed_reasoning_tokens=0, own_input_tokens=100, own_output_tokens=50,
+    receipt_hash=hex32("receipt"),
+)  # fmt: skip
 EXAMPLES: tuple[e.EventData, ...] = (
     e.JobRequested(
         job_id=JOB, account_id="acct_1", api_key_id="key_1", gateway_id="gw1", model_id=MODEL,
@@ -68,6 +82,12 @@ EXAMPLES: tuple[e.EventData, ...] = (
     ),
     e.MatchingSeedCommitted(shard=1, period=1, commitment=hex32("commitment")),
     e.MatchingSeedRevealed(shard=1, period=1, secret=hex32("secret")),
+    CANARY,
+    e.HonestyDecided(
+        provider_id=ALICE.id, model_id=hex32("model"), verdict="dishonest", judged=4, differed=4
+    ),
+    e.HonestyLifted(provider_id=ALICE.id),
+    DISPUTE,
 )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from cocoon.domain.decide import State, decide, evolve, initial, stream_of
 from cocoon.domain.job import JobState, fold
 from cocoon.domain.seeding import SeedState, commitment
 from cocoon.kernel.errors import BadRequest
+from tests.support.example_events import CANARY, DISPUTE
 from tests.support.job_world import (
     ALICE,
     MODEL,
@@ -99,6 +100,17 @@ SCENARIOS: list[tuple[State, c.Command, list[str]]] = [
         c.RevealMatchingSeed(shard=1, period=1, secret=bytes(32).hex()),
         ["MatchingSeedRevealed"],
     ),
+    (
+        initial("honesty/p"),
+        c.JudgeCanary.model_validate(CANARY.model_dump()),
+        ["CanaryJudged"],
+    ),
+    (
+        evolve(initial("honesty/p"), CANARY, "honesty/p"),
+        c.LiftHonesty(provider_id=ALICE.id),
+        ["HonestyLifted"],
+    ),
+    (None, c.OpenDispute.model_validate(DISPUTE.model_dump()), ["DisputeOpened"]),
 ]  # fmt: skip
 
 
@@ -150,6 +162,8 @@ STREAMS = {
     "PublishKeyBundle": PROVIDER_STREAM, "PublishPolicy": "policy/network",
     "TakeLedgerSnapshot": "ledger/1", "PublishProfile": PROVIDER_STREAM,
     "CommitMatchingSeed": "matching/1", "RevealMatchingSeed": "matching/1",
+    "JudgeCanary": f"honesty/{ALICE.id}",
+    "LiftHonesty": f"honesty/{ALICE.id}", "OpenDispute": f"dispute/{hex16('job')}",
 }  # fmt: skip
 
 

@@ -62,6 +62,7 @@ _ALWAYS = (
     _message("mat.*.*", PLATFORM, GATEWAYS),
     _request(subjects.DIRECTORY_REQUEST, GATEWAYS, PLATFORM),
     _request("rpc.billing.*.balance", GATEWAYS, PLATFORM),
+    _request("rpc.billing.*.dispute", GATEWAYS, PLATFORM),
     _request("sealed.*.*.*", GATEWAYS, PLATFORM),
     _request(f"{READ_SEALED}.sealed.*.*.*", GATEWAYS, PLATFORM),
     _request("rpc.gateway.keys.*", OPERATORS, GATEWAYS),

@@ -83,6 +83,7 @@ def gateway(gateway_id: str) -> Permissions:
             "rpc.matcher.*.cancel_job",
             subjects.DIRECTORY_REQUEST,
             "rpc.billing.*.balance",
+            "rpc.billing.*.dispute",
             "cmd.provider.*.run_job",
             "cmd.provider.*.cancel_job",
             "sealed.*.*.*",

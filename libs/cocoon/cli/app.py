@@ -11,6 +11,7 @@ import typer
 from cocoon import __version__
 from cocoon.cli import (
     balance,
+    canary,
     connect,
     explain,
     fund,
@@ -44,6 +45,7 @@ app.command("status")(status.status)
 app.command("balance")(balance.balance)
 app.command("fund", context_settings={"ignore_unknown_options": True})(fund.fund)  # -5 is no option
 app.command("explain")(explain.explain)
+app.add_typer(canary.app, name="canary")
 app.add_typer(matching.app, name="matching")
 app.add_typer(model.app, name="model")
 app.add_typer(provider.app, name="provider")

@@ -45,6 +45,13 @@ def status(data: Data = None, as_json: Json = False) -> None:
             f" {row['position']}; {row['events']} of its events wait, nobody is paid for it;"
             f" mend its cause, then: ./cocoon unpark {row['shard']} {row['stream']}{hint}"
         )
+    for name, one in found["honesty"].items():
+        if one["dishonest"] or one["disputes"]:
+            word = "revoked by canaries; " if one["dishonest"] else ""
+            print(
+                f"  {name}: {word}{one['differed']} of {one['canaries']} canaries differed, "
+                f"{one['disputes']} disputes of clients"
+            )
     money = found["account"]
     if money:
         print(

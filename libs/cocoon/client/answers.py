@@ -12,6 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from cocoon.client.checks import refuse_answer
+from cocoon.contracts.messages import Dispute
 from cocoon.kernel.errors import (
     BadRequest,
     CocoonError,
@@ -44,6 +45,7 @@ class Settlement:
     assurance: str
     receipt: Receipt
     receipt_raw: bytes = field(repr=False)
+    dispute: Dispute | None = None  # the client counted less than the receipt claims
 
     @property
     def cost_nanoton(self) -> int:
@@ -51,7 +53,7 @@ class Settlement:
 
     def to_usage(self) -> dict[str, Any]:
         """The `usage.cocoon` object. The amount is a decimal string, as all amounts in JSON."""
-        return {
+        told = {
             "job_id": self.job_id,
             "provider_id": self.provider_id,
             "model_id": self.model_id,
@@ -59,6 +61,9 @@ class Settlement:
             "assurance": self.assurance,
             "receipt": self.receipt_raw.hex(),
         }
+        if self.dispute is None:
+            return told
+        return {**told, "dispute": self.dispute.model_dump(mode="json", exclude={"receipt"})}
 
 
 class _Choice(msgspec.Struct):

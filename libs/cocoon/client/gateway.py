@@ -7,13 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Final
 from urllib.parse import quote, urlencode
 
 from cocoon.client.lines import MAX_CONNECTIONS, Line, LineError, Lines
-from cocoon.kernel.errors import CocoonError, Unauthenticated, Unavailable, error_for_status
+from cocoon.contracts.messages import Dispute
+from cocoon.kernel.errors import (
+    CocoonError,
+    Transient,
+    Unauthenticated,
+    Unavailable,
+    error_for_status,
+)
 
 JOBS_PATH: Final = "/v1/jobs"
 SEALED_TYPE: Final = "application/vnd.cocoon.cai1"
@@ -22,7 +30,9 @@ MAX_ERROR_BYTES: Final = 64 * 1024
 JSON_TIMEOUT_S: Final = 15.0  # of silence
 JSON_WHOLE_TIMEOUT_S: Final = 60.0
 CANCEL_TIMEOUT_S: Final = 2.0
+DISPUTE_DELAYS_S: Final = (0.0, 0.5, 2.0)
 _MAX_MESSAGE: Final = 1000
+_log = logging.getLogger("cocoon.client")
 
 
 class Gateway:
@@ -41,6 +51,31 @@ class Gateway:
             task = asyncio.create_task(self._cancel(job_id, api_key))
             self._cancelling.add(task)
             task.add_done_callback(self._cancelling.discard)
+
+    def open_dispute(self, job_id: str, dispute: Dispute, api_key: str) -> None:
+        """Say, without waiting, that a receipt claims more than was counted. Once a job."""
+        if len(self._cancelling) < MAX_CONNECTIONS:
+            task = asyncio.create_task(self._dispute(job_id, dispute.to_canonical(), api_key))
+            self._cancelling.add(task)
+            task.add_done_callback(self._cancelling.discard)
+
+    async def _dispute(self, job_id: str, body: bytes, api_key: str) -> None:
+        headers = {**_auth(api_key), "content-type": "application/json"}
+        for delay_s in DISPUTE_DELAYS_S:
+            await asyncio.sleep(delay_s)
+            try:
+                async with asyncio.timeout(JSON_TIMEOUT_S):
+                    line = await self._open(
+                        "POST", _job(job_id) + "/dispute", headers, body, JSON_TIMEOUT_S
+                    )
+                    (await _successful(line, (201,))).close()
+                return
+            except (LineError, TimeoutError, Transient):
+                continue
+            except CocoonError as error:
+                _log.warning("dispute_refused", extra={"job_id": job_id, "code": error.code})
+                return
+        _log.warning("dispute_not_sent", extra={"job_id": job_id})
 
     async def aclose(self) -> None:
         """Let what was said last be heard, within bounds."""

@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from cocoon.chat import AnyRequest
 from cocoon.client.answers import Settlement, StreamShaper, enclave_error, whole_body
 from cocoon.client.checks import check_answer, check_provider, check_token_prices
 from cocoon.client.choice import Addressee
+from cocoon.client.counting import Counters, Meter
 from cocoon.client.exchange import Exchange
 from cocoon.client.gateway import Gateway
 from cocoon.kernel.errors import CocoonError, Conflict, DeadlineExceeded, NotFound, Unavailable
@@ -85,7 +86,7 @@ class Job:
     def __init__(
         self, gateway: Gateway, request: AnyRequest, sealing: Sealing, *, api_key: str,
         traceparent: str, seal_again: Callable[[Sealing, str], Awaitable[Sealing]],
-        line_broke: bool = False,
+        line_broke: bool = False, counters: Counters | None = None,
     ) -> None:  # fmt: skip
         self._gateway = gateway
         self._request = request
@@ -93,6 +94,7 @@ class Job:
         self._api_key = api_key
         self._traceparent = traceparent
         self._seal_again = seal_again
+        self._counters = counters or Counters()
         self._line_broke = line_broke  # an earlier line of this job; a restart breaks it, too
 
     @property
@@ -192,7 +194,7 @@ class Job:
             headers=sealing.headers,
         )  # fmt: skip
         shaper = StreamShaper(include_usage=self._request.include_usage)
-        content = bytearray()
+        content, meter = bytearray(), self._counters.meter(self._request)
         usage: bytes | None = None
         failed: bytes | None = None
         began = False
@@ -216,7 +218,9 @@ class Job:
                         if isinstance(event, Data):
                             if not self.stream:
                                 content += event.content
-                            elif (shown := shaper.take(event.content)) is not None:
+                                continue
+                            meter.take(event.content)
+                            if (shown := shaper.take(event.content)) is not None:
                                 pieces.append(Chunk(shown))
                         elif isinstance(event, Usage):
                             usage = event.content
@@ -230,12 +234,23 @@ class Job:
                         if error is not None:
                             raise error
                         if not self.stream:
+                            meter.take(bytes(content))
+                        settlement = self._metered(settlement, meter)
+                        if not self.stream:
                             yield [Ended(settlement, whole_body(bytes(content), settlement))]
                         else:
                             last = shaper.finish(settlement, usage)
                             yield [*map(Chunk, last), Ended(settlement)]
         finally:
             self._line_broke = self._line_broke or exchange.line_broke
+
+    def _metered(self, settlement: Settlement, meter: Meter) -> Settlement:
+        """Dispute by itself what the receipt claims and the client does not count."""
+        dispute = meter.dispute(settlement.receipt, settlement.receipt_raw)
+        if dispute is None:
+            return settlement
+        self._gateway.open_dispute(settlement.job_id, dispute, self._api_key)
+        return replace(settlement, dispute=dispute)
 
 
 def _try_again(why: str) -> Unavailable:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from cocoon.client.counting import Counters
 from cocoon.client.directory import Directory
 from cocoon.client.door import Door
 from cocoon.client.gateway import Gateway
@@ -41,7 +42,8 @@ class NetworkOptions:
     max_price_nanoton bounds one request. model_pins: names to the model ids they must have.
     affinity: whether conversations go where their beginning is warm; the network can then tell that
     two requests of an account have the same beginning, and not which. wishes: what is asked of the
-    provider of a request that has no `provider` of its own.
+    provider of a request that has no `provider` of its own. tokenizers: model names to the folders
+    with their tokenizer.json; answers' tokens are counted with them, else by bytes.
     """
 
     gateway_url: str
@@ -55,6 +57,7 @@ class NetworkOptions:
     model_pins: Mapping[str, str] | None = None
     affinity: bool = True
     wishes: Wishes | None = None
+    tokenizers: Mapping[str, Path | str] | None = None
     local_key: str | None = field(default=None, repr=False)
     clock: Clock = field(default_factory=SystemClock)
     randomness: Randomness = field(default_factory=SystemRandomness)
@@ -71,6 +74,7 @@ class Network:
             options.trust if isinstance(options.trust, TrustAnchors) else load_trust(options.trust)
         )
         check_options(options)
+        counters = Counters(options.tokenizers)
         self._kept = KeptRequests(
             None if options.state_dir is None else Path(options.state_dir),
             clock=options.clock, randomness=options.randomness,
@@ -94,6 +98,7 @@ class Network:
             max_price_nanoton=options.max_price_nanoton,
             affinity=options.affinity,
             wishes=options.wishes,
+            counters=counters,
         )
         self.session = SealedSession(
             self.gateway, self._directory, preferences, self._kept, clock=options.clock,

@@ -25,6 +25,7 @@ from cocoon.chat import (
 )
 from cocoon.client.bounds import token_bounds
 from cocoon.client.choice import Addressee, choose, one_model, with_assurance
+from cocoon.client.counting import Counters
 from cocoon.client.directory import Directory
 from cocoon.client.gateway import Gateway
 from cocoon.client.job import EXPIRED, LINE_BROKE, PRICE_ROSE, Chunk, Ended, Job, Sealing
@@ -71,6 +72,7 @@ class Preferences:
     body_profile: Profile = Profile.P0
     stream_profile: Profile = Profile.P2
     max_price_nanoton: int | None = None
+    counters: Counters = field(default_factory=Counters)  # what counts tokens for the client
     affinity: bool = True  # tell the network a blind key of each conversation's beginning
     wishes: Wishes | None = None  # of a request that has none of its own
 
@@ -150,6 +152,7 @@ class SealedSession:
             self.gateway, request, sealing, api_key=api_key,
             traceparent=child_traceparent(traceparent, self._randomness),
             seal_again=partial(self._seal_again, ask), line_broke=earlier,
+            counters=self._preferences.counters,
         )  # fmt: skip
 
     async def complete(

@@ -43,6 +43,7 @@ class SidecarSettings(BaseSettings):
     max_price_nanoton: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
     model_pins: dict[str, str] = {}
     provider: Preferences | None = None  # JSON: the wishes of requests that have none of their own
+    tokenizers: dict[str, Path] = {}  # model names to folders with their tokenizer.json
     otlp_endpoint: str | None = None
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
@@ -59,6 +60,7 @@ class SidecarSettings(BaseSettings):
             max_price_nanoton=self.max_price_nanoton,
             model_pins=self.model_pins,
             wishes=self.provider,
+            tokenizers=self.tokenizers,
             local_key=self.local_key.get_secret_value() if self.local_key else None,
         )
 

@@ -65,6 +65,10 @@ EVENTS: dict[str, tuple[str, str, str]] = {
         "matcher",
         "a while after the next period began: everybody can check the draws",
     ),
+    "CanaryJudged": ("honesty", "attestation", "an auditor judged one of its jobs; once a job"),
+    "HonestyDecided": ("honesty", "attestation", "with CanaryJudged, once its test is sure"),
+    "HonestyLifted": ("honesty", "attestation", "an operator lifts a ban"),
+    "DisputeOpened": ("dispute", "billing", "a client counted fewer tokens; once a job"),
 }
 
 # consumer -> whose it is: the one role that may move its checkpoint and park behind it
@@ -107,11 +111,13 @@ def _verbs() -> tuple[Channel, ...]:
         ),
         ("policy", "platform", ("operator",), "an empty object", "the signed policy"),
         ("ban", "platform", ("operator",), m.BanRequest, "revoke a machine at once"),
+        ("canary", "platform", ("operator",), m.CanaryRequest, "how an audit job was judged"),
     )  # fmt: skip
     billing = (
         ("open_account", ("operator",), m.OpenAccountRequest, "open an account"),
         ("credit_deposit", ("operator",), m.CreditRequest, "credit a deposit"),
         ("balance", ("gateway", "operator"), m.BalanceRequest, "what is free and what is held"),
+        ("dispute", ("gateway", "operator"), m.DisputeRequest, "a count against a receipt's"),
         ("parked", ("operator",), "an empty object", "the streams that the ledger has put aside"),
         ("unpark", ("operator",), m.UnparkRequest, "post such a stream's events in order"),
     )

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from cocoon.contracts.base import Contract, Count, Hex16, Hex32, Name, Nanoton, Region, TimeMs
 from cocoon.contracts.events import (
+    BasisPoints,
     Epoch,
     OfferedModel,
     Position,
@@ -21,6 +22,7 @@ from cocoon.contracts.events import (
     SeedPeriod,
     Shard,
 )
+from cocoon.contracts.honesty import HonestyRule
 from cocoon.contracts.matching import (
     Affinity,
     MatchingPolicy,
@@ -126,6 +128,8 @@ class SettleResult(Command):
     receipt: Annotated[str, Field(pattern=r"^[0-9a-f]{840}$")]
     blob_hash: Hex32
     response_bytes: Count
+    # domain/metering.py's rule; 0 in commands from before there was one
+    metering: Annotated[int, Field(ge=0, le=1)] = 0
 
 
 class OpenAccount(Command):
@@ -223,10 +227,46 @@ class TakeLedgerSnapshot(Command):
     sha256: Hex32
 
 
+class JudgeCanary(Command):
+    """An auditor's judgement of one job, under the rule that it was judged by."""
+
+    command_type: ClassVar[str] = "JudgeCanary"
+    provider_id: Name
+    model_id: Hex32
+    job_id: Hex16
+    outcome: Literal["passed", "differed", "unclear"]
+    distance_bps: BasisPoints
+    rule: HonestyRule
+
+
+class LiftHonesty(Command):
+    command_type: ClassVar[str] = "LiftHonesty"
+    provider_id: Name
+
+
+class OpenDispute(Command):
+    """What a client counted, beside what the receipt says that the match's provider signed."""
+
+    command_type: ClassVar[str] = "OpenDispute"
+    job_id: Hex16
+    account_id: Name
+    provider_id: Name
+    epoch: Epoch
+    kind: Literal["input_tokens", "output_tokens"]
+    counted_by: Literal["tokenizer", "bytes"]
+    claimed_input_tokens: Count
+    claimed_output_tokens: Count
+    claimed_reasoning_tokens: Count
+    own_input_tokens: Count
+    own_output_tokens: Count
+    receipt_hash: Hex32
+
+
 ALL_COMMANDS: tuple[type[Command], ...] = (
     RequestJob, ExpireLease, SettleResult, OpenAccount, CreditDeposit, EnrolProvider,
     PublishOffer, AttestProvider, RevokeAttestation, PublishKeyBundle, PublishPolicy,
     TakeLedgerSnapshot, PublishProfile, CommitMatchingSeed, RevealMatchingSeed,
+    JudgeCanary, LiftHonesty, OpenDispute,
 )  # fmt: skip
 _REGISTRY = {cls.command_type: cls for cls in ALL_COMMANDS}
 

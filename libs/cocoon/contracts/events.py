@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from cocoon.contracts.base import Contract, Count, Hex16, Hex32, Name, Nanoton, Region, TimeMs
+from cocoon.contracts.honesty import HonestyRule
 from cocoon.contracts.matching import OpenTierLimits
 
 Position = Annotated[int, Field(ge=0, le=2**53)]
@@ -277,12 +278,64 @@ class OpenTierLimitsSet(EventData):
     limits: OpenTierLimits
 
 
+# ---- honesty: stream honesty/<provider_id>, shard 0; dispute/<job_id>, account shards ----
+
+
+class CanaryJudged(EventData):
+    """An audit job's answer against the trusted reference's; unclear says nothing."""
+
+    event_type: ClassVar[str] = "CanaryJudged"
+    provider_id: Name
+    model_id: Hex32
+    job_id: Hex16
+    outcome: Literal["passed", "differed", "unclear"]
+    distance_bps: BasisPoints
+    rule: HonestyRule
+
+
+class HonestyDecided(EventData):
+    """What the sequential test says of a provider and a model; the next test begins anew."""
+
+    event_type: ClassVar[str] = "HonestyDecided"
+    provider_id: Name
+    model_id: Hex32
+    verdict: Literal["honest", "dishonest"]
+    judged: Count
+    differed: Count
+
+
+class HonestyLifted(EventData):
+    """An operator takes a provider back: its verdicts and running tests are forgotten."""
+
+    event_type: ClassVar[str] = "HonestyLifted"
+    provider_id: Name
+
+
+class DisputeOpened(EventData):
+    """A client counted fewer tokens than a receipt that its provider signed. A claim, no proof."""
+
+    event_type: ClassVar[str] = "DisputeOpened"
+    job_id: Hex16
+    account_id: Name
+    provider_id: Name
+    epoch: Epoch
+    kind: Literal["input_tokens", "output_tokens"]
+    counted_by: Literal["tokenizer", "bytes"]
+    claimed_input_tokens: Count
+    claimed_output_tokens: Count
+    claimed_reasoning_tokens: Count
+    own_input_tokens: Count
+    own_output_tokens: Count
+    receipt_hash: Hex32
+
+
 ALL_EVENTS: tuple[type[EventData], ...] = (
     JobRequested, FundsHeld, FundsRefused, ProviderMatched, LeaseExpired, JobFailed, JobCancelled,
     ResultSealed, ResultRejected, PaymentSettled, AccountOpened, DepositCredited,
     LedgerSnapshotTaken, ProviderEnrolled, OfferPublished, ProviderAttested, AttestationRevoked,
     KeyBundlePublished, PolicyPublished, OpenTierLimitsSet, ProviderProfilePublished,
     MatchingSeedCommitted, MatchingSeedRevealed,
+    CanaryJudged, HonestyDecided, HonestyLifted, DisputeOpened,
 )  # fmt: skip
 
 _DECODERS: dict[tuple[str, int], Callable[[bytes | str], EventData]] = {

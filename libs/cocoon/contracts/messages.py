@@ -11,6 +11,7 @@ from pydantic import Field
 
 from cocoon.contracts.base import Contract, Count, Hex16, Hex32, Name, Nanoton, Region, TimeMs
 from cocoon.contracts.events import Epoch, OfferedModel, ProfiledModel, Quote
+from cocoon.contracts.honesty import HonestyRule
 from cocoon.contracts.matching import Affinity, Preferences
 
 MAX_INLINE_ENVELOPE_BYTES = 512 * 1024  # larger envelopes reach the provider through SEALED
@@ -204,6 +205,35 @@ class BanRequest(Contract):
 
     provider_id: Name
     lift: bool = False
+
+
+class CanaryRequest(Contract):
+    """Operator to attestation: how an audit job's answer compared with the reference's."""
+
+    provider_id: Name
+    model_id: Hex32
+    job_id: Hex16
+    outcome: Literal["passed", "differed", "unclear"]
+    distance_bps: Annotated[int, Field(ge=0, le=10_000)]
+    rule: HonestyRule
+
+
+class Dispute(Contract):
+    """What a client counted in an answer, and the signed receipt that says otherwise."""
+
+    kind: Literal["input_tokens", "output_tokens"]
+    counted_by: Literal["tokenizer", "bytes"]
+    own_input_tokens: Count
+    own_output_tokens: Count
+    receipt: Annotated[str, Field(pattern=r"^[0-9a-f]{840}$")]
+
+
+class DisputeRequest(Contract):
+    """Gateway to billing: the same, with the job's id and whose API key sent it."""
+
+    job_id: Hex16
+    account_id: Name
+    dispute: Dispute
 
 
 class OpenAccountRequest(Contract):

@@ -14,6 +14,8 @@ from cocoon.contracts import subjects
 from cocoon.contracts.messages import DirectoryRequest
 from cocoon.devnet.accounts import balance
 from cocoon.devnet.folder import DataFolder, RunningNetwork
+from cocoon.eventlog.connection import connect
+from cocoon.eventlog.honesty import standings
 from cocoon.kernel.errors import CocoonError
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ async def collect(nc: Client, running: RunningNetwork, folder: DataFolder) -> di
         "providers": await _providers(nc),
         "account": await _account(nc, running),
         "parked": await _parked(nc, running),
+        "honesty": await _honesty(running, folder),
     }
 
 
@@ -109,6 +112,24 @@ async def _parked(nc: Client, running: RunningNetwork) -> list[dict[str, Any]]:
             continue
         found += [{"shard": shard, **row} for row in answer["streams"]]
     return found
+
+
+async def _honesty(running: RunningNetwork, folder: DataFolder) -> dict[str, Any]:
+    """What canaries found and clients dispute, by provider."""
+    try:
+        dsn = folder.dsn("reader").read_text(encoding="utf-8").strip()
+        conn = await connect(dsn, "cocoon-status")
+        try:
+            found = await standings(conn, running.shards[1:])
+        finally:
+            await conn.close(timeout=TIMEOUT_S)
+    except (CocoonError, OSError):
+        return {}
+    return {
+        name: {"dishonest": bool(one.state.dishonest), "canaries": sum(one.outcomes.values()),
+               "differed": one.outcomes["differed"], "disputes": sum(one.disputes.values())}
+        for name, one in found.items()
+    }  # fmt: skip
 
 
 async def _account(nc: Client, running: RunningNetwork) -> dict[str, str]:

@@ -9,10 +9,12 @@ from typing import TypeAlias
 
 from cocoon.contracts import commands as c
 from cocoon.contracts import events as e
-from cocoon.domain import account, job, provider, seeding
+from cocoon.domain import account, honesty, job, provider, seeding
 from cocoon.domain.account import AccountState, decide_credit_deposit, decide_open_account
+from cocoon.domain.honesty import HonestyState
 from cocoon.domain.job import JobState
 from cocoon.domain.leasing import decide_expire_lease, decide_request_job
+from cocoon.domain.metering import decide_open_dispute
 from cocoon.domain.open_tier import decide_publish_policy
 from cocoon.domain.provider import (
     ProviderState,
@@ -27,7 +29,7 @@ from cocoon.domain.seeding import SeedState, decide_commit_seed, decide_reveal_s
 from cocoon.domain.settling import decide_settle_result
 from cocoon.kernel.errors import BadRequest
 
-State: TypeAlias = JobState | AccountState | ProviderState | SeedState | None
+State: TypeAlias = JobState | AccountState | ProviderState | SeedState | HonestyState | None
 
 
 def decide(state: State, command: c.Command) -> tuple[e.EventData, ...]:
@@ -59,6 +61,12 @@ def decide(state: State, command: c.Command) -> tuple[e.EventData, ...]:
             return decide_revoke_attestation(state, command)
         case ProviderState(), c.PublishKeyBundle():
             return decide_publish_bundle(state, command)
+        case HonestyState(), c.JudgeCanary():
+            return honesty.decide_judge_canary(state, command)
+        case HonestyState(), c.LiftHonesty():
+            return honesty.decide_lift_honesty(state, command)
+        case None, c.OpenDispute():
+            return decide_open_dispute(command)
         case None, c.PublishPolicy():
             return decide_publish_policy(command)
         case None, c.TakeLedgerSnapshot():
@@ -84,6 +92,10 @@ def stream_of(command: c.Command) -> str:
             return f"ledger/{command.shard}"
         case c.CommitMatchingSeed() | c.RevealMatchingSeed():
             return f"matching/{command.shard}"
+        case c.OpenDispute():
+            return f"dispute/{command.job_id}"
+        case c.JudgeCanary() | c.LiftHonesty():
+            return f"honesty/{command.provider_id}"
         case (
             c.EnrolProvider()
             | c.PublishOffer()
@@ -109,6 +121,8 @@ def evolve(state: State, event: e.EventData, stream: str) -> State:
         return provider.evolve(start, event)
     if aggregate == "matching":
         return seeding.evolve(state if isinstance(state, SeedState) else SeedState(), event)
+    if aggregate == "honesty":
+        return honesty.evolve(state if isinstance(state, HonestyState) else HonestyState(), event)
     return None
 
 
@@ -120,4 +134,5 @@ def initial(stream: str) -> State:
 _STARTS: dict[str, State] = {
     "job": JobState(), "account": AccountState(), "provider": ProviderState(),
     "matching": SeedState(),
+    "honesty": HonestyState(),
 }  # fmt: skip

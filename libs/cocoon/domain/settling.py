@@ -10,7 +10,7 @@ import hashlib
 
 from cocoon.contracts.commands import SettleResult
 from cocoon.contracts.events import EventData, PaymentSettled, Quote, ResultRejected, ResultSealed
-from cocoon.domain import pricing
+from cocoon.domain import metering, pricing
 from cocoon.domain.job import JobState, JobStatus
 from cocoon.kernel.errors import BadRequest, SealingError
 from cocoon.sealing.receipt import Receipt, Status, verify_receipt
@@ -78,6 +78,10 @@ def _settlement_fault(state: JobState, command: SettleResult) -> str | None:
         return "too_many_input_tokens"
     if receipt.output_tokens > request.max_output_tokens:
         return "too_many_output_tokens"
+    if command.metering and metering.impossible_counts(
+        receipt, envelope_bytes=request.envelope_bytes, response_bytes=command.response_bytes
+    ):
+        return "impossible_counts"
     return _price_fault(receipt, match.quote, state.held_nanoton)
 
 

@@ -243,6 +243,7 @@ VERDICTS = Counter(
 VERIFY_SECONDS = Histogram(
     "cocoon_verify_seconds", "One verification of evidence.", buckets=_SLOW_S
 )
+CANARIES = Counter("cocoon_canaries", "Judged audit jobs, by outcome.", _label("outcome"))
 REVOCATIONS = Counter("cocoon_revocations", "Revoked attestations, by reason.", _label("reason"))
 ENTRIES = Counter(
     "cocoon_bus_entries", "Connections to the bus that asked to come in, by what they got.",

@@ -26,7 +26,8 @@ _MAX_INT = 2**63
 _ID = re.compile(
     r"(?:[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"  # uuid
     r"|(?:prov_|acct_|key_|gw_?)?[0-9a-f]{8,64}"  # ids and digests
-    r"|(?:job|provider|account|policy)/(?:prov_|acct_)?(?:[0-9a-f]{8,64}|network)"  # log streams
+    r"|(?:job|provider|account|policy|honesty|dispute)/"  # log streams
+    r"(?:(?:prov_|acct_)?[0-9a-f]{8,64}|network)"
     r"|none)\Z"
 )
 _CODE = re.compile(r"[a-z][a-z0-9_]{0,47}(?::[A-Za-z][A-Za-z0-9_]{0,31})?\Z")
