@@ -1,5 +1,5 @@
-"""docs/provider-guide.md, "On a remote machine", word for word, from behind a router that translates
-addresses, with an empty HOME: from `init` to money, timed.
+"""docs/provider-guide.md, "On a remote machine", word for word, with an empty HOME and from behind
+a router that translates addresses: from `init` to money, timed.
 """
 
 from __future__ import annotations

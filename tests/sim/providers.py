@@ -62,7 +62,7 @@ KEY_LIFE_MS = 600_000
 class NoEngine:
     """Stands where the engine is made: SimRun says what an answer is."""
 
-    context_tokens = OFFERED.context_tokens
+    context_tokens = request_tokens = OFFERED.context_tokens
 
 
 def served_model(concurrency: int, clock: SimClock) -> ServedModel:

@@ -49,7 +49,7 @@ _MODEL: Final = {
     "api_key_file": "the server's key, in a file of its own",
     "ca_file": "what the server's certificate is checked against",
     "client_cert_file": "the agent's own certificate, for a server that asks for one",
-    "client_key_file": "and its key",
+    "client_key_file": "the key that belongs to it, in a file of its own",
     "metrics_url": "where the server tells its load",
     "context_tokens": "tokens of prompt and answer together",
     "capabilities": "what the server can beyond plain sampling",
