@@ -282,18 +282,18 @@ def _of_provider(points: Points) -> None:
         return publish_durable
 
     def replies(original: Hook) -> Hook:
-        async def _reply(message: Any, reply: Any) -> None:
+        async def _answer(self: Any, message: Any, reply: Any) -> None:
             if reply.accepted:
                 points.passes("before it accepts")
-            await original(message, reply)
+            await original(self, message, reply)
 
-        return _reply
+        return _answer
 
     around(submitting.Submitter, "store", stores)
     around(submitting, "put_sealed", seals)
     around(submitting, "publish_durable", publishes)
     around(frames.FrameSender, "send", sends)
-    around(handlers, "_reply", replies)
+    around(handlers.Handlers, "_answer", replies)
     acknowledge = submitting.Submitter.acknowledge
 
     def acknowledged(self: Any, ack: Any) -> None:
