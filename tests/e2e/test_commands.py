@@ -140,7 +140,7 @@ def test_replay_agrees_and_finds_a_forged_balance(network: LiveNetwork, sidecar:
 @pytest.mark.parametrize("column", ["data", "hash"])
 def test_replay_finds_a_forged_event(network: LiveNetwork, column: str) -> None:
     where = "shard = 1 AND position = 2"
-    value = {"data": "replace(data, '1', '2')", "hash": "sha256(hash)"}[column]
+    value = {"data": "replace(data, 'acct', 'bcct')", "hash": "sha256(hash)"}[column]
     old = sql(network, f"SELECT {column} FROM log.events WHERE {where}")[0][0]
     kept = f"'\\x{old.hex()}'" if isinstance(old, bytes) else f"'{old}'"
     off = "SET LOCAL session_replication_role = replica"
