@@ -313,6 +313,15 @@ def bundle_command(state: ProviderState, raw: bytes, now_ms: int) -> c.PublishKe
     )
 
 
+def check_key(holder: str | None, provider_id: str) -> None:
+    """Raises Forbidden for a key that another provider announced: whoever sees one can name it."""
+    if holder is not None and holder != provider_id:
+        raise Forbidden(
+            "another provider announced this key; make a key of your own and announce that",
+            code="key_taken",
+        )
+
+
 # ---- refusals ----
 
 

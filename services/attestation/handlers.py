@@ -242,6 +242,7 @@ class Attestation:
         raw = bytes.fromhex(BundleRequest.model_validate_json(body).bundle)
         state = self.memory.providers.get(provider_id, ProviderState())
         command = decide.bundle_command(state, raw, self._clock.now_ms())
+        decide.check_key(self.memory.keys.get(command.key_id), provider_id)
         return {
             "key_id": command.key_id,
             "position": await self._writer.append(command, traceparent),

@@ -48,6 +48,7 @@ class Memory:
     evidence: dict[str, ProviderEvidence] = field(default_factory=dict)  # by evidence id
     ppids: dict[str, str] = field(default_factory=dict)  # by evidence id
     loads: dict[str, Load] = field(default_factory=dict)
+    keys: dict[str, str] = field(default_factory=dict)  # key id -> who announced it first
 
     # ---- folding ----
 
@@ -60,6 +61,7 @@ class Memory:
             state = self.providers.get(ident, ProviderState())
             if stored.version == state.version + 1:
                 self.providers[ident] = providers.evolve(state, stored.decode())
+                self._hold_keys(ident, state, self.providers[ident])
                 for evidence_id in held_evidence(state) - held_evidence(self.providers[ident]):
                     self.evidence.pop(evidence_id, None)
                     self.ppids.pop(evidence_id, None)
@@ -71,6 +73,14 @@ class Memory:
             event = stored.decode()
             self.policy_versions = stored.version
             self.policy = event if isinstance(event, PolicyPublished) else self.policy
+
+    def _hold_keys(self, provider_id: str, before: ProviderState, now: ProviderState) -> None:
+        held = {bundle.key_id for bundle in now.bundles}
+        for bundle in before.bundles:
+            if bundle.key_id not in held and self.keys.get(bundle.key_id) == provider_id:
+                del self.keys[bundle.key_id]
+        for key_id in held:
+            self.keys.setdefault(key_id, provider_id)
 
     def remember_evidence(self, evidence_id: str, evidence: ProviderEvidence, ppid: str) -> None:
         self.evidence[evidence_id] = evidence

@@ -130,9 +130,10 @@ class Memory:
                 view.attested_at[event.evidence_id] = stored.position
             after = {bundle.key_id for bundle in view.state.bundles}
             for key_id in before - after:
-                self.keys.pop(key_id, None)
+                if self.keys.get(key_id) == ident:
+                    del self.keys[key_id]
             for key_id in after - before:
-                self.keys[key_id] = ident
+                self.keys.setdefault(key_id, ident)  # whoever else names it does not hold it
         elif aggregate == "policy":
             self._open_tier = open_tier.evolve(self._open_tier, event)
         return event

@@ -18,6 +18,7 @@ from cocoon.evidence.claims import TeeKind, evidence_id
 from cocoon.evidence.policy import OpenTierRules, policy_hash
 from cocoon.evidence.provider import ProviderEvidence
 from cocoon.kernel.errors import CocoonError, EvidenceRejected, Forbidden, RateLimited
+from cocoon.sealing.keys import EPOCH_MS, KeyBundle
 from tests.support.attestation_world import Network, OpenProvider, Provider, now_ms
 from tests.support.sentences import is_sentence
 from tests.support.servers import Bus, Database
@@ -243,3 +244,21 @@ async def test_its_word_runs_out_and_it_is_revoked(network: Network) -> None:
         await provider.enrol()
         await provider.attest(claims={"not_after_ms": now_ms() + 1500})
         assert await until_revoked(network) == "expired"
+
+
+async def test_nobody_announces_the_key_of_another(network: Network) -> None:
+    """A public key is public: whoever announced a copy of it would get the jobs sealed to it."""
+    async with network.running():
+        owner = await (await Provider.connect(network)).admitted()
+        thief = await OpenProvider.connect(network, 1)
+        await thief.enrol()
+        await thief.attest()
+        owned = bytes.fromhex((await listed(network))[0]["bundles"][0])
+        key, now = owned[5:37], now_ms()
+        evidence = evidence_id(TeeKind.NONE, thief.evidence.quote)  # type: ignore[union-attr]
+        copied = KeyBundle(key, 1, now, now + EPOCH_MS, evidence).sign(thief.signing).hex()
+        with pytest.raises(Forbidden, match="a key of your own") as refused:
+            await thief.publish_bundle(copied)
+        await owner.publish_bundle(owned.hex())  # the owner's repeat changes nothing
+    assert refused.value.code == "key_taken"
+    assert (await network.types()).count("KeyBundlePublished") == 1

@@ -274,3 +274,17 @@ def test_a_hold_is_never_counted_twice_while_the_tail_brings_it() -> None:
         seen.append(memory.available_nanoton("acct_1"))
     assert seen == [20_000, 20_000, 20_000]
     assert memory.pending_holds == {}
+
+
+def test_a_key_stays_with_who_announced_it_first_whoever_else_names_it() -> None:
+    """Public keys are public: a bundle signed by another's enclave may name this one's."""
+    memory = known_provider()
+    *others, bundle = BOB.network_events()
+    copied = bundle.model_copy(update={"key_id": ALICE.key_id})
+    revoked = AttestationRevoked(provider_id=BOB.id, evidence_id=BOB.evidence_id, reason="banned")
+    log = ModelLog(0)
+    put(log, f"provider/{BOB.id}", [*others, copied, revoked])
+    for stored in log.events:
+        memory.apply_network(stored)
+        (candidate,) = memory.candidates([ALICE.key_id], MODEL, 100.0)
+        assert candidate.provider_id == ALICE.id
