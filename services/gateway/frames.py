@@ -30,6 +30,7 @@ MAX_FRAME_BYTES: Final = 256 * 1024
 DISPATCHED: Final = 2  # the kind of the answer to a dispatch; a DispatchReply follows
 MAX_REPLY_BYTES: Final = 256
 MAX_ITEMS: Final = 8192
+MAX_FRAMES, MAX_THEIRS = MAX_ITEMS // 2, MAX_ITEMS * 3 // 4  # a provider's; the rest is our own
 _DISPATCHED: Final = bytes((DISPATCHED,))
 
 
@@ -108,15 +109,20 @@ class Mailbox:
         size = len(frame.data)
         if (
             self.waiting_bytes + size > self._limit
-            or len(self._items) >= MAX_ITEMS // 2
+            or len(self._items) >= MAX_FRAMES
             or not self._share.take(size)
         ):
             FRAMES.inc("gap")
-            if not frame.last:
+            if not frame.last or len(self._items) >= MAX_THEIRS:
                 return
             frame, size = frame._replace(data=b""), 0
         self.waiting_bytes += size
         self.put(frame)
+
+    def put_answer(self, answer: DispatchAnswer) -> None:
+        """Queue a provider's answer; it counts once, whoever repeats it fills no more than this."""
+        if len(self._items) < MAX_THEIRS:
+            self.put(answer)
 
     def client_gone(self) -> None:
         self.gone = True
@@ -196,7 +202,7 @@ class Switchboard:
             answer = parse_reply(int(words[4]), message.data) if words[4].isdigit() else None
             for box in boxes:
                 if answer is not None and box.live == live:
-                    box.put(answer)
+                    box.put_answer(answer)
             return
         frame: Frame | None = None
         for box in boxes:
