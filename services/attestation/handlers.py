@@ -186,9 +186,7 @@ class Attestation:
             log.warning("evidence_refused", provider_id=provider_id, verdict=str(verdict))
         command = decide.attest_command(evidence, verdict, self._signed.policy)
         ppid = verdict.facts.ppid if verdict.facts else ""
-        decide.check_ban(self._bans, provider_id, ppid)
         evidence_id = bytes.fromhex(command.evidence_id)
-        await store.save_evidence(self._pool, evidence_id, evidence, ppid, self._clock.now_ms())
 
         def still_welcome() -> bool:
             decide.check_honest(self.memory.honesty.get(provider_id))
@@ -197,6 +195,10 @@ class Attestation:
                 self._check_open_places(provider_id)
             return True
 
+        # what will not count is not kept: a row stays for months
+        self._writer.check_pace(command)
+        still_welcome()
+        await store.save_evidence(self._pool, evidence_id, evidence, ppid, self._clock.now_ms())
         # one at a time to the open tier's places: two must not take the last one
         async with self._open_places if command.assurance == OPEN else contextlib.nullcontext():
             position = await self._writer.append(command, traceparent, still_welcome)

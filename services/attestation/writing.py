@@ -78,7 +78,14 @@ class Writer:
         state = self._memory.providers.get(provider_id, ProviderState())
         return state, state.version
 
+    def check_pace(self, command: c.Command) -> None:
+        """Raises RateLimited if an append would now be refused for it."""
+        self._room_of(domain.stream_of(command))
+
     def _spend_write(self, stream: str) -> None:
+        self._room_of(stream).append(self._clock.monotonic_s())
+
+    def _room_of(self, stream: str) -> deque[float]:
         now_s = self._clock.monotonic_s()
         spent = self._spent.setdefault(stream, deque())
         while spent and now_s - spent[0] > WRITES_WINDOW_S:
@@ -88,4 +95,4 @@ class Writer:
                 "this provider has written too much to the log; try again in some minutes",
                 retry_after_s=min(600, int(WRITES_WINDOW_S - (now_s - spent[0])) + 1),
             )
-        spent.append(now_s)
+        return spent

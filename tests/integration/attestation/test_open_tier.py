@@ -262,3 +262,28 @@ async def test_nobody_announces_the_key_of_another(network: Network) -> None:
         await owner.publish_bundle(owned.hex())  # the owner's repeat changes nothing
     assert refused.value.code == "key_taken"
     assert (await network.types()).count("KeyBundlePublished") == 1
+
+
+async def kept_evidence(network: Network) -> int:
+    conn = await connect_log(network.database.admin_dsn, "test")
+    try:
+        found: int = await conn.fetchval("SELECT count(*) FROM attestation.evidence")
+        return found
+    finally:
+        await conn.close()
+
+
+async def test_evidence_that_may_not_count_is_not_kept(network: Network) -> None:
+    """Whoever signs his own evidence makes as much of it as he likes."""
+    network.write_policy(open_tier=ONE)
+    async with network.running(writes_per_provider=3):
+        first, second = [await OpenProvider.connect(network, n) for n in range(2)]
+        for provider in (first, second):
+            await provider.enrol()
+        for _ in range(2):
+            await first.attest()
+        with pytest.raises(RateLimited, match="written too much"):
+            await first.attest()
+        with pytest.raises(RateLimited, match="open tier has all"):
+            await second.attest()
+    assert await kept_evidence(network) == 2
