@@ -171,7 +171,7 @@ class EnrolRequest(Contract):
 
 
 class OfferRequest(Contract):
-    models: tuple[OfferedModel, ...]
+    models: Annotated[tuple[OfferedModel, ...], Field(max_length=256)]
     concurrency: Annotated[int, Field(ge=1, le=65_536)]
 
 

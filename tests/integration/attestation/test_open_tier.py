@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,16 @@ import pytest
 
 from cocoon.contracts.commands import decode_command
 from cocoon.contracts.events import ProviderAttested, ProviderEnrolled
-from cocoon.contracts.messages import BanRequest, DirectoryRequest
+from cocoon.contracts.messages import BanRequest, DirectoryRequest, OfferRequest
 from cocoon.domain import decide as domain
 from cocoon.eventlog.connection import connect as connect_log
 from cocoon.eventlog.read import read_batch, read_commands
 from cocoon.evidence.claims import TeeKind, evidence_id
 from cocoon.evidence.policy import OpenTierRules, policy_hash
 from cocoon.evidence.provider import ProviderEvidence
-from cocoon.kernel.errors import CocoonError, EvidenceRejected, Forbidden, RateLimited
+from cocoon.kernel.errors import BadRequest, CocoonError, EvidenceRejected, Forbidden, RateLimited
 from cocoon.sealing.keys import EPOCH_MS, KeyBundle
-from tests.support.attestation_world import Network, OpenProvider, Provider, now_ms
+from tests.support.attestation_world import Network, OpenProvider, Provider, now_ms, offered
 from tests.support.sentences import is_sentence
 from tests.support.servers import Bus, Database
 
@@ -287,3 +288,19 @@ async def test_evidence_that_may_not_count_is_not_kept(network: Network) -> None
         with pytest.raises(RateLimited, match="open tier has all"):
             await second.attest()
     assert await kept_evidence(network) == 2
+
+
+async def test_an_offer_names_no_more_models_than_evidence_can_prove(network: Network) -> None:
+    """Whoever enrols may write offers into the log, and everybody holds them in memory."""
+    network.write_policy(open_tier=ONE, models=None)
+    many = [
+        offered(hashlib.sha256(bytes((n & 255, n >> 8))).hexdigest(), f"m{n}") for n in range(257)
+    ]
+    async with network.running():
+        provider = await OpenProvider.connect(network)
+        await provider.enrol()
+        await provider.publish_offer(*many[:256])
+        with pytest.raises(BadRequest):
+            await provider.ask(
+                "publish_offer", OfferRequest.model_construct(models=tuple(many), concurrency=4)
+            )
