@@ -47,6 +47,8 @@ HEALTH_S = 2.0
 ASK_S = 2  # how long the server waits to be told who a connection is
 DEVNET_BERTHS = 64
 BERTH_CONNECTIONS, LOBBY_CONNECTIONS = 32, 256
+SUBSCRIPTIONS = 64  # of one connection in a berth or the lobby; an agent has about six
+LOBBY_PAYLOAD_BYTES = 16 * 1024  # of one message: a stranger only enrols
 LOOPBACK = "127.0.0.1"
 ROOM_BYTES = 8 * 1024 * 1024
 
@@ -314,15 +316,21 @@ class NatsServer:
 
     def _accounts(self) -> dict[str, object]:
         """Accounts with what crosses between them, and the users of the file."""
-        places, bounds = accounts_config(crossings(self.berths)), {LOBBY: LOBBY_CONNECTIONS}
-        bounds |= dict.fromkeys(berths(self.berths), BERTH_CONNECTIONS)
+        places = accounts_config(crossings(self.berths))
+        lodger = {"max_connections": BERTH_CONNECTIONS, "max_subscriptions": SUBSCRIPTIONS}
+        bounds = dict.fromkeys(berths(self.berths), lodger)
+        bounds[LOBBY] = {
+            "max_connections": LOBBY_CONNECTIONS,
+            "max_subscriptions": SUBSCRIPTIONS,
+            "max_payload": LOBBY_PAYLOAD_BYTES,
+        }
         members: dict[str, list[dict[str, object]]] = {}
         for user in self._users:
             members.setdefault(user.allowed.account, []).append(user.config())
         return {
             name: {
                 **({"jetstream": "enabled"} if name == PLATFORM else {}),
-                **({"limits": {"max_connections": bounds[name]}} if name in bounds else {}),
+                **({"limits": bounds[name]} if name in bounds else {}),
                 "users": members.get(name, []),
                 **places.get(name, {}),
             }

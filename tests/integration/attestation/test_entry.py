@@ -21,6 +21,7 @@ from cocoon.bus.requests import ask
 from cocoon.bus.sealed import put_sealed
 from cocoon.contracts import subjects
 from cocoon.contracts.messages import BanRequest, EnrolRequest
+from cocoon.devnet.nats_server import LOBBY_PAYLOAD_BYTES, SUBSCRIPTIONS
 from cocoon.kernel import ids
 from cocoon.kernel.errors import (
     CocoonError,
@@ -364,6 +365,33 @@ async def test_berths_that_were_left_long_ago_are_given_to_newcomers_and_no_othe
         with pytest.raises(RateLimited):
             await one.enrol(late)
         assert (await two.enrol(await two.connect())).get("reconnect") is None
+
+
+async def test_neither_a_stranger_nor_a_provider_fills_the_servers_memory(
+    network: Network,
+) -> None:
+    """With subscriptions of its own inbox, which cost the server some hundred bytes each."""
+    async with network.running():
+        one, two = Stranger(network.bus), Stranger(network.bus)
+        for who, client in ((one, await one.connect()), (two, await two.entered())):
+            inbox = permissions.inbox_prefix(who.id)
+            with contextlib.suppress(OSError):  # the server hangs up
+                for number in range(SUBSCRIPTIONS + 1):
+                    await client.subscribe(f"{inbox}.{number}")
+            await until(lambda who=who: "maximum subscriptions" in " ".join(who.refused))
+            await client.close()
+
+
+async def test_a_stranger_says_little_at_once(network: Network) -> None:
+    async with network.running():
+        stranger = Stranger(network.bus)
+        client = await stranger.connect()
+        subject = subjects.attestation(stranger.id, "enrol")
+        await client.publish(subject, bytes(LOBBY_PAYLOAD_BYTES))
+        await client.flush()
+        assert stranger.refused == []
+        await client.publish(subject, bytes(LOBBY_PAYLOAD_BYTES + 1))
+        await until(lambda: "maximum payload violation" in " ".join(stranger.refused))
 
 
 # ---- staying ----
