@@ -183,7 +183,7 @@ class Entry:
         until_s = self._clock.now_ms() // 1000 + self._login_s()
         welcome = self._known(provider) and not self._banned(provider)
         berth = await self._hold(provider, until_s * 1000) if welcome else None
-        if berth is not None:
+        if berth is not None and not self._banned(provider):  # its ban may have come meanwhile
             allowed = permissions.provider(provider, accounts.berth(berth.number))
             return Place(provider, allowed, until_s)
         if not self._strangers.take(now_s):

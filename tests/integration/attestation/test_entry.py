@@ -309,6 +309,28 @@ async def test_a_banned_provider_loses_its_line_and_hears_why_in_the_lobby(
         assert (await bad.enrol(client))["reconnect"] is True
 
 
+async def test_a_login_that_was_being_given_while_its_ban_came_leads_to_the_lobby(
+    network: Network,
+) -> None:
+    import asyncpg
+
+    async with network.running():
+        bad = Stranger(network.bus)
+        await (await bad.entered()).close()
+        holder = await asyncpg.connect(network.database.admin_dsn)
+        try:
+            async with holder.transaction():  # the berth's row: the login waits for it
+                await holder.execute("SELECT FROM attestation.berths FOR UPDATE")
+                coming = asyncio.create_task(bad.connect())
+                await asyncio.sleep(0.3)
+                await network.platform_ask("ban", BanRequest(provider_id=bad.id))
+            client = await coming
+        finally:
+            await holder.close()
+        said = subjects.heartbeat(bad.id)
+        assert await bad.may_not(client, said) == {said}
+
+
 async def test_a_plain_line_from_elsewhere_is_refused(network: Network) -> None:
     async with network.running(plain_from=("192.0.2.1",)):
         with pytest.raises(ConfigurationError, match="not encrypted"):
