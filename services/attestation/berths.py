@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+MOVE_IN_MS = 20_000  # for a newcomer to connect again
+
 
 @dataclass(frozen=True, slots=True)
 class Berth:
@@ -13,6 +15,7 @@ class Berth:
     number: int
     provider_id: str
     held_until_ms: int
+    taken_ms: int = 0
 
 
 class Berths:
@@ -22,8 +25,8 @@ class Berths:
     may have it, once no other is free. Losing it costs a provider nothing but its place.
     """
 
-    def __init__(self, count: int, patience_ms: int) -> None:
-        self._count, self._patience_ms = count, patience_ms
+    def __init__(self, count: int, patience_ms: int, move_in_ms: int = MOVE_IN_MS) -> None:
+        self._count, self._patience_ms, self._move_in_ms = count, patience_ms, move_in_ms
         self._by_provider: dict[str, Berth] = {}
         self._by_number: dict[int, Berth] = {}
 
@@ -59,6 +62,7 @@ class Berths:
             berth
             for berth in self._by_number.values()
             if now_ms > berth.held_until_ms + self._patience_ms
+            and now_ms > berth.taken_ms + self._move_in_ms
         ]
         if not deserted:
             return None

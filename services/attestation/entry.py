@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import nats.errors
@@ -37,7 +39,8 @@ log = get_logger("services.attestation.entry")
 WORKERS = 16  # questions being answered
 WAITING = 2048  # beyond them the server hears nothing, and the client comes again
 LOGINS_PER_S, LOGINS_AT_ONCE = 0.5, 20  # of one key
-REMEMBERED = 16_384  # keys whose logins are counted
+REMEMBERED = 16_384  # keys whose logins are counted, and addresses whose strangers are
+IPV6_PREFIX = 64  # what one customer has at least
 TAKE_TRIES = 5
 TURN_OUT_S = 2.0
 FULL = "this network has no place for another provider now; try again later, or ask its operator"
@@ -63,6 +66,9 @@ class Entry:
         self._berths = Berths(settings.berths, int(settings.berth_patience_s * 1000))
         self._taking = asyncio.Lock()
         self._strangers = Bucket(settings.strangers_per_s, settings.strangers_at_once)
+        self._addresses = Buckets(
+            settings.strangers_per_address_per_s, settings.strangers_per_address, REMEMBERED
+        )
         self._logins = Buckets(LOGINS_PER_S, LOGINS_AT_ONCE, REMEMBERED)
         self._questions: asyncio.Queue[Msg] = asyncio.Queue(WAITING)
         self._workers: list[asyncio.Task[None]] = []
@@ -96,7 +102,7 @@ class Entry:
                 if number is None:
                     break
                 if await store.take_berth(self._pool, number, provider, now_ms):
-                    self._berths.put(Berth(number, provider, 0))
+                    self._berths.put(Berth(number, provider, 0, now_ms))
                     log.info("berth_taken", provider_id=provider)
                 else:
                     await self.load()  # another instance wrote meanwhile
@@ -112,7 +118,7 @@ class Entry:
             await self.load()
             return None
         now = self._berths.of(provider) or berth
-        held = Berth(now.number, provider, max(now.held_until_ms, until_ms))
+        held = replace(now, held_until_ms=max(now.held_until_ms, until_ms))
         self._berths.put(held)
         return held
 
@@ -186,6 +192,11 @@ class Entry:
         if berth is not None and not self._banned(provider):  # its ban may have come meanwhile
             allowed = permissions.provider(provider, accounts.berth(berth.number))
             return Place(provider, allowed, until_s)
+        if not self._addresses.take(_neighbourhood(question.host), now_s):
+            raise RateLimited(
+                "too many strangers come from this address; wait a minute",
+                code="too_many_from_address",
+            )
         if not self._strangers.take(now_s):
             raise RateLimited(
                 "too many strangers come in; wait a minute", code="too_many_strangers"
@@ -197,3 +208,15 @@ class Entry:
         longest_s = self._settings.login_s
         part = int.from_bytes(self._randomness.token(2), "big") / 65_536
         return max(1, int(longest_s * (1 - part / 5)))
+
+
+def _neighbourhood(host: str) -> str:
+    """The address that a stranger is counted under."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return ""  # all that the server names otherwise, together
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    mapped = address.ipv4_mapped
+    return str(mapped or ipaddress.ip_network((int(address), IPV6_PREFIX), strict=False))

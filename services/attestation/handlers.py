@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 log = get_logger("services.attestation")
 DAY_MS = 86_400_000
 HOUSEKEEPING_S = 3600.0
+TOO_OFTEN = "too_many_requests"
 ASKED_PER_S, ASKED_AT_ONCE, STRANGERS = 1.0, 20, 16_384  # by one key from the lobby; keys counted
 
 
@@ -281,8 +282,7 @@ class Attestation:
     def _check_pace(self, provider_id: str) -> None:
         if not self._asking.take(provider_id, self._clock.monotonic_s()):
             raise RateLimited(
-                "this key asks too often; wait some seconds", code="too_many_requests",
-                retry_after_s=5,
+                "this key asks too often; wait some seconds", code=TOO_OFTEN, retry_after_s=5,
             )  # fmt: skip
 
     # ---- the platform ----

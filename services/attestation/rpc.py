@@ -15,7 +15,7 @@ from cocoon.kernel import canonical
 from cocoon.kernel.errors import BadRequest, CocoonError, Fatal, Forbidden, Unavailable
 from cocoon.telemetry.logs import get_logger
 from cocoon.telemetry.tracing import inject, span
-from services.attestation.handlers import Attestation
+from services.attestation.handlers import TOO_OFTEN, Attestation
 
 if TYPE_CHECKING:
     from faststream.nats import NatsBroker
@@ -107,6 +107,8 @@ async def answer(
             service.stop(error)
             return _refused(Unavailable("attestation is stopping; try again", retry_after_s=2))
         except CocoonError as error:
+            if error.code == TOO_OFTEN:  # who asks for ever writes neither logs nor memory
+                return _refused(error)
             log.info("request_refused", verb=verb, provider_id=provider, code=error.code)
             if provider is not None:
                 service.on_refusal(provider, verb, error)

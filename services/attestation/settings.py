@@ -31,6 +31,8 @@ class AttestationSettings(BaseSettings):
     login_s: Annotated[int, Field(ge=1, le=86_400)] = 3600  # how long a login lasts at most
     strangers_per_s: Annotated[float, Field(gt=0)] = 20.0  # into the lobby, all together
     strangers_at_once: Annotated[int, Field(ge=1)] = 100
+    strangers_per_address_per_s: Annotated[float, Field(gt=0)] = 0.2  # or IPv6 network of 64 bits
+    strangers_per_address: Annotated[int, Field(ge=1)] = 100  # at once
     plain_from: tuple[str, ...] = ("127.0.0.1", "::1")  # addresses that may come without TLS
     verifications: Annotated[int, Field(ge=1, le=64)] = 2  # threads that verify at once
     verifications_waiting: Annotated[int, Field(ge=0, le=4096)] = 64

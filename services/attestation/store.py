@@ -125,9 +125,13 @@ async def lift_ban(pool: Pool, provider_id: str) -> None:
 async def load_berths(pool: Pool) -> list[Berth]:
     with tree_errors():
         rows = await pool.fetch(
-            "SELECT berth, provider_id, held_until_ms FROM attestation.berths ORDER BY berth"
+            "SELECT berth, provider_id, held_until_ms, taken_ms FROM attestation.berths"
+            " ORDER BY berth"
         )
-    return [Berth(row["berth"], row["provider_id"], row["held_until_ms"]) for row in rows]
+    return [
+        Berth(row["berth"], row["provider_id"], row["held_until_ms"], row["taken_ms"])
+        for row in rows
+    ]
 
 
 async def take_berth(pool: Pool, number: int, provider_id: str, now_ms: int) -> bool:

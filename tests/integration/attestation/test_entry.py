@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import io
 import json
 import secrets
 from collections.abc import AsyncIterator
@@ -30,6 +31,7 @@ from cocoon.kernel.errors import (
     Forbidden,
     RateLimited,
 )  # fmt: skip
+from cocoon.telemetry.logs import configure_logs
 from services.attestation.main import serve  # noqa: F401 - what runs here
 from services.provider.entering import enter
 from tests.support.attestation_world import Network
@@ -247,14 +249,19 @@ async def test_answers_asked_for_in_another_name_reach_nobody(network: Network) 
 # ---- who is refused ----
 
 
-async def connected(bus: Bus, login: dict[str, Any], key: SigningKey, nonce: str = "") -> bytes:
+async def connected(
+    bus: Bus, login: dict[str, Any], key: SigningKey, nonce: str = "", host: str = "127.0.0.1",
+    then: bytes = b"",
+) -> bytes:  # fmt: skip
     """What the server says to a CONNECT of our own making, its nonce signed (or another one)."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", bus.server.port)
+    reader, writer = await asyncio.open_connection(
+        "127.0.0.1", bus.server.port, local_addr=(host, 0)
+    )
     info = json.loads((await reader.readline()).removeprefix(b"INFO "))
     signature = key.sign((nonce or info["nonce"]).encode()).signature
     sent = {"verbose": False, "pedantic": False, "lang": "x", "version": "1",
             "sig": base64.urlsafe_b64encode(signature).rstrip(b"=").decode(), **login}  # fmt: skip
-    writer.write(b"CONNECT %s\r\nPING\r\n" % json.dumps(sent).encode())
+    writer.write(b"CONNECT %s\r\n%bPING\r\n" % (json.dumps(sent).encode(), then))
     try:
         async with asyncio.timeout(5):
             return await reader.readline()
@@ -309,6 +316,25 @@ async def test_a_banned_provider_loses_its_line_and_hears_why_in_the_lobby(
         assert (await bad.enrol(client))["reconnect"] is True
 
 
+async def test_neither_a_stranger_nor_a_provider_fills_the_servers_memory(
+    network: Network,
+) -> None:
+    """With subscriptions of its own inbox, which cost the server some hundred bytes each."""
+    bus = network.bus
+    async with network.running():
+        stranger, lodger = Stranger(bus), Stranger(bus)
+        await (await lodger.entered()).close()
+        for who in (stranger, lodger):
+            key = SigningKey(keys.raw_seed(who.seed))
+            login = {"nkey": keys.nkey(keys.USER, bytes(key.verify_key))}
+            inbox = permissions.inbox_prefix(who.id)
+            lines = [b"SUB %s.%d %d\r\n" % (inbox.encode(), n, n + 1) for n in range(SUBSCRIPTIONS)]
+            assert await connected(bus, login, key, then=b"".join(lines)) == b"PONG\r\n"
+            lines.append(b"SUB %s.x 999\r\n" % inbox.encode())
+            told = await connected(bus, login, key, then=b"".join(lines))
+            assert told == b"-ERR 'maximum subscriptions exceeded'\r\n"
+
+
 async def test_a_login_that_was_being_given_while_its_ban_came_leads_to_the_lobby(
     network: Network,
 ) -> None:
@@ -351,18 +377,39 @@ async def test_strangers_and_new_providers_come_at_a_bounded_pace(network: Netwo
         assert "reconnect" not in await first.enrol(client)
 
 
+async def test_who_draws_many_keys_at_one_address_keeps_nobody_out_at_another(
+    network: Network,
+) -> None:
+    slow: dict[str, Any] = {"strangers_per_address_per_s": 0.001, "strangers_per_address": 2}
+    here, there = "127.0.0.1", "127.0.0.2"
+    async with network.running(**slow, plain_from=(here, there)):
+        told = []
+        for host in (here, here, here, there):
+            key = SigningKey.generate()
+            login = {"nkey": keys.nkey(keys.USER, bytes(key.verify_key))}
+            told.append(await connected(network.bus, login, key, host=host))
+    assert told == [b"PONG\r\n"] * 2 + [b"-ERR 'Authorization Violation'\r\n", b"PONG\r\n"]
+
+
 async def test_a_stranger_may_ask_only_so_often(network: Network) -> None:
-    async with network.running():
-        stranger = Stranger(network.bus)
-        client = await stranger.connect()
-        codes = []
-        for _ in range(100):
-            try:
-                await ask(client, subjects.attestation(stranger.id, "challenge"))
-            except CocoonError as error:
-                codes.append(error.code)
-        assert codes[:20] == ["in_lobby"] * 20
-        assert "too_many_requests" in codes
+    lines = io.StringIO()
+    undo = configure_logs("test", "info", lines)
+    try:
+        async with network.running():
+            stranger = Stranger(network.bus)
+            client = await stranger.connect()
+            codes = []
+            for _ in range(100):
+                try:
+                    await ask(client, subjects.attestation(stranger.id, "challenge"))
+                except CocoonError as error:
+                    codes.append(error.code)
+            assert codes[:20] == ["in_lobby"] * 20
+            assert codes.count("too_many_requests") > 50
+    finally:
+        undo()
+    logged = lines.getvalue().count("request_refused")
+    assert logged == codes.count("in_lobby")  # nor does he fill the log
 
 
 async def test_berths_that_were_left_long_ago_are_given_to_newcomers_and_no_others(
@@ -377,7 +424,9 @@ async def test_berths_that_were_left_long_ago_are_given_to_newcomers_and_no_othe
             await three.enrol(client)
         await leaving.close()
     assert (await network.types()).count("ProviderEnrolled") == 2  # a refusal writes nothing
-    long_ago = "UPDATE attestation.berths SET held_until_ms = 1000 WHERE provider_id = $1"
+    long_ago = (
+        "UPDATE attestation.berths SET held_until_ms = 1000, taken_ms = 1000 WHERE provider_id = $1"
+    )
     await run_sql(network, long_ago, one.id)
     async with network.running(berths=2):
         freed = (await row(network, one.id))["berth"]
@@ -387,21 +436,6 @@ async def test_berths_that_were_left_long_ago_are_given_to_newcomers_and_no_othe
         with pytest.raises(RateLimited):
             await one.enrol(late)
         assert (await two.enrol(await two.connect())).get("reconnect") is None
-
-
-async def test_neither_a_stranger_nor_a_provider_fills_the_servers_memory(
-    network: Network,
-) -> None:
-    """With subscriptions of its own inbox, which cost the server some hundred bytes each."""
-    async with network.running():
-        one, two = Stranger(network.bus), Stranger(network.bus)
-        for who, client in ((one, await one.connect()), (two, await two.entered())):
-            inbox = permissions.inbox_prefix(who.id)
-            with contextlib.suppress(OSError):  # the server hangs up
-                for number in range(SUBSCRIPTIONS + 1):
-                    await client.subscribe(f"{inbox}.{number}")
-            await until(lambda who=who: "maximum subscriptions" in " ".join(who.refused))
-            await client.close()
 
 
 async def test_a_stranger_says_little_at_once(network: Network) -> None:
@@ -414,6 +448,19 @@ async def test_a_stranger_says_little_at_once(network: Network) -> None:
         assert stranger.refused == []
         await client.publish(subject, bytes(LOBBY_PAYLOAD_BYTES + 1))
         await until(lambda: "maximum payload violation" in " ".join(stranger.refused))
+
+
+async def test_a_berth_that_was_just_given_is_not_given_to_the_next_who_asks(
+    network: Network,
+) -> None:
+    async with network.running(berths=1):
+        one, two = Stranger(network.bus), Stranger(network.bus)
+        client, other = await one.connect(), await two.connect()
+        await one.enrol(client)
+        with pytest.raises(RateLimited, match="no place"):
+            await two.enrol(other)
+        await client.reconnect(10)
+        assert "reconnect" not in await one.enrol(client)
 
 
 # ---- staying ----

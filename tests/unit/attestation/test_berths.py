@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from services.attestation.berths import Berth, Berths
 from services.attestation.pace import Bucket, Buckets
 
-COUNT, PATIENCE_MS = 3, 100
+COUNT, PATIENCE_MS, MOVE_IN_MS = 3, 100, 150
 NAMES = [f"prov_{n}" for n in range(6)]
 
 
@@ -18,18 +18,22 @@ class Harbour(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.berths, self.now_ms = Berths(COUNT, PATIENCE_MS), 1
-        self.table: dict[int, tuple[str, int]] = {}
+        self.berths, self.now_ms = Berths(COUNT, PATIENCE_MS, MOVE_IN_MS), 1
+        self.table: dict[int, tuple[str, int, int]] = {}
 
     @rule(passed_ms=st.integers(1, 150))
     def wait(self, passed_ms: int) -> None:
         self.now_ms += passed_ms
 
-    @rule(name=st.sampled_from(NAMES), login_ms=st.integers(1, 80))
+    @rule(name=st.sampled_from(NAMES), login_ms=st.integers(0, 80))
     def come(self, name: str, login_ms: int) -> None:
         mine = self.berths.of(name)
         number = mine.number if mine else self.berths.free(self.now_ms)
-        deserted = [n for n, (_, held) in self.table.items() if self.now_ms > held + PATIENCE_MS]
+        deserted = [
+            n
+            for n, (_, held, taken) in self.table.items()
+            if self.now_ms > max(held + PATIENCE_MS, taken + MOVE_IN_MS)
+        ]
         if number is None:
             assert len(self.table) == COUNT
             assert deserted == []
@@ -37,22 +41,23 @@ class Harbour(RuleBasedStateMachine):
         if mine is None and number in self.table:
             assert len(self.table) == COUNT  # nobody loses a berth while another is empty
             assert number in deserted
-        until_ms = self.now_ms + login_ms
-        self.berths.put(Berth(number, name, until_ms))
-        self.table[number] = (name, until_ms)
+        until_ms = self.now_ms + login_ms if login_ms else 0  # 0: it has not connected again yet
+        taken_ms = mine.taken_ms if mine else self.now_ms
+        self.berths.put(Berth(number, name, until_ms, taken_ms))
+        self.table[number] = (name, until_ms, taken_ms)
 
     @rule()
     def start_anew(self) -> None:
-        taken = [Berth(n, name, held) for n, (name, held) in self.table.items()]
+        taken = [Berth(n, *row) for n, row in self.table.items()]
         self.berths.load([*taken, Berth(COUNT + 1, "prov_beyond", 0)])
         assert self.berths.of("prov_beyond") is None
 
     @invariant()
     def one_each(self) -> None:
         assert len(self.berths) == len(self.table)
-        for number, (name, held) in self.table.items():
-            assert self.berths.of(name) == Berth(number, name, held)
-        assert len({name for name, _ in self.table.values()}) == len(self.table)
+        for number, (name, held, taken) in self.table.items():
+            assert self.berths.of(name) == Berth(number, name, held, taken)
+        assert len({name for name, *_ in self.table.values()}) == len(self.table)
 
 
 TestHarbour = Harbour.TestCase
