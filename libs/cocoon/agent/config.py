@@ -85,6 +85,12 @@ def _bus(value: str) -> str:
     return _address(value, _BUS_SCHEMES)
 
 
+def _is_plain(bus: str) -> bool:
+    """Whether whoever sits between could speak as this provider: the key signs only a nonce."""
+    parts = urlsplit(bus)
+    return parts.scheme in ("nats", "ws") and parts.hostname not in LOOPBACK
+
+
 Text = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_plain)]
 Word = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_word)]
 FilePath = Annotated[Path, AfterValidator(_absolute)]
@@ -253,6 +259,11 @@ class AgentConfig(_Section):
         if self.agent.environment == "prod" and self.tee.kind == "simulated":
             raise ValueError(
                 "tee: a simulated TEE proves nothing in production; set kind, or environment"
+            )
+        if self.agent.environment == "prod" and any(map(_is_plain, self.network.bus)):
+            raise ValueError(
+                "network.bus: a plain line to another machine lets anybody on the way be this "
+                "provider; write tls:// or wss://"
             )
         return self
 

@@ -73,6 +73,8 @@ def test_a_file_is_read_whole_and_its_paths_are_relative_to_it() -> None:
         ('gateway = "https://', 'gateway = "http://', "network.gateway is not an address that begins with https://"),
         ('"wss://bus', '"http://bus', "network.bus[0] is not an address that begins with nats://"),
         ('"wss://bus', '"tls://bus', "network.bus mixes kinds of addresses"),
+        ('"wss://bus.example:443", "wss://', '"ws://bus.example:443", "ws://', "network.bus: a plain line to another machine"),
+        ('"wss://bus.example:443", "wss://', '"nats://bus.example:443", "nats://', "network.bus: a plain line to another machine"),
         ("http://127.0.0.1:8000/v1", "http://10.0.0.1/v1", "models[1] has a url that is not an address"),
         ("http://127.0.0.1:8000/v1", "http://user@127.0.0.1/v1", "models[1] has a url that is not an address"),
         ('url = "http://127.0.0.1:8000/v1"', "", 'models[1] has engine = "openai" and lacks url'),
