@@ -186,7 +186,7 @@ class Entry:
             raise Forbidden("it is not encrypted; connect by tls:// or wss://", code="plain_line")
         if not self._logins.take(provider, now_s):
             raise RateLimited("this key logs in too often; wait a minute", code="too_many_logins")
-        until_s = self._clock.now_ms() // 1000 + self._login_s()
+        until_s = self._until_s(self._settings.login_s)
         welcome = self._known(provider) and not self._banned(provider)
         berth = await self._hold(provider, until_s * 1000) if welcome else None
         if berth is not None and not self._banned(provider):  # its ban may have come meanwhile
@@ -201,13 +201,13 @@ class Entry:
             raise RateLimited(
                 "too many strangers come in; wait a minute", code="too_many_strangers"
             )
+        until_s = self._until_s(self._settings.lobby_s)  # its places are few
         return Place(provider, permissions.stranger(provider), until_s)
 
-    def _login_s(self) -> int:
-        """How long a login lasts: not all end at the same time."""
-        longest_s = self._settings.login_s
+    def _until_s(self, longest_s: int) -> int:
+        """When a login ends that begins now: not all end at the same time."""
         part = int.from_bytes(self._randomness.token(2), "big") / 65_536
-        return max(1, int(longest_s * (1 - part / 5)))
+        return self._clock.now_ms() // 1000 + max(1, int(longest_s * (1 - part / 5)))
 
 
 def _neighbourhood(host: str) -> str:

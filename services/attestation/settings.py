@@ -29,6 +29,7 @@ class AttestationSettings(BaseSettings):
     berths: Annotated[int, Field(ge=1, le=9999)] = 64  # as many as the bus was configured with
     berth_patience_s: Annotated[float, Field(ge=0)] = 86_400.0  # kept after its last login's end
     login_s: Annotated[int, Field(ge=1, le=86_400)] = 3600  # how long a login lasts at most
+    lobby_s: Annotated[int, Field(ge=1, le=86_400)] = 120  # and a stranger's
     strangers_per_s: Annotated[float, Field(gt=0)] = 20.0  # into the lobby, all together
     strangers_at_once: Annotated[int, Field(ge=1)] = 100
     strangers_per_address_per_s: Annotated[float, Field(gt=0)] = 0.2  # or IPv6 network of 64 bits

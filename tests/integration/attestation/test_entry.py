@@ -391,6 +391,17 @@ async def test_who_draws_many_keys_at_one_address_keeps_nobody_out_at_another(
     assert told == [b"PONG\r\n"] * 2 + [b"-ERR 'Authorization Violation'\r\n", b"PONG\r\n"]
 
 
+async def test_a_stranger_does_not_hold_a_place_in_the_lobby_for_long(network: Network) -> None:
+    """They are few, and one who keeps them all keeps every newcomer out."""
+    async with network.running(lobby_s=1):
+        lodger, stranger = Stranger(network.bus), Stranger(network.bus)
+        inside, outside = await lodger.entered(), await stranger.connect()
+        moved = inside.stats["reconnects"]
+        await until(lambda: outside.stats["reconnects"] >= 1)
+        assert "expired" in " ".join(stranger.refused)
+        assert inside.stats["reconnects"] == moved
+
+
 async def test_a_stranger_may_ask_only_so_often(network: Network) -> None:
     lines = io.StringIO()
     undo = configure_logs("test", "info", lines)
