@@ -22,11 +22,11 @@ from cocoon.bus.callout import Place, Question, admit, identity_of, read_questio
 from cocoon.kernel.clock import Clock, Randomness
 from cocoon.kernel.errors import CocoonError, Forbidden, RateLimited
 from cocoon.kernel.ids import provider_id
+from cocoon.kernel.pace import Bucket, Buckets
 from cocoon.telemetry import metrics
 from cocoon.telemetry.logs import get_logger
 from services.attestation import store
 from services.attestation.berths import Berth, Berths
-from services.attestation.pace import Bucket, Buckets
 from services.attestation.settings import AttestationSettings
 
 if TYPE_CHECKING:

@@ -32,13 +32,13 @@ from cocoon.evidence.provider import parse_evidence
 from cocoon.evidence.trust import TrustAnchors
 from cocoon.kernel.clock import Clock, Randomness
 from cocoon.kernel.errors import CocoonError, Forbidden, RateLimited
+from cocoon.kernel.pace import Bucket, Buckets
 from cocoon.telemetry import metrics
 from cocoon.telemetry.logs import get_logger
 from services.attestation import decide, store
 from services.attestation.challenges import Challenges
 from services.attestation.entry import Entry
 from services.attestation.memory import Memory
-from services.attestation.pace import Bucket, Buckets
 from services.attestation.settings import AttestationSettings
 from services.attestation.standing import Standings
 from services.attestation.verifying import Verifier

@@ -30,6 +30,7 @@ from cocoon.eventlog.losing import lost_page
 from cocoon.eventlog.read import commands_of, first_position_since, head, stream_events
 from cocoon.kernel.clock import Clock
 from cocoon.kernel.errors import BadRequest, Forbidden, RateLimited
+from cocoon.kernel.pace import Buckets
 from services.billing import provider_store as store
 from services.billing.market import Market
 from services.billing.replying import replied
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from cocoon.eventlog.connection import Connection, Pool
 
 AT_ONCE: Final = 2  # requests of one provider
+SIMULATIONS_PER_S, SIMULATIONS_AT_ONCE, REMEMBERED = 0.1, 10, 16_384  # of one; providers counted
 TRANSIT_FRESH_S: Final = 2.0  # one look at all running jobs serves everybody for so long
 _PROVIDER: Final = re.compile(r"prov_[0-9a-f]{32}\Z")
 _PAGE: Final = re.compile(r"(\d{1,4})\.(\d{1,16})\Z")
@@ -52,6 +54,7 @@ class ProviderBooks:
         self._pool, self._shards, self._market, self._clock = pool, tuple(shards), market, clock
         self._simulator = Simulator(pool, shards, market, clock)
         self._asking: Counter[str] = Counter()
+        self._simulations = Buckets(SIMULATIONS_PER_S, SIMULATIONS_AT_ONCE, REMEMBERED)
         self._transit: dict[str, InTransit] = {}
         self._transit_s = float("-inf")
         self._one_look = asyncio.Lock()
@@ -219,6 +222,12 @@ class ProviderBooks:
 
     async def _simulate(self, provider_id: str, body: bytes) -> str:
         asked = SimulateRequest.model_validate_json(body)
+        if not self._simulations.take(provider_id, self._clock.monotonic_s()):
+            raise RateLimited(
+                "this provider simulates too often; once in ten seconds is answered",
+                code="too_many_simulations",
+                retry_after_s=10,
+            )
         return (await self._simulator.simulate(provider_id, asked)).to_canonical().decode()
 
 

@@ -326,6 +326,26 @@ async def test_a_simulation_of_real_demand_is_the_same_each_time_and_knows_a_pri
     assert (dear.won, dear.per_hour_nanoton, dear.high_nanoton) == (0, 0, 0)
 
 
+async def test_a_provider_simulates_only_so_often(books: Books) -> None:
+    """Whoever asks for ever keeps billing from payments, and other providers from an answer."""
+    clock = StillClock()
+    own = ProviderBooks(books.pool, (1,), market(), clock)
+    prices = dict.fromkeys(
+        ("input_nanoton_per_mtok", "cached_input_nanoton_per_mtok", "output_nanoton_per_mtok"), "1"
+    )
+    body = json.dumps({"model": "skills-1", **prices}).encode()
+
+    async def codes(provider: world.Provider, times: int) -> list[str]:
+        told = [await own.answer(provider.id, "simulate", body) for _ in range(times)]
+        return [reply.error.code if reply.error else "ok" for reply in told]
+
+    hasty, other = PROVIDERS[:2]
+    assert await codes(hasty, 30) == ["ok"] * 10 + ["too_many_simulations"] * 20
+    assert await codes(other, 1) == ["ok"]
+    clock.ms += 10_000
+    assert await codes(hasty, 2) == ["ok", "too_many_simulations"]
+
+
 async def test_a_model_that_nobody_offers_has_no_demand(books: Books) -> None:
     reply = await asked_of(books).answer(
         PROVIDERS[0].id, "simulate",

@@ -6,8 +6,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from cocoon.kernel.pace import Bucket, Buckets
 from services.attestation.berths import Berth, Berths
-from services.attestation.pace import Bucket, Buckets
 
 COUNT, PATIENCE_MS, MOVE_IN_MS = 3, 100, 150
 NAMES = [f"prov_{n}" for n in range(6)]
