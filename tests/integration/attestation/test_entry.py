@@ -3,135 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import contextlib
-import io
-import json
-import secrets
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 from nacl.signing import SigningKey
 
-from cocoon.bus import accounts, connection, keys, permissions
+from cocoon.bus import accounts, keys, permissions
 from cocoon.bus.accounts import GATEWAYS, LOBBY, PLATFORM, READ_SEALED
-from cocoon.bus.client import BusClient
 from cocoon.bus.requests import ask
 from cocoon.bus.sealed import put_sealed
 from cocoon.contracts import subjects
-from cocoon.contracts.messages import BanRequest, EnrolRequest
-from cocoon.devnet.nats_server import LOBBY_PAYLOAD_BYTES, SUBSCRIPTIONS
-from cocoon.kernel import ids
+from cocoon.contracts.messages import BanRequest
 from cocoon.kernel.errors import (
     CocoonError,
     ConfigurationError,
     EvidenceRejected,
     Forbidden,
-    RateLimited,
 )  # fmt: skip
-from cocoon.telemetry.logs import configure_logs
 from services.attestation.main import serve  # noqa: F401 - what runs here
-from services.provider.entering import enter
 from tests.support.attestation_world import Network
 from tests.support.servers import BERTHS, Bus, Database
-from tests.support.spies import BLOB, JOB, Field, forms, table
+from tests.support.spies import BLOB, JOB, forms, table
+from tests.support.strangers import Stranger, connected, row, until, watching
 
 
 @pytest.fixture
 def network(bus: Bus, database: Database, tmp_path) -> Network:
     return Network(bus, database, tmp_path)
-
-
-@dataclass
-class Stranger:
-    """Somebody with a key that the network has never heard of."""
-
-    bus: Bus
-    seed: bytes = field(default_factory=lambda: keys.new_seed(secrets.token_bytes(32)))
-    refused: list[str] = field(default_factory=list)
-    opened: list[BusClient] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.id = ids.provider_id(keys.raw_public(self.seed))
-        keys.write_seed_file(self.bus.folder / f"{self.id}.seed", self.seed)
-
-    async def connect(self, **changes: Any) -> BusClient:
-        client = await connection.connect(
-            self.bus.server.url, self.bus.seed_file(self.id), "stranger",
-            permissions.inbox_prefix(self.id), **changes,
-        )  # fmt: skip
-        log_error = client._error_cb
-
-        async def error_cb(error: Exception) -> None:
-            self.refused.append(str(error).lower())
-            await log_error(error)
-
-        client._error_cb = error_cb
-        self.bus.opened.append(client)
-        return client
-
-    async def entered(self) -> BusClient:
-        client = await self.connect()
-        await enter(client, self.id, EnrolRequest(identity_key=keys.raw_public(self.seed).hex()))
-        return client
-
-    async def enrol(self, client: BusClient) -> dict[str, Any]:
-        request = EnrolRequest(identity_key=keys.raw_public(self.seed).hex())
-        told: dict[str, Any] = json.loads(
-            await ask(client, subjects.attestation(self.id, "enrol"), request)
-        )
-        return told
-
-    async def may_not(self, client: BusClient, *said: str, hear: bool = False) -> set[str]:
-        """Which of these the server refuses."""
-        self.refused.clear()
-        for subject in said:
-            if hear:
-                await client.subscribe(subject)
-            else:
-                await client.publish(subject, b"{}")
-        await client.flush()
-        told = " ".join(self.refused)
-        return {subject for subject in said if f'"{subject.lower()}"' in told}
-
-
-async def row(network: Network, provider: str) -> Any:
-    import asyncpg
-
-    conn = await asyncpg.connect(network.database.admin_dsn)
-    try:
-        return await conn.fetchrow(
-            "SELECT * FROM attestation.berths WHERE provider_id = $1", provider
-        )
-    finally:
-        await conn.close()
-
-
-async def run_sql(network: Network, sql: str, *arguments: Any) -> None:
-    import asyncpg
-
-    conn = await asyncpg.connect(network.database.admin_dsn)
-    try:
-        await conn.execute(sql, *arguments)
-    finally:
-        await conn.close()
-
-
-@contextlib.asynccontextmanager
-async def watching(bus: Bus) -> AsyncIterator[Field]:
-    made = Field(bus)
-    try:
-        yield made
-    finally:
-        await made.close()
-
-
-async def until(wanted: Any, timeout_s: float = 10) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not wanted():  # noqa: ASYNC110 - of another task
-            await asyncio.sleep(0.01)
 
 
 # ---- the way in ----
@@ -249,28 +147,6 @@ async def test_answers_asked_for_in_another_name_reach_nobody(network: Network) 
 # ---- who is refused ----
 
 
-async def connected(
-    bus: Bus, login: dict[str, Any], key: SigningKey, nonce: str = "", host: str = "127.0.0.1",
-    then: bytes = b"",
-) -> bytes:  # fmt: skip
-    """What the server says to a CONNECT of our own making, its nonce signed (or another one)."""
-    reader, writer = await asyncio.open_connection(
-        "127.0.0.1", bus.server.port, local_addr=(host, 0)
-    )
-    info = json.loads((await reader.readline()).removeprefix(b"INFO "))
-    signature = key.sign((nonce or info["nonce"]).encode()).signature
-    sent = {"verbose": False, "pedantic": False, "lang": "x", "version": "1",
-            "sig": base64.urlsafe_b64encode(signature).rstrip(b"=").decode(), **login}  # fmt: skip
-    writer.write(b"CONNECT %s\r\n%bPING\r\n" % (json.dumps(sent).encode(), then))
-    try:
-        async with asyncio.timeout(5):
-            return await reader.readline()
-    finally:
-        writer.close()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()
-
-
 async def test_only_who_signs_this_connections_nonce_by_the_key_he_shows_comes_in(
     network: Network,
 ) -> None:
@@ -316,25 +192,6 @@ async def test_a_banned_provider_loses_its_line_and_hears_why_in_the_lobby(
         assert (await bad.enrol(client))["reconnect"] is True
 
 
-async def test_neither_a_stranger_nor_a_provider_fills_the_servers_memory(
-    network: Network,
-) -> None:
-    """With subscriptions of its own inbox, which cost the server some hundred bytes each."""
-    bus = network.bus
-    async with network.running():
-        stranger, lodger = Stranger(bus), Stranger(bus)
-        await (await lodger.entered()).close()
-        for who in (stranger, lodger):
-            key = SigningKey(keys.raw_seed(who.seed))
-            login = {"nkey": keys.nkey(keys.USER, bytes(key.verify_key))}
-            inbox = permissions.inbox_prefix(who.id)
-            lines = [b"SUB %s.%d %d\r\n" % (inbox.encode(), n, n + 1) for n in range(SUBSCRIPTIONS)]
-            assert await connected(bus, login, key, then=b"".join(lines)) == b"PONG\r\n"
-            lines.append(b"SUB %s.x 999\r\n" % inbox.encode())
-            told = await connected(bus, login, key, then=b"".join(lines))
-            assert told == b"-ERR 'maximum subscriptions exceeded'\r\n"
-
-
 async def test_a_login_that_was_being_given_while_its_ban_came_leads_to_the_lobby(
     network: Network,
 ) -> None:
@@ -361,117 +218,6 @@ async def test_a_plain_line_from_elsewhere_is_refused(network: Network) -> None:
     async with network.running(plain_from=("192.0.2.1",)):
         with pytest.raises(ConfigurationError, match="not encrypted"):
             await Stranger(network.bus).connect(timeout_s=1.0)
-
-
-async def test_strangers_and_new_providers_come_at_a_bounded_pace(network: Network) -> None:
-    slow: dict[str, Any] = {"strangers_per_s": 0.001, "strangers_at_once": 3}
-    async with network.running(**slow, enrolments_per_minute=1):
-        first, second, third, fourth = (Stranger(network.bus) for _ in range(4))
-        client = await first.entered()
-        with pytest.raises(RateLimited, match="try again in a minute"):
-            await second.entered()
-        await third.connect()
-        with pytest.raises(ConfigurationError, match="keeps it out"):
-            await fourth.connect(timeout_s=0.5)
-        await client.reconnect(10)  # who lives here is no stranger
-        assert "reconnect" not in await first.enrol(client)
-
-
-async def test_who_draws_many_keys_at_one_address_keeps_nobody_out_at_another(
-    network: Network,
-) -> None:
-    slow: dict[str, Any] = {"strangers_per_address_per_s": 0.001, "strangers_per_address": 2}
-    here, there = "127.0.0.1", "127.0.0.2"
-    async with network.running(**slow, plain_from=(here, there)):
-        told = []
-        for host in (here, here, here, there):
-            key = SigningKey.generate()
-            login = {"nkey": keys.nkey(keys.USER, bytes(key.verify_key))}
-            told.append(await connected(network.bus, login, key, host=host))
-    assert told == [b"PONG\r\n"] * 2 + [b"-ERR 'Authorization Violation'\r\n", b"PONG\r\n"]
-
-
-async def test_a_stranger_does_not_hold_a_place_in_the_lobby_for_long(network: Network) -> None:
-    """They are few, and one who keeps them all keeps every newcomer out."""
-    async with network.running(lobby_s=1):
-        lodger, stranger = Stranger(network.bus), Stranger(network.bus)
-        inside, outside = await lodger.entered(), await stranger.connect()
-        moved = inside.stats["reconnects"]
-        await until(lambda: outside.stats["reconnects"] >= 1)
-        assert "expired" in " ".join(stranger.refused)
-        assert inside.stats["reconnects"] == moved
-
-
-async def test_a_stranger_may_ask_only_so_often(network: Network) -> None:
-    lines = io.StringIO()
-    undo = configure_logs("test", "info", lines)
-    try:
-        async with network.running():
-            stranger = Stranger(network.bus)
-            client = await stranger.connect()
-            codes = []
-            for _ in range(100):
-                try:
-                    await ask(client, subjects.attestation(stranger.id, "challenge"))
-                except CocoonError as error:
-                    codes.append(error.code)
-            assert codes[:20] == ["in_lobby"] * 20
-            assert codes.count("too_many_requests") > 50
-    finally:
-        undo()
-    logged = lines.getvalue().count("request_refused")
-    assert logged == codes.count("in_lobby")  # nor does he fill the log
-
-
-async def test_berths_that_were_left_long_ago_are_given_to_newcomers_and_no_others(
-    network: Network,
-) -> None:
-    async with network.running(berths=2):
-        one, two, three = (Stranger(network.bus) for _ in range(3))
-        leaving = await one.entered()
-        await two.entered()
-        client = await three.connect()
-        with pytest.raises(RateLimited, match="no place for another provider"):
-            await three.enrol(client)
-        await leaving.close()
-    assert (await network.types()).count("ProviderEnrolled") == 2  # a refusal writes nothing
-    long_ago = (
-        "UPDATE attestation.berths SET held_until_ms = 1000, taken_ms = 1000 WHERE provider_id = $1"
-    )
-    await run_sql(network, long_ago, one.id)
-    async with network.running(berths=2):
-        freed = (await row(network, one.id))["berth"]
-        await three.entered()
-        assert (await row(network, three.id))["berth"] == freed
-        late = await one.connect()  # back after all: it is known, and has no place
-        with pytest.raises(RateLimited):
-            await one.enrol(late)
-        assert (await two.enrol(await two.connect())).get("reconnect") is None
-
-
-async def test_a_stranger_says_little_at_once(network: Network) -> None:
-    async with network.running():
-        stranger = Stranger(network.bus)
-        client = await stranger.connect()
-        subject = subjects.attestation(stranger.id, "enrol")
-        await client.publish(subject, bytes(LOBBY_PAYLOAD_BYTES))
-        await client.flush()
-        assert stranger.refused == []
-        await client.publish(subject, bytes(LOBBY_PAYLOAD_BYTES + 1))
-        await until(lambda: "maximum payload violation" in " ".join(stranger.refused))
-
-
-async def test_a_berth_that_was_just_given_is_not_given_to_the_next_who_asks(
-    network: Network,
-) -> None:
-    async with network.running(berths=1):
-        one, two = Stranger(network.bus), Stranger(network.bus)
-        client, other = await one.connect(), await two.connect()
-        await one.enrol(client)
-        with pytest.raises(RateLimited, match="no place"):
-            await two.enrol(other)
-        await client.reconnect(10)
-        assert "reconnect" not in await one.enrol(client)
 
 
 # ---- staying ----
