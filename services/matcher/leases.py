@@ -136,7 +136,7 @@ class Leases:
     async def _look_again(self, report: DispatchReport, lease: Lease) -> None:
         """Nobody heard the dispatch, and it was told before its match was in the log.
 
-        A dead provider's connection is closed, so the bus says so at once.
+        The time for its answer is short, so it may have run out before the commit.
         """
         await lease.committed.wait()
         if self.live.get(report.job_id) is lease and not lease.began:
