@@ -105,6 +105,8 @@ class Seeds:
             self._current = None
         elif self._current is None or self._current[0] != state.last:
             self._current = state.last, secret
+            if secret == self._next:
+                self._next = b""  # an append whose answer was lost: no second period gets it
             self._began_s = self._clock.monotonic_s()
 
     def _is_over(self) -> bool:

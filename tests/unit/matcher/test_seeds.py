@@ -11,6 +11,7 @@ from cocoon.contracts.events import MatchingSeedCommitted, MatchingSeedRevealed
 from cocoon.domain.seeding import commitment, seed_of
 from cocoon.kernel.errors import Unavailable
 from services.billing.draws import Draws
+from tests.support.example_events import put
 from tests.support.job_world import ALICE, BOB, CAROL, PROVIDERS, hex16, job_request
 from tests.support.matcher_world import SETTINGS, MatcherWorld, ready_world
 
@@ -153,3 +154,20 @@ async def test_a_commitment_whose_append_failed_is_made_again_with_the_same_secr
     await world.seeds.tick()
     assert world.secrets.kept == kept
     assert [one.period for one in told(world)] == [1, 2]
+
+
+async def test_a_commitment_that_only_the_tail_brought_gives_its_secret_to_one_period() -> None:
+    world = await ready_world()
+    world.clock.passed_s += PERIOD_S
+    world.appender.fail(Unavailable("whether the log has it is not known"))
+    with pytest.raises(Unavailable):
+        await world.seeds.tick()
+    secret = world.secrets.kept[-1]
+    committed = MatchingSeedCommitted(shard=1, period=2, commitment=commitment(secret))
+    put(world.log, STREAM, [committed])  # it has
+    world.tail()
+    await pass_time(world, 1)
+    assert told(world)[1:] == [committed]
+    await pass_time(world, PERIOD_S)
+    latest = [one for one in told(world) if isinstance(one, MatchingSeedCommitted)][-1]
+    assert (latest.period, latest.commitment != committed.commitment) == (3, True)
