@@ -142,8 +142,7 @@ class Announcer:
         if now_ms >= self._renew_at_ms or not self._wanted_ids() <= self._proved:
             await self._attest()
             return
-        if self._offer() != self._published:
-            await self._publish_offer()
+        await self._publish()
         if (
             self._current is None
             or not epochs.holds(self._current)  # erased by a clock that jumped, or killed
@@ -171,7 +170,11 @@ class Announcer:
             self._proved = proved
             self.standing.attested(valid_until_ms, str(answer.get("assurance", "")))
             await self._announce(epoch)
-            await self._publish_offer()
+            if self._wanted_ids() <= proved:
+                self._published = None  # what stands is said again with each piece of evidence
+                await self._publish()
+            else:
+                self._changed.set()  # a model came meanwhile: it is proved before it is offered
         except BaseException:
             self._renew_at_ms = 0  # what was announced may be half of it: try again soon
             if epoch is not self._current:
@@ -184,12 +187,14 @@ class Announcer:
     def _wanted_ids(self) -> frozenset[str]:
         return frozenset(model.model_id for model in self._models.wanted)
 
-    async def _publish_offer(self) -> None:
+    async def _publish(self) -> None:
+        """Tell the offer and the profile, where the network has others or may not have them."""
         offer = self._offer()
-        await self._ask("publish_offer", offer)
-        self._published = offer
-        self._models.published(offer.models)
-        _log.info("offer_published", count=len(offer.models))
+        if offer != self._published:
+            await self._ask("publish_offer", offer)
+            self._published = offer
+            self._models.published(offer.models)
+            _log.info("offer_published", count=len(offer.models))
         profile = self._profile()
         if profile != self._profiled:
             await self._ask("publish_profile", profile)

@@ -248,6 +248,8 @@ class Jobs:
         if len(envelope) > MAX_ENVELOPE_BYTES:
             raise BadRequest("a sealed request is at most 8 MiB")
         opened, evidence_id = await self._enclave.open(envelope, req_hash=dispatch.req_hash)
+        if self.draining:
+            _busy("This agent takes no new jobs now.")
         header, enc = opened.header, opened.slot.enc
         if header.job_id.hex() != dispatch.job_id:
             raise BadRequest("the dispatch names another job than the envelope")

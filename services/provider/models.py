@@ -23,6 +23,7 @@ from services.provider.tallying import Tally
 
 _log = get_logger("cocoon.provider.models")
 HEALTH_TIMEOUT_S: Final = 30.0
+START_LOOK_S: Final = 1.0  # a start takes minutes, and the other engines are looked after meanwhile
 
 
 class ServedModel:
@@ -132,7 +133,7 @@ class ServedModel:
         """Check the engine, start or stop it as is due. Returns whether to forget the model."""
         was_away = self.health.away
         if self.plan(self._clock.monotonic_s(), grace_s).start:
-            await self.start()
+            await self.start(START_LOOK_S)
         else:
             passed = await self._passes()
             self.health = self.health.checked(passed=passed)
@@ -144,10 +145,17 @@ class ServedModel:
             await self._unload()
         return due.forget
 
-    async def start(self) -> bool:
-        """Start the engine; one that does not start is away, and is tried again."""
+    async def start(self, wait_s: float | None = None) -> bool:
+        """Start the engine; one that does not start is away, and is tried again.
+
+        After `wait_s` it is away as well, and its start goes on.
+        """
         try:
-            await self.engine.start()
+            async with asyncio.timeout(wait_s):
+                await self.engine.start()
+        except TimeoutError:
+            self.health = self.health.not_started()
+            return False
         except CocoonError as error:
             _log.warning("engine_not_started", model_id=self.model_id, code=error.code)
             self.health = self.health.not_started()
@@ -163,7 +171,7 @@ class ServedModel:
             self.health = self.health.not_started()
 
     async def _passes(self) -> bool:
-        if self.health.suspect and self.config.kind == "chat":
+        if self.health.suspect:
             return await self.engine.probe()
         if not self.engine.up:
             return True  # it is not asked before it is needed

@@ -136,8 +136,8 @@ class Engine:
         It is started for that.
         """
         try:
-            await self.start()
             async with asyncio.timeout(PROBE_TIMEOUT_S):
+                await self.start()
                 return await _answers(self.backend)
         except (CocoonError, TimeoutError):
             return False

@@ -84,6 +84,10 @@ class Reloader:
                 _log.warning("reload_refused", code=error.code, exc_info=error)
                 self._tell(ok=False, message=error.message)
                 code = 422
+            except Exception as error:  # noqa: BLE001 - the old file stays in force, whatever broke
+                _log.error("reload_broke", exc_info=error)
+                self._tell(ok=False, message="nothing was taken over; the agent's log says why")
+                code = 500
             if not self._once_more:
                 return code, dict(self.last or {})
 
@@ -106,6 +110,9 @@ class Reloader:
         if self.closed:
             await _close(made)
             raise Conflict("the agent ends; start it again with the new file", code="draining")
+        if any(model not in (*made, *self._models.all) for model, _ in wanted):
+            await _close(made)  # one that was leaving has left meanwhile: it is made anew
+            return await self._take_over()
         self._apply(wanted, made)
         self.config = fresh
         self._on_change()

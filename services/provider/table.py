@@ -76,7 +76,7 @@ class ModelTable:
         return tuple(model.offered for model in self.wanted)
 
     def published(self, offer: Iterable[OfferedModel]) -> None:
-        """The network has this offer now: what it replaces ends after the grace time."""
+        """The network has this offer now: what it does not name ends after the grace time."""
         now_s = self._clock.monotonic_s()
         known = {model.model_id: model for model in offer}
         for model in self._models:
@@ -88,7 +88,9 @@ class ModelTable:
                     one.output_nanoton_per_mtok,
                 )
                 model.prices.published(prices, now_s + self._grace_s)
-            if not model.wanted and model.told_s is None:
+            offered = self.of(model.model_id)
+            named = one is not None and not (offered and offered.wanted)  # not by another engine
+            if not model.wanted and model.told_s is None and not named:
                 model.told_s = now_s
 
     # ---- its life ----

@@ -42,7 +42,7 @@ from cocoon.evidence.provider import ProviderEvidence, parse_evidence, verify_pr
 from cocoon.evidence.trust import trust_document
 from cocoon.kernel import canonical
 from cocoon.kernel.clock import SystemRandomness
-from cocoon.kernel.errors import CocoonError
+from cocoon.kernel.errors import CocoonError, Forbidden
 from cocoon.sealing import (
     Data,
     ErrorRecord,
@@ -150,6 +150,8 @@ class ProviderWorld:
         self.signing_keys: dict[bytes, bytes] = {}  # key_id -> attested Ed25519 key
         self.offer: OfferedModel | None = None  # the first of the last offer
         self.offers: list[m.OfferRequest] = []
+        self.unproved: list[m.OfferRequest] = []  # refused: the evidence does not cover them
+        self.profile_faults: list[CocoonError] = []
         self.evidence: list[ProviderEvidence] = []
         self.attested: dict[bytes, bytes] = {}  # evidence id -> Ed25519 key
         self.submitted: list[m.SubmitResult] = []
@@ -259,13 +261,16 @@ class ProviderWorld:
 
     def _do_publish_offer(self, body: bytes) -> dict[str, Any]:
         offer = m.OfferRequest.model_validate_json(body)
-        covered = set(self.evidence[-1].models)
-        assert {model.model_id for model in offer.models} <= covered, "offered before it is proved"
+        if not {model.model_id for model in offer.models} <= set(self.evidence[-1].models):
+            self.unproved.append(offer)
+            raise Forbidden("the evidence does not cover one of these", code="models_mismatch")
         self.offers.append(offer)
         self.offer = offer.models[0]
         return {"position": 3}
 
     def _do_publish_profile(self, body: bytes) -> dict[str, Any]:
+        if self.profile_faults:
+            raise self.profile_faults.pop()
         self.profile = m.ProfileRequest.model_validate_json(body)
         return {"position": 4}
 
@@ -451,6 +456,7 @@ class ProviderWorld:
             stop()
             await asyncio.wait_for(task, WAIT_S)
             assert stop.error is None
+            assert not self.unproved, "offered before it is proved"
 
     async def process(self, **changes: Any) -> asyncio.subprocess.Process:
         """The agent as its own process, ready."""

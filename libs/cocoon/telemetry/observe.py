@@ -28,7 +28,8 @@ TIMEOUT_S: Final = 5.0
 _LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 _REASONS: Final = {
     200: "OK", 202: "Accepted", 401: "Unauthorized", 404: "Not Found", 405: "Method Not Allowed",
-    409: "Conflict", 422: "Unprocessable Content", 503: "Service Unavailable",
+    409: "Conflict", 422: "Unprocessable Content", 500: "Internal Server Error",
+    503: "Service Unavailable",
 }  # fmt: skip
 _TEXT: Final = "text/plain; charset=utf-8"
 _JSON: Final = "application/json"

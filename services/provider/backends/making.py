@@ -60,9 +60,9 @@ class EngineSettings:
             return None
         try:
             return self.api_key_file.read_text(encoding="utf-8").strip()
-        except OSError:
+        except (OSError, UnicodeDecodeError):
             raise ConfigurationError(
-                f"the engine's key file {self.api_key_file} cannot be read"
+                f"the engine's key file {self.api_key_file} cannot be read as text"
             ) from None
 
 

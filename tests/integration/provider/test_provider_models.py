@@ -16,6 +16,7 @@ from cocoon.agent.door import find_door
 from cocoon.domain.pricing import TokenCounts, price
 from cocoon.kernel.errors import ConfigurationError, NotFound, Unavailable
 from cocoon.sealing import Status
+from services.provider.enclave import Enclave
 from services.provider.settings import SHIPPED_MODEL
 from tests.support.engine_process import MODEL, engine_process
 from tests.support.provider_file import CHEAP, DEAR, ProviderFile, model
@@ -383,3 +384,54 @@ async def test_a_killed_agent_runs_no_job_of_any_model_again(world: ProviderWorl
         assert (reply.accepted, reply.code) == (False, "unknown_key")
     finally:
         await end(process, signal.SIGKILL)
+
+
+async def test_a_profile_that_was_not_taken_is_told_again(world: ProviderWorld) -> None:
+    file = ProviderFile(world, model(), model("other"))
+    async with world.agent(**file.settings):
+        await world.until(lambda: len(world.profile.models) == 2, "both quantisations")
+        world.profile_faults.append(Unavailable("attestation is away"))
+        file.write(model(), model("other", enabled=False))
+        assert (await file.post("/reload")).status_code == 200
+        await world.until(lambda: len(world.profile.models) == 1, "the one that is left")
+        assert len(world.evidence) == 1
+
+
+async def test_a_model_that_comes_while_evidence_is_taken_is_proved_before_it_is_offered(
+    world: ProviderWorld,
+) -> None:
+    file = ProviderFile(world, model())
+    async with world.agent(**file.settings):
+        world.announcements_open.clear()
+        file.write(model(), model("second"))
+        assert (await file.post("/reload")).status_code == 200
+        await world.until(lambda: len(world.evidence) == 2, "evidence of the second")
+        file.write(model(), model("second"), model("third"))
+        assert (await file.post("/reload")).status_code == 200
+        world.announcements_open.set()
+        await world.until(lambda: len(world.offers[-1].models) == 3, "the offer of all three")
+
+
+async def test_a_job_that_is_being_opened_when_the_agent_drains_is_not_begun(
+    world: ProviderWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opening, go_on = asyncio.Event(), asyncio.Event()
+    whole = Enclave.open
+
+    async def slowly(self: Enclave, envelope: bytes, *, req_hash: bytes) -> Any:
+        opening.set()
+        await go_on.wait()
+        return await whole(self, envelope, req_hash=req_hash)
+
+    file = ProviderFile(world, model())
+    async with world.agent(**file.settings):
+        job = await begun(world, "skills-1")
+        monkeypatch.setattr(Enclave, "open", slowly)
+        late = asyncio.create_task(world.dispatch(world.seal()))
+        await opening.wait()
+        assert (await file.post("/drain")).status_code == 202
+        go_on.set()
+        reply, _ = await late
+        assert (reply.accepted, reply.code) == (False, "busy")
+        await world.cancel(job)
+        await world.ended(job)
