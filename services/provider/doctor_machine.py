@@ -49,7 +49,7 @@ def tee(config: AgentConfig, reports: Path = TSM_REPORTS) -> Finding:
         if lacking:
             return fail(
                 "tee", f"the simulated TEE lacks {' and '.join(lacking)}",
-                "start the network with `./cocoon up`, or make the provider anew with `init`",
+                "start the network with `./cocoon up`, or make the provider anew: `./cocoon provider init`",
             )  # fmt: skip
         return warn(
             "tee", "simulated: DEV ONLY, it proves nothing",

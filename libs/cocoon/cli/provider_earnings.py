@@ -145,8 +145,11 @@ def _save(row: dict[str, Any], folder: Path) -> int:
         )
     place = folder / f"{row['job_id']}-{row['epoch']}.receipt"
     partial = place.with_suffix(".partial")
-    partial.write_bytes(raw)
-    partial.replace(place)
+    try:
+        partial.write_bytes(raw)
+        partial.replace(place)
+    except OSError as error:
+        raise ConfigurationError(f"{place} cannot be written ({error.strerror})") from None
     return 1
 
 

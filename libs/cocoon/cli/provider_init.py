@@ -266,13 +266,12 @@ def write(
     place: Path, facts: NetworkFacts, engine: Engine, prices: Prices, region: str | None
 ) -> AgentConfig:
     """Write everything, the one file last: what is there is never overwritten."""
-    from cocoon.agent.config import AgentConfig
-    from cocoon.agent.writing import write_config
-    from cocoon.bus.keys import seed_file
+    from pydantic import ValidationError
+
+    from cocoon.agent.config import AgentConfig, sentences
     from cocoon.evidence.trust import parse_trust
 
     place = place.absolute()
-    is_dev = parse_trust(facts.trust).is_dev
     model: dict[str, object] = {
         "name": engine.model, "engine": engine.kind,
         "price": {"input": prices.input, "cached_input": prices.cached_input,
@@ -283,30 +282,43 @@ def write(
     if engine.metrics_url:
         model["metrics_url"] = engine.metrics_url
     try:
+        config = AgentConfig.model_validate({
+            "network": {
+                "gateway": facts.gateway, "bus": facts.bus, "trust_file": place / "trust.json",
+                "policy_file": place / "policy.json",
+                "ca_file": place / "bus-ca.pem" if facts.ca_pem is not None else None,
+            },
+            "agent": {
+                "seed_file": place / "identity.seed", "data_dir": place / "data",
+                "environment": "dev" if parse_trust(facts.trust).is_dev else "prod",
+                "region": region,
+            },
+            "tee": _tee(place, facts),
+            "models": [model],
+        })  # fmt: skip
+    except ValidationError as error:
+        raise BadRequest(f"nothing was written: {' '.join(sentences(error))}") from None
+    _write_files(place, facts, config)
+    return config
+
+
+def _write_files(place: Path, facts: NetworkFacts, config: AgentConfig) -> None:
+    from cocoon.agent.writing import write_config
+    from cocoon.bus.keys import seed_file
+
+    try:
         place.mkdir(parents=True, exist_ok=True, mode=0o700)
         seed_file(place / "identity.seed", secrets.token_bytes(32))
         _write_new(place / "trust.json", facts.trust)
         _write_new(place / "policy.json", facts.policy)
         if facts.ca_pem is not None:
             _write_new(place / "bus-ca.pem", facts.ca_pem.encode())
+        if config.tee.dev_authority_file and config.tee.dev_platform_file:
+            _make_platform(config.tee.dev_authority_file, config.tee.dev_platform_file)
         (place / "data").mkdir(exist_ok=True, mode=0o700)
     except OSError as error:
         raise ConfigurationError(f"{place} cannot be written ({error.strerror})") from None
-    config = AgentConfig.model_validate({
-        "network": {
-            "gateway": facts.gateway, "bus": facts.bus, "trust_file": place / "trust.json",
-            "policy_file": place / "policy.json",
-            "ca_file": place / "bus-ca.pem" if facts.ca_pem is not None else None,
-        },
-        "agent": {
-            "seed_file": place / "identity.seed", "data_dir": place / "data",
-            "environment": "dev" if is_dev else "prod", "region": region,
-        },
-        "tee": _tee(place, facts),
-        "models": [model],
-    })  # fmt: skip
     write_config(config, place / FILE_NAME)
-    return config
 
 
 def _write_new(path: Path, data: bytes) -> None:
@@ -325,11 +337,9 @@ def _tee(place: Path, facts: NetworkFacts) -> dict[str, object]:
     if facts.devnet is not None:
         from cocoon.devnet.folder import DataFolder
 
-        authority = DataFolder(facts.devnet).authority
-        machine = place / "platform.json"
-        _make_platform(authority, machine)
         return {
-            "kind": "simulated", "dev_authority_file": authority, "dev_platform_file": machine,
+            "kind": "simulated", "dev_authority_file": DataFolder(facts.devnet).authority,
+            "dev_platform_file": place / "platform.json",
         }  # fmt: skip
     return {"kind": "tdx" if TSM_REPORTS.is_dir() else "none"}
 

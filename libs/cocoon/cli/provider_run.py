@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import typer
 
 from cocoon.cli.provider_session import Config, config_path, read, running_agent
-from cocoon.kernel.errors import CocoonError, Conflict, NotFound
+from cocoon.kernel.errors import CocoonError, ConfigurationError, Conflict, NotFound
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,8 +42,14 @@ def run(config: Config = None) -> None:
 async def _run(path: Path, config: AgentConfig) -> int:
     from cocoon.devnet.child import Child
 
-    config.agent.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    log_file = config.agent.data_dir / "agent.log"
+    data_dir = config.agent.data_dir
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise ConfigurationError(
+            f"{data_dir} cannot be made ({error.strerror}); name another data_dir in {path}"
+        ) from None
+    log_file = data_dir / "agent.log"
     child = Child(
         "provider", [sys.executable, "-m", "services.provider"],
         {**os.environ, "COCOON_PROVIDER_CONFIG_FILE": str(path)}, log_file,

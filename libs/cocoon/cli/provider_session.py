@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shlex
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,7 @@ def read(given: Path | None) -> AgentConfig:
 
 def config_hint(given: Path | None) -> str:
     """What a command must add to find the same file."""
-    return "" if given is None else f" --config {given}"
+    return "" if given is None else f" --config {shlex.quote(str(given))}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,20 +161,24 @@ class RunningAgent:
         """POST /drain or /reload, with the token that only the agent's user can read."""
         import httpx
 
-        from cocoon.agent.door import read_token
+        from cocoon.agent.door import TOKEN_NAME, read_token
 
         headers = {"Authorization": f"Bearer {read_token(self.data_dir)}"}
         try:
             answer = httpx.post(
                 f"{self.observe_url}/{verb}", headers=headers, timeout=10, trust_env=False
             )
+            if answer.status_code == 401:
+                raise Unavailable(
+                    f"what answers at {self.observe_url} does not take "
+                    f"{self.data_dir / TOKEN_NAME}; has this agent ended?"
+                )
             found = _object(answer.text)
         except (httpx.HTTPError, ValueError):
             raise Unavailable(f"the agent (process {self.pid}) does not answer") from None
         if answer.status_code >= 400:
-            error = found.get("error")
-            said = error.get("message") if isinstance(error, dict) else error
-            raise Unavailable(f"the agent refused to {verb}: {said or answer.status_code}")
+            said = found.get("message") or f"HTTP {answer.status_code}"
+            raise Unavailable(f"the agent refused to {verb}: {said}")
         return found
 
     @property

@@ -12,7 +12,7 @@ import typer
 
 from cocoon.cli.provider_session import Config, Provider, RunningAgent, connect, read, running_agent
 from cocoon.cli.session import Json
-from cocoon.kernel.errors import BadRequest, CocoonError
+from cocoon.kernel.errors import BadRequest, CocoonError, Unavailable
 from cocoon.kernel.money import format_ton
 
 if TYPE_CHECKING:
@@ -137,19 +137,24 @@ def drain(config: Config = None) -> None:
     print("no new jobs are taken; waiting for the running ones", flush=True)
     ends_s = time.monotonic() + DRAIN_WITHIN_S
     said = -1
-    while time.monotonic() < ends_s and agent.is_alive:
-        try:
-            found = agent.status()
-        except CocoonError:
-            break  # it has ended, or is about to
-        left = int(found["running"])
-        if left == 0:
-            break
-        if left != said:
+    while agent.is_alive and (left := _still_run(agent)) != 0:
+        if time.monotonic() >= ends_s:
+            raise Unavailable(
+                "the agent has not ended its jobs in time; `./cocoon provider status` shows it"
+            )
+        if left is not None and left != said:
             print(f"  {left} still run", flush=True)
             said = left
         time.sleep(0.5)
     print("drained")
+
+
+def _still_run(agent: RunningAgent) -> int | None:
+    """None: it does not say, for its door is closed already, or it hangs."""
+    try:
+        return int(agent.status()["running"])
+    except CocoonError:
+        return None
 
 
 def reload(config: Config = None, as_json: Json = False) -> None:
@@ -158,6 +163,9 @@ def reload(config: Config = None, as_json: Json = False) -> None:
     if as_json:
         print(json.dumps(found))
         return
-    print("the agent read its file again")
-    for name, what in found.items():
-        print(f"  {name}: {what}")
+    if found.get("ok") is None:
+        print(
+            "the reload goes on; `./cocoon provider status --json` shows its end in last_reload"
+        )
+        return
+    print(found["message"])

@@ -107,6 +107,9 @@ def _lost_lines(found: dict[str, Any], job: str | None, hours: int) -> list[str]
         if found["told"]:
             lines.append(f"  {found['told']}")
         return [f"job {job}", *(lines or ["  this provider had no part in it"])]
+    if not lost and found["more"]:
+        return [f"none went elsewhere in the part of {hours} hours that was looked at; give fewer "
+                "--hours"]  # fmt: skip
     if not lost:
         return [f"no job of its models went elsewhere in {hours} hours"]
     lines = [f"{len(lost):,} jobs went elsewhere in {hours} hours"]
@@ -117,7 +120,9 @@ def _lost_lines(found: dict[str, Any], job: str | None, hours: int) -> list[str]
         lines.append(f"  {count:>6,}  {reason}{middle}")
     lines.append("")
     lines += [f"  {_when(o['at_ms'])}  {o['job_id']}  {o['told']}" for o in lost[:MAX_SHOWN]]
-    if len(lost) > MAX_SHOWN or found["more"]:
+    if found["more"]:
+        lines.append("  (the newest; what lies further back was not looked at)")
+    elif len(lost) > MAX_SHOWN:
         lines.append("  (the newest; --json has them all)")
     return lines
 
