@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cocoon.contracts.matching import BALANCED, Preferences
+from cocoon.contracts.matching import BALANCED, OpenTierLimits, Preferences
 from cocoon.domain import pricing
 from cocoon.domain.demand import HOUR_MS, MIN_JOBS, Estimate, Job, Offer, Simulation
 from cocoon.domain.pricing import TokenCounts
@@ -134,3 +134,20 @@ def test_its_own_old_offer_does_not_compete_with_it() -> None:
 
 def test_a_job_that_could_not_be_paid_is_no_demand() -> None:
     assert simulated(OFFER, jobs(60, available_nanoton=0)).jobs == 0
+
+
+@pytest.mark.parametrize(
+    ("limits", "gets"),
+    [
+        (None, False), (OpenTierLimits(max_running_jobs=9, max_job_nanoton=10**12), True),
+        (OpenTierLimits(max_running_jobs=9, max_job_nanoton=1), False),
+    ],
+)  # fmt: skip
+def test_without_a_tee_it_gets_what_the_open_tier_s_limits_allow(
+    limits: OpenTierLimits | None, gets: bool
+) -> None:
+    asked = Preferences(tiers=("open",))
+    found = simulated(
+        replace(OFFER, tier="open"), jobs(60, preferences=asked, open_limits=limits)
+    )
+    assert (found.won > 0) is gets

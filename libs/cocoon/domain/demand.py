@@ -161,7 +161,7 @@ class Simulation:
         own = self._candidate(command, rest)
         need = need_of(
             requested_of(command), command.now_ms, asked=command.preferences,
-            affinity=command.affinity,
+            affinity=command.affinity, open_limits=command.open_limits,
         )  # fmt: skip
         need = replace(
             need,
