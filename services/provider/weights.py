@@ -94,7 +94,9 @@ def _manifest(model: ModelConfig, told: Told) -> ModelManifest:
 def _described(model: ModelConfig, told: Told) -> ModelManifest:
     """Without a manifest file: from the folder itself, or from what the settings state."""
     if model.engine == "embedded":
-        return describe_folder(folder_of(model), model.name, engine=EMBEDDED, told=told)
+        manifest = describe_folder(folder_of(model), model.name, engine=EMBEDDED, told=told)
+        _check_kind(model, manifest)
+        return manifest
     arguments = {
         "model": server_model(model),
         "quantisation": model.quantisation,
@@ -131,16 +133,20 @@ def _check_stated(model: ModelConfig, manifest: ModelManifest) -> None:
             f"the manifest is of {manifest.name} and the settings name the model {model.name}; "
             "name it as the manifest does"
         )
-    if "kind" in model.model_fields_set and model.kind != manifest.kind:
-        raise ConfigurationError(
-            f"the manifest is of a model for {manifest.kind} and the settings say that "
-            f"{model.name} is for {model.kind}; leave kind out, or set it as the manifest does"
-        )
+    _check_kind(model, manifest)
     asked = manifest.arguments.get("model")
     if model.engine != "embedded" and asked not in (None, server_model(model, manifest)):
         raise ConfigurationError(
             f"the manifest's argument model is {asked}; served_as (COCOON_PROVIDER_BACKEND_MODEL) "
             "asks the server for another"
+        )
+
+
+def _check_kind(model: ModelConfig, manifest: ModelManifest) -> None:
+    if "kind" in model.model_fields_set and model.kind != manifest.kind:
+        raise ConfigurationError(
+            f"the manifest is of a model for {manifest.kind} and the settings say that "
+            f"{model.name} is for {model.kind}; leave kind out, or set it as the manifest does"
         )
 
 

@@ -206,3 +206,8 @@ async def test_hashing_says_how_far_it_is_and_ends_when_the_process_is_to_end(
         (folder / name).stat().st_size for name in ("config.json", "model.onnx", "tokenizer.json")
     )
     assert said == [((folder / "config.json").stat().st_size, total)]
+
+
+async def test_a_folder_for_another_kind_than_is_stated_is_refused(world: ProviderWorld) -> None:
+    said = await refused(world, model_kind="embeddings")
+    assert said.startswith("the manifest is of a model for chat and the settings say")
