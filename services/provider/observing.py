@@ -137,7 +137,8 @@ async def observe(
         ),
     )  # fmt: skip
     stack.push_async_callback(closer)
-    door = AgentDoor(os.getpid(), f"http://{host}:{bound}", clock.now_ms())
+    named = f"[{host}]" if ":" in host else host
+    door = AgentDoor(os.getpid(), f"http://{named}:{bound}", clock.now_ms())
     await asyncio.to_thread(open_door, data_dir, door, token)
     stack.callback(close_door, data_dir, door.pid)
     loop = asyncio.get_running_loop()

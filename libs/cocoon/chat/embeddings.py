@@ -30,7 +30,7 @@ _HEAD_BYTES: Final = 512
 EMBEDDING_PARAMETERS: Final[dict[str, Parameter]] = {
     "input": honoured("One text or up to 2,048 of them, none empty. Token ids are refused."),
     "model": honoured("A model that the network offers."),
-    "dimensions": honoured("The model's own number; another where its vectors may be cut."),
+    "dimensions": honoured("The model's own number; no vector is cut."),
     "encoding_format": honoured("float or base64."),
     "user": honoured("Sealed with the texts, seen by the enclave only, and not stored."),
 }
@@ -81,10 +81,9 @@ def parse_embedding_request(body: bytes | dict[str, Any]) -> EmbeddingRequest:
     return validated(EmbeddingRequest, fields)
 
 
-def check_dimensions(request: EmbeddingRequest, dimensions: int, *, may_cut: bool = False) -> None:
+def check_dimensions(request: EmbeddingRequest, dimensions: int) -> None:
     """Raises BadRequest for a wish that a model of so many dimensions does not meet."""
-    asked = request.dimensions
-    if asked in (None, dimensions) or (may_cut and (asked or 0) <= dimensions):
+    if request.dimensions in (None, dimensions):
         return
     raise BadRequest(
         f"Unsupported value for 'dimensions': this model's vectors have {dimensions} numbers; "

@@ -435,3 +435,11 @@ async def test_a_job_that_is_being_opened_when_the_agent_drains_is_not_begun(
         assert (reply.accepted, reply.code) == (False, "busy")
         await world.cancel(job)
         await world.ended(job)
+
+
+async def test_commands_find_an_agent_whose_door_is_on_the_other_loopback(
+    world: ProviderWorld,
+) -> None:
+    file = ProviderFile(world, model())
+    async with world.agent(**file.settings, observe_host="::1"):
+        assert (await file.status())["provider_id"] == world.provider_id

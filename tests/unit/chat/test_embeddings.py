@@ -76,16 +76,13 @@ def test_what_is_not_honoured_is_refused_by_name(
     assert (caught.value.param, caught.value.code) == (param, code)
 
 
-def test_another_number_of_dimensions_is_refused_unless_the_model_allows_it() -> None:
+def test_another_number_of_dimensions_than_the_model_s_is_refused() -> None:
     for asked in (None, 384):
         check_dimensions(parse(dimensions=asked), 384)
     for asked in (383, 385):
         with pytest.raises(BadRequest) as caught:
             check_dimensions(parse(dimensions=asked), 384)
         assert caught.value.param == "dimensions"
-    check_dimensions(parse(dimensions=128), 384, may_cut=True)
-    with pytest.raises(BadRequest):
-        check_dimensions(parse(dimensions=385), 384, may_cut=True)
 
 
 @given(numbers=_FLOATS)
