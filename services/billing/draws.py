@@ -34,13 +34,18 @@ class Draws:
     def __init__(self, events: Iterable[StoredEvent]) -> None:
         """`events`: all of the shard's stream of seeds, also those after what is checked."""
         self.checked = 0
-        self._unrevealed = self._lost = self._late = 0
+        self._unrevealed = self._kept_back = self._lost = self._late = 0
         self._periods: dict[int, _Period] = {}  # dense from 1
         self._begins: list[int] = []  # their positions
         self._wrong: list[str] = []
+        seen: set[str] = set()
         for stored in events:
             event = stored.decode()
             if isinstance(event, MatchingSeedCommitted):
+                if event.commitment in seen:  # the earlier one's reveal would tell it
+                    told = f"position {stored.position}: commits to a secret of an earlier period"
+                    self._wrong.append(told)
+                seen.add(event.commitment)
                 self._periods[event.period] = _Period(event.commitment, stored.position)
                 self._begins.append(stored.position)
             elif isinstance(event, MatchingSeedRevealed):
@@ -69,7 +74,9 @@ class Draws:
         self._late += number < newest
         if period.secret is None:
             self._lost += period.revealed_at > 0
-            self._unrevealed += not period.revealed_at
+            kept_back = number < len(self._begins) - 1  # two newer ones came
+            self._kept_back += not period.revealed_at and kept_back
+            self._unrevealed += not period.revealed_at and not kept_back
             return None
         self.checked += 1
         if seed_of(period.secret, command.job_id, epoch_of(command)) != command.seed:
@@ -84,6 +91,7 @@ class Draws:
         """What an auditor should know beside."""
         told = (
             (self._unrevealed, "seeds of a secret that is not revealed yet"),
+            (self._kept_back, "seeds of a secret that is kept back though two newer ones came"),
             (self._lost, "seeds of a secret that was lost, which nobody can check"),
             (self._late, "seeds of the secret before the newest one"),
         )

@@ -49,7 +49,8 @@ def tee(config: AgentConfig, reports: Path = TSM_REPORTS) -> Finding:
         if lacking:
             return fail(
                 "tee", f"the simulated TEE lacks {' and '.join(lacking)}",
-                "start the network with `./cocoon up`, or make the provider anew: `./cocoon provider init`",
+                "start the network with `./cocoon up`, or make the provider anew: "
+                "`./cocoon provider init`",
             )  # fmt: skip
         return warn(
             "tee", "simulated: DEV ONLY, it proves nothing",
@@ -97,7 +98,8 @@ def _gpus(text: str) -> Iterator[str]:
 
 def secret_files(config: AgentConfig) -> Finding:
     """Keys that only their owner reads."""
-    named = [config.agent.seed_file, *(m.api_key_file for m in config.models if m.api_key_file)]
+    of_models = (file for m in config.models for file in (m.api_key_file, m.client_key_file))
+    named = [config.agent.seed_file, *(file for file in of_models if file is not None)]
     if config.tee.dev_platform_file is not None:
         named.append(config.tee.dev_platform_file)
     for path in named:

@@ -167,3 +167,19 @@ def test_a_reveal_of_what_was_not_committed_to_is_a_difference() -> None:
     other = REVEALED.model_copy(update={"secret": SECOND.hex()})
     draws = Draws(placed(log_of(COMMITTED, NEXT, other), 1, 20, 30))
     assert draws.differences() == ["position 30: reveals what was not committed to"]
+
+
+def test_a_secret_that_is_kept_back_long_after_its_period_is_told_apart() -> None:
+    draws = Draws(placed(log_of(COMMITTED, NEXT, THIRD), 1, 20, 30))
+    assert draws.check(drawn(seed=hex32("unknown")), 10) is None
+    assert draws.check(drawn(2, SECOND), 25) is None
+    assert draws.notes() == [
+        "seeds of a secret that is not revealed yet: 1",
+        "seeds of a secret that is kept back though two newer ones came: 1",
+    ]
+
+
+def test_a_secret_that_is_committed_to_again_is_a_difference() -> None:
+    again = NEXT.model_copy(update={"commitment": COMMITTED.commitment})
+    draws = Draws(placed(log_of(COMMITTED, again), 1, 20))
+    assert draws.differences() == ["position 20: commits to a secret of an earlier period"]

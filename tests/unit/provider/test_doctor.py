@@ -110,6 +110,11 @@ def test_secrets_are_their_owners_alone(tmp_path: Path) -> None:
     assert (states(wide), wide.remedy) == (["fail"], f"chmod 600 {asked.agent.seed_file}")
     asked.agent.seed_file.chmod(0o600)
     assert states(doctor_machine.secret_files(asked)) == ["ok"]
+    shown = {"client_cert_file": tmp_path / "own.pem", "client_key_file": tmp_path / "own.key"}
+    asked = config(tmp_path, model(engine="openai", url="https://engine.example/v1", **shown))
+    shown["client_key_file"].write_bytes(b"")
+    shown["client_key_file"].chmod(0o644)
+    assert doctor_machine.secret_files(asked).remedy == f"chmod 600 {shown['client_key_file']}"
 
 
 def test_the_data_folder_can_be_written_by_its_owner_only(tmp_path: Path) -> None:
