@@ -31,7 +31,11 @@ async def examine(path: Path, *, quick: bool = False) -> AsyncIterator[Finding]:
     try:
         config = await asyncio.to_thread(read_config, path)
     except ConfigurationError as error:
-        yield fail("configuration", error.message, "mend the file, or make one with `./cocoon provider init`")
+        yield fail(
+            "configuration",
+            error.message,
+            "mend the file, or make one with `./cocoon provider init`",
+        )
         return
     yield ok("configuration", f"{path}, {len(config.enabled)} models enabled")
     for name, check in _checks(config, quick=quick):

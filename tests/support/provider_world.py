@@ -495,12 +495,4 @@ async def provider_world(bus: Bus, folder: Path) -> AsyncIterator[ProviderWorld]
         await world.close()
 
 
-__all__ = [
-    "ENDLESS",
-    "Client",
-    "Job",
-    "Opened",
-    "ProviderWorld",
-    "end",
-    "provider_world",
-]
+__all__ = ["ENDLESS", "Client", "Job", "Opened", "ProviderWorld", "end", "provider_world"]

@@ -147,7 +147,5 @@ def test_without_a_tee_it_gets_what_the_open_tier_s_limits_allow(
     limits: OpenTierLimits | None, gets: bool
 ) -> None:
     asked = Preferences(tiers=("open",))
-    found = simulated(
-        replace(OFFER, tier="open"), jobs(60, preferences=asked, open_limits=limits)
-    )
+    found = simulated(replace(OFFER, tier="open"), jobs(60, preferences=asked, open_limits=limits))
     assert (found.won > 0) is gets

@@ -164,8 +164,6 @@ def reload(config: Config = None, as_json: Json = False) -> None:
         print(json.dumps(found))
         return
     if found.get("ok") is None:
-        print(
-            "the reload goes on; `./cocoon provider status --json` shows its end in last_reload"
-        )
+        print("the reload goes on; `./cocoon provider status --json` shows its end in last_reload")
         return
     print(found["message"])

@@ -110,7 +110,9 @@ async def test_a_drain_that_does_not_end_is_not_said_to_be_done(
         said = await behind_a_door(
             file, provider_status.drain, status=status, reload=(202, {"draining": True})
         )
-        assert said == "the agent has not ended its jobs in time; `./cocoon provider status` shows it"
+        assert (
+            said == "the agent has not ended its jobs in time; `./cocoon provider status` shows it"
+        )
         assert "drained" not in capsys.readouterr().out
         for path in (file.parent / "data").iterdir():
             path.unlink()
@@ -162,7 +164,9 @@ def test_a_receipt_that_cannot_be_written_is_a_sentence(
 
 def test_why_does_not_say_that_it_saw_all_when_it_did_not() -> None:
     (line,) = _lost_lines({"lost": [], "told": "", "more": True}, None, 24)
-    assert line == "none went elsewhere in the part of 24 hours that was looked at; give fewer --hours"
+    assert (
+        line == "none went elsewhere in the part of 24 hours that was looked at; give fewer --hours"
+    )
     one = {"at_ms": 0, "job_id": "0", "told": "x", "reason": "price", "margin_bps": None}
     for lost, more, ends in (
         ([one] * 30, False, "  (the newest; --json has them all)"),

@@ -68,7 +68,7 @@ def config(name: str, **fields: Any) -> ModelConfig:
 
 def served(of: ModelConfig, clock: Clock) -> ServedModel:
     model_id = of.name.encode().hex().ljust(64, "0")
-    return ServedModel(of, model_id, Engine(lambda: Embeds(), of.concurrency), clock)
+    return ServedModel(of, model_id, Engine(Embeds, of.concurrency), clock)
 
 
 class World:
