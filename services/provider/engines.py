@@ -59,6 +59,10 @@ def make_backend(
         raise ConfigurationError(
             f"the files of {model.name} cannot be read ({error.strerror})"
         ) from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigurationError(
+            f"the files of {model.name} hold what their engine cannot read ({type(error).__name__})"
+        ) from None
 
 
 def engine_settings(

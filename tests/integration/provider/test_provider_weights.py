@@ -211,3 +211,12 @@ async def test_hashing_says_how_far_it_is_and_ends_when_the_process_is_to_end(
 async def test_a_folder_for_another_kind_than_is_stated_is_refused(world: ProviderWorld) -> None:
     said = await refused(world, model_kind="embeddings")
     assert said.startswith("the manifest is of a model for chat and the settings say")
+
+
+async def test_a_configuration_that_its_engine_cannot_read_is_a_sentence(
+    world: ProviderWorld, folder: Path
+) -> None:
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**values, "context_length": "long"}))
+    said = await refused(world, model_dir=folder)
+    assert said == "the files of skills-1 hold what their engine cannot read (ValueError)"
