@@ -159,7 +159,7 @@ class Announcer:
         epochs = self._enclave.epochs
         epoch = await epochs.make(self._clock.now_ms())
         try:
-            proved, answer = await self._submit_evidence(epoch)
+            proved, answer = await self._prove(epoch)
             valid_until_ms = int(answer["valid_until_ms"])
             self._evidence_id = bytes.fromhex(answer["evidence_id"])
             now_ms = self._clock.now_ms()
@@ -208,11 +208,24 @@ class Announcer:
         )
         return ProfileRequest(region=self._identity.region, models=models)
 
-    async def _submit_evidence(self, epoch: Epoch) -> tuple[frozenset[str], dict[str, Any]]:
-        """Prove every model that jobs may run on here. Returns their ids and the answer."""
+    async def _prove(self, epoch: Epoch) -> tuple[frozenset[str], dict[str, Any]]:
+        """Prove every model that jobs may run on here. Returns their ids and the answer.
+
+        One that only finishes may be why the evidence is refused: then the others go without it.
+        """
+        ids = list(dict.fromkeys(model.model_id for model in self._models.all))
+        wanted = self._wanted_ids()
+        try:
+            return frozenset(ids), await self._submit_evidence(epoch, ids)
+        except Rejected:
+            if wanted.issuperset(ids):
+                raise
+        left = [item for item in ids if item in wanted]
+        return frozenset(left), await self._submit_evidence(epoch, left)
+
+    async def _submit_evidence(self, epoch: Epoch, model_ids: list[str]) -> dict[str, Any]:
         raw = await self._ask("challenge", None)
         challenge = Challenge.model_validate(raw)
-        model_ids = list(dict.fromkeys(model.model_id for model in self._models.all))
         begins_ms = self._clock.now_ms() - CLAIMS_BACKDATE_MS
         quoted_kind = self._tee.kind
         claims = Claims(
@@ -244,7 +257,7 @@ class Announcer:
         own = binding.evidence_id(quoted.kind, quoted.quote).hex()
         if answer.get("evidence_id") != own:
             raise ConfigurationError("attestation names other evidence than was sent")
-        return frozenset(model_ids), answer
+        return answer
 
     async def _announce(self, epoch: Epoch) -> None:
         """Publish a key's bundle; it is current only once the network has it."""

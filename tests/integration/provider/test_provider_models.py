@@ -14,7 +14,8 @@ import pytest
 
 from cocoon.agent.door import find_door
 from cocoon.domain.pricing import TokenCounts, price
-from cocoon.kernel.errors import ConfigurationError, NotFound, Unavailable
+from cocoon.evidence.provider import parse_evidence
+from cocoon.kernel.errors import ConfigurationError, Forbidden, NotFound, Unavailable
 from cocoon.sealing import Status
 from services.provider.enclave import Enclave
 from services.provider.settings import SHIPPED_MODEL
@@ -443,3 +444,30 @@ async def test_commands_find_an_agent_whose_door_is_on_the_other_loopback(
     file = ProviderFile(world, model())
     async with world.agent(**file.settings, observe_host="::1"):
         assert (await file.status())["provider_id"] == world.provider_id
+
+
+async def test_a_model_that_the_policy_lists_no_more_can_be_taken_out_of_the_file(
+    world: ProviderWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = ProviderFile(world, model(), model("denied"))
+    async with world.agent(**file.settings):
+        denied, submit, publish = (
+            world.quote("denied").model_id, world._do_submit_evidence, world._do_publish_offer
+        )  # fmt: skip
+
+        def by_policy(body: bytes) -> dict[str, Any]:
+            if denied in parse_evidence(body).models:
+                raise Forbidden("the policy does not list it", code="model_denied")
+            return submit(body)
+
+        def by_standing(body: bytes) -> dict[str, Any]:
+            if len(world.evidence) == 1:
+                raise Forbidden("its evidence was revoked", code="not_attested")
+            return publish(body)
+
+        monkeypatch.setattr(world, "_do_submit_evidence", by_policy)
+        monkeypatch.setattr(world, "_do_publish_offer", by_standing)
+        file.write(model())
+        assert (await file.post("/reload")).status_code == 200
+        await world.until(lambda: len(world.offers[-1].models) == 1, "an offer without it")
+        await ask(world, "skills-1")
