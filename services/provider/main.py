@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 from collections.abc import Coroutine
 from functools import partial
 from typing import Any
@@ -62,6 +63,9 @@ async def serve(settings: ProviderSettings, stop: Stop) -> None:
         deadline_s=settings.job_timeout_s,
     )  # fmt: skip
     async with contextlib.AsyncExitStack() as stack:
+        loop, hung_up = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_signal_handler(signal.SIGHUP, hung_up.set)  # it ends neither start nor end
+        stack.callback(loop.remove_signal_handler, signal.SIGHUP)
         policies = _policies(config, clock)
         tee = _tee(config, clock)
         models = await _models(config, prepare, settings, clock, stack)
@@ -74,6 +78,10 @@ async def serve(settings: ProviderSettings, stop: Stop) -> None:
             settings.config_file, config, models, prepare, policies.allows, clock, agent.changed
         )
         stack.push_async_callback(reloader.close)
+        loop.add_signal_handler(signal.SIGHUP, reloader.ask)
+        stack.callback(loop.add_signal_handler, signal.SIGHUP, hung_up.set)
+        if hung_up.is_set():
+            reloader.ask()
         for work, name in (
             (agent.submitter.run(), "submitter"),
             (agent.heart.run(), "heart"),

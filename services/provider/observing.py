@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -141,7 +140,4 @@ async def observe(
     door = AgentDoor(os.getpid(), f"http://{named}:{bound}", clock.now_ms())
     await asyncio.to_thread(open_door, data_dir, door, token)
     stack.callback(close_door, data_dir, door.pid)
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGHUP, reloader.ask)
-    stack.callback(loop.remove_signal_handler, signal.SIGHUP)
     return bound

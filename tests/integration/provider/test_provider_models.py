@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 
+from cocoon.agent import ModelConfig
 from cocoon.agent.door import find_door
 from cocoon.domain.pricing import TokenCounts, price
 from cocoon.evidence.provider import parse_evidence
 from cocoon.kernel.errors import ConfigurationError, Forbidden, NotFound, Unavailable
 from cocoon.sealing import Status
+from services.provider import main as agent_main
 from services.provider.enclave import Enclave
 from services.provider.settings import SHIPPED_MODEL
 from tests.support.engine_process import MODEL, engine_process
@@ -471,3 +473,27 @@ async def test_a_model_that_the_policy_lists_no_more_can_be_taken_out_of_the_fil
         assert (await file.post("/reload")).status_code == 200
         await world.until(lambda: len(world.offers[-1].models) == 1, "an offer without it")
         await ask(world, "skills-1")
+
+
+async def test_a_hangup_while_it_starts_is_a_reload_afterwards(
+    world: ProviderWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = ProviderFile(world, model())
+    prepare = agent_main.prepare_model
+    lost: list[int] = []
+
+    async def changed_meanwhile(one: ModelConfig, *context: Any, **options: Any) -> Any:
+        if one.name == "skills-1":
+            file.write(model(), model("second"))
+            os.kill(os.getpid(), signal.SIGHUP)
+            await asyncio.sleep(0)
+        return await prepare(one, *context, **options)
+
+    monkeypatch.setattr(agent_main, "prepare_model", changed_meanwhile)
+    before = signal.signal(signal.SIGHUP, lambda *_: lost.append(1))  # it would end the process
+    try:
+        async with world.agent(**file.settings):
+            await world.until(lambda: len(world.offers[-1].models) == 2 or lost, "both models")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert lost == []
