@@ -53,6 +53,7 @@ async def test_an_agent_tells_where_it_stands_and_how_its_model_is_quantised(
     world: ProviderWorld,
 ) -> None:
     async with world.agent(region="eu-west"):
+        await world.until(lambda: hasattr(world, "profile"), "a profile, after the offer")
         (model,) = world.profile.models
         assert (world.profile.region, model.model_id) == ("eu-west", world.offer.model_id)
         assert model.quantisation == describe_folder(SHIPPED_MODEL, "skills-1").quantisation
