@@ -41,9 +41,13 @@ ALLOWED: dict[tuple[str, str], set[str]] = {
     ("cocoon_attestation", "attestation.evidence"): {"SELECT", "INSERT", "UPDATE", "DELETE"},
     ("cocoon_attestation", "attestation.bans"): {"SELECT", "INSERT", "UPDATE", "DELETE"},
     ("cocoon_attestation", "attestation.floors"): {"SELECT", "INSERT", "UPDATE"},
+    ("cocoon_attestation", "attestation.manifests"): {
+        "SELECT", "INSERT", "UPDATE offered_ms", "DELETE",
+    },
     ("cocoon_matcher", "matcher.secrets"): {"SELECT", "INSERT", "DELETE"},
     **{
-        ("cocoon_reader", f"attestation.{t}"): {"SELECT"} for t in ("evidence", "bans", "floors")
+        ("cocoon_reader", f"attestation.{t}"): {"SELECT"}
+        for t in ("evidence", "bans", "floors", "manifests")
     },
 }  # fmt: skip
 CALLS = {
