@@ -1,4 +1,4 @@
-"""A client believes no gateway what a model id names: other bytes are refused, whatever they say."""
+"""A client believes no gateway what a model id names: other bytes are refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from cocoon.kernel.errors import (
     CocoonError,
     ConfigurationError,
     EvidenceRejected,
-    NotFound,
     Unavailable,
 )
 from cocoon.models import ModelManifest

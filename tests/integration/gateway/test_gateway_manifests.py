@@ -1,4 +1,4 @@
-"""GET /v1/manifests/{id}: the bytes that hash to the id, asked for once, kept by anybody for ever."""
+"""GET /v1/manifests/{id}: the bytes that hash to the id, asked for once."""
 
 from __future__ import annotations
 
