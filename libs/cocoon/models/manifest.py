@@ -16,7 +16,7 @@ from cocoon.kernel.ids import ModelId
 
 MAX_FILES: Final = 4096
 # Of a document on the network: quoted in an answer of the bus it at most doubles, and 1 MiB is
-# what the bus carries. Some 1,700 files; a longer manifest works and is not published.
+# what the bus carries. Some 1,500 shards; a longer manifest works and is not published.
 MAX_PUBLISHED_BYTES: Final = 256 * 1024
 CHAT: Final[Literal["chat"]] = "chat"
 EMBEDDINGS: Final[Literal["embeddings"]] = "embeddings"
