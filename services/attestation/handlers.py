@@ -38,6 +38,7 @@ from cocoon.telemetry.logs import get_logger
 from services.attestation import decide, store
 from services.attestation.challenges import Challenges
 from services.attestation.entry import Entry
+from services.attestation.manifests import Manifests
 from services.attestation.memory import Memory
 from services.attestation.settings import AttestationSettings
 from services.attestation.standing import Standings
@@ -82,6 +83,7 @@ class Attestation:
             trust, signed, pool, clock,
             at_once=settings.verifications, waiting=settings.verifications_waiting,
         )  # fmt: skip
+        self.manifests = Manifests(settings, pool, memory, clock)
         self._writer = Writer(memory, appender, clock, settings.writes_per_provider)
         self._open_places = asyncio.Lock()
         self._bans = bans
@@ -96,6 +98,7 @@ class Attestation:
     async def load(self) -> None:
         """Read this service's tables, once the memory has caught up with the log."""
         await self._verifier.load()
+        await self.manifests.load()
         self._bans.update(await store.load_bans(self._pool))
         found = await store.load_evidence(self._pool, self.memory.evidence_ids())
         for evidence_id, (evidence, ppid) in found.items():
@@ -228,7 +231,15 @@ class Attestation:
             self._signed.policy,
             self.memory.evidence_of(provider_id),
         )
-        return {"position": await self._writer.append(command, traceparent)}
+        position = await self._writer.append(command, traceparent)
+        return {"position": position, "manifests_wanted": self.manifests.lacking(provider_id)}
+
+    async def do_publish_manifest(
+        self, provider_id: str, body: bytes, _traceparent: str
+    ) -> dict[str, object]:
+        decide.require_enrolled(self.memory.providers.get(provider_id))
+        decide.check_ban(self._bans, provider_id)
+        return await self.manifests.publish(provider_id, body)
 
     async def do_publish_profile(
         self, provider_id: str, body: bytes, traceparent: str
@@ -380,6 +391,7 @@ class Attestation:
             self._housekept_s = self._clock.monotonic_s()
             before_ms = now_ms - self._settings.evidence_kept_days * DAY_MS
             await store.forget_evidence(self._pool, before_ms, self.memory.evidence_ids())
+            await self.manifests.keep_house(now_ms)
 
     async def reevaluate(self) -> None:
         """Judge every standing attestation again under the current policy, floors and time."""

@@ -19,6 +19,7 @@ from cocoon.domain.provider import ProviderState
 from cocoon.evidence.provider import ProviderEvidence
 from cocoon.kernel import canonical
 from services.attestation.decide import NETWORK_POLICY
+from services.attestation.shelf import Shelf
 
 MAX_PAGE_BYTES = 400 * 1024  # JSON inside JSON, well within the bus's 1 MiB
 
@@ -49,6 +50,7 @@ class Memory:
     ppids: dict[str, str] = field(default_factory=dict)  # by evidence id
     loads: dict[str, Load] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)  # key id -> who announced it first
+    shelf: Shelf = field(default_factory=Shelf)  # the published manifests
 
     # ---- folding ----
 
@@ -119,6 +121,14 @@ class Memory:
     def evidence_of(self, provider_id: str) -> ProviderEvidence | None:
         state = self.providers.get(provider_id)
         return self.evidence.get(state.attested.evidence_id) if state and state.attested else None
+
+    def offered_ids(self) -> set[str]:
+        """The model ids that attested providers offer."""
+        return {
+            model.model_id
+            for _, state in self.attested()
+            for model in (state.offer.models if state.offer else ())
+        }
 
     def expired(self, now_ms: int) -> list[tuple[str, str]]:
         """(provider id, evidence id) of attestations whose time is up."""
@@ -200,16 +210,20 @@ class Memory:
         evidence = self.evidence.get(named)
         if not bundles or evidence is None or offered.model_id not in evidence.models:
             return None
+        manifest = self.shelf.get(offered.model_id)
         return {
             "provider_id": provider_id,
             "tier": attested.assurance,
             "region": state.region,
             "quantisation": state.quantisation(offered.model_id),
+            "manifest": manifest and {
+                "kind": manifest.kind, "quantisation": manifest.quantisation
+            },
             "evidence": evidence.model_dump(mode="json"),
             "bundles": bundles,
             "offer": {**offered.model_dump(mode="json"), "fee_bps": self.fee_bps},
             "load": {"running": load.running, "concurrency": load.concurrency},
-        }
+        }  # fmt: skip
 
 
 def held_evidence(state: ProviderState) -> set[str]:

@@ -26,7 +26,7 @@ WORKERS = 16  # requests of one verb that are handled at once; the rest wait in 
 PLATFORM = "platform"
 _PROVIDER = re.compile(r"prov_[0-9a-f]{32}\Z")
 
-Handler = Callable[[str, bytes, str], Awaitable[dict[str, object] | Contract]]
+Handler = Callable[[str, bytes, str], Awaitable[dict[str, object] | Contract | bytes]]
 
 
 def wire(broker: NatsBroker, service: Attestation) -> None:
@@ -39,10 +39,12 @@ def wire(broker: NatsBroker, service: Attestation) -> None:
             "publish_offer": service.do_publish_offer,
             "publish_profile": service.do_publish_profile,
             "publish_bundle": service.do_publish_bundle,
+            "publish_manifest": service.do_publish_manifest,
             "standing": service.do_standing,
         },
         PLATFORM: {
             "directory": service.do_directory,
+            "manifest": service.manifests.do_manifest,
             "policy": service.do_policy,
             "ban": service.do_ban,
             "canary": service.do_canary,
@@ -118,7 +120,9 @@ async def answer(
             return _refused(CocoonError("attestation failed on its side; try again shortly"))
 
 
-def _text(done: dict[str, object] | Contract) -> str:
+def _text(done: dict[str, object] | Contract | bytes) -> str:
+    if isinstance(done, bytes):
+        return done.decode()
     data = done.to_canonical() if isinstance(done, Contract) else canonical.dumps(done)
     return data.decode()
 

@@ -41,6 +41,10 @@ class AttestationSettings(BaseSettings):
     heartbeat_fresh_s: Annotated[float, Field(gt=0)] = 3.0
     sweep_s: Annotated[float, Field(gt=0)] = 1.0
     evidence_kept_days: Annotated[int, Field(ge=1, le=3660)] = 90
+    manifests: Annotated[int, Field(ge=1, le=1_000_000)] = 4096  # kept in all
+    manifests_per_provider: Annotated[int, Field(ge=1, le=256)] = 64  # that it published
+    manifests_bytes: Annotated[int, Field(ge=262_144)] = 256 * 1024 * 1024  # together
+    manifests_kept_days: Annotated[int, Field(ge=1, le=3660)] = 365  # after the last offer
     observe_host: str = "127.0.0.1"
     observe_port: Annotated[int, Field(ge=0, le=65_535)] = 0
     otlp_endpoint: str | None = None

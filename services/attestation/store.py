@@ -1,17 +1,20 @@
-"""Attestation's SQL: evidence, floors, bans, berths. The log's own tables are cocoon.eventlog's."""
+"""Attestation's SQL: evidence, floors, bans, berths, manifests; the log is cocoon.eventlog's."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
 from cocoon.eventlog.connection import tree_errors
 from cocoon.evidence.collateral import CollateralFloor, CollateralFloors
 from cocoon.evidence.provider import ProviderEvidence, collateral_hash, parse_evidence
 from services.attestation.berths import Berth
+from services.attestation.shelf import Kept
 
 if TYPE_CHECKING:
     from cocoon.eventlog.connection import Pool
+
+_FORGET_MANIFESTS = "DELETE FROM attestation.manifests WHERE model_id = ANY($1::bytea[])"
 
 
 async def save_evidence(
@@ -157,3 +160,63 @@ async def hold_berth(pool: Pool, number: int, provider_id: str, until_ms: int) -
             number, provider_id, until_ms,
         )  # fmt: skip
     return bool(done.endswith(" 1"))
+
+
+async def load_manifests(pool: Pool) -> dict[str, Kept]:
+    """model id -> what is known of its manifest, without the documents."""
+    with tree_errors():
+        rows = await pool.fetch(
+            "SELECT model_id, octet_length(document) AS size_bytes, kind, quantisation,"
+            " published_by, offered_ms FROM attestation.manifests"
+        )
+    return {
+        row["model_id"].hex(): Kept(
+            row["size_bytes"], row["kind"], row["quantisation"], row["published_by"],
+            row["offered_ms"],
+        )
+        for row in rows
+    }  # fmt: skip
+
+
+async def load_manifest(pool: Pool, model_id: str) -> bytes | None:
+    with tree_errors():
+        found = await pool.fetchval(
+            "SELECT document FROM attestation.manifests WHERE model_id = $1",
+            bytes.fromhex(model_id),
+        )
+    return None if found is None else bytes(found)
+
+
+async def save_manifest(
+    pool: Pool, model_id: str, document: bytes, kept: Kept, gone: Collection[str]
+) -> None:
+    """Keep a document under its hash, in the place of those that go. The same again is nothing."""
+    with tree_errors():
+        async with pool.acquire() as conn, conn.transaction():
+            if gone:
+                await conn.execute(_FORGET_MANIFESTS, _raw(gone))
+            await conn.execute(
+                "INSERT INTO attestation.manifests (model_id, document, kind, quantisation,"
+                " published_by, published_ms, offered_ms) VALUES ($1, $2, $3, $4, $5, $6, $6)"
+                " ON CONFLICT (model_id) DO NOTHING",
+                bytes.fromhex(model_id), document, kept.kind, kept.quantisation,
+                kept.published_by, kept.offered_ms,
+            )  # fmt: skip
+
+
+async def touch_manifests(pool: Pool, offered: Collection[str], now_ms: int) -> None:
+    """These are offered now."""
+    with tree_errors():
+        await pool.execute(
+            "UPDATE attestation.manifests SET offered_ms = $2 WHERE model_id = ANY($1::bytea[])",
+            _raw(offered), now_ms,
+        )  # fmt: skip
+
+
+async def forget_manifests(pool: Pool, model_ids: Collection[str]) -> None:
+    with tree_errors():
+        await pool.execute(_FORGET_MANIFESTS, _raw(model_ids))
+
+
+def _raw(model_ids: Iterable[str]) -> list[bytes]:
+    return [bytes.fromhex(model_id) for model_id in model_ids]

@@ -79,13 +79,14 @@ class Directory:
                 offer["name"],
                 {
                     "model_ids": {}, "tiers": set(), "providers": 0, "context_tokens": 0,
-                    "prices": {},
+                    "prices": {}, "manifests": {},
                 },
             )  # fmt: skip
             model["tiers"].add(str(entry["tier"]))
             model["providers"] += 1
             ids = model["model_ids"]
             ids[offer["model_id"]] = ids.get(offer["model_id"], 0) + 1
+            model["manifests"][offer["model_id"]] = entry.get("manifest") or {}
             model["context_tokens"] = max(model["context_tokens"], int(offer["context_tokens"]))
             for price in _PRICES:
                 known = model["prices"].get(price)
@@ -130,16 +131,20 @@ class Directory:
 
 def _model_object(name: str, model: dict[str, Any]) -> dict[str, Any]:
     tiers, ids = sorted(model["tiers"]), model["model_ids"]
+    model_id = max(ids, key=lambda one: (ids[one], one))  # as clients choose among them
+    manifest = model["manifests"][model_id]
     return {
         "id": name,
         "object": "model",
         "created": 0,
         "owned_by": "cocoon",
         "cocoon": {
-            "model_id": max(ids, key=lambda one: (ids[one], one)),  # as clients choose among them
+            "model_id": model_id,
             "model_ids": dict(sorted(ids.items())),
             "tier": tiers[0] if len(tiers) == 1 else ",".join(tiers),
             "providers": model["providers"],
+            "kind": manifest.get("kind"),  # None: nobody has published its manifest
+            "quantisation": manifest.get("quantisation"),
             "context_tokens": model["context_tokens"],
             "prices": model["prices"],
         },

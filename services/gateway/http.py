@@ -28,6 +28,8 @@ Header: TypeAlias = tuple[bytes, bytes]
 
 MAX_WRITE_BYTES: Final = 256 * 1024
 SEALED_TYPE: Final = b"application/vnd.cocoon.cai1"
+NO_STORE: Final = b"no-store"
+FOR_EVER: Final = b"public, max-age=31536000, immutable"  # of what its own address hashes
 ABORT: Final = "cocoon.abort"  # the scope's extension that drops the connection at once
 CUT: Final = "cocoon.cut"  # and the one that closes it behind what was written
 
@@ -135,7 +137,7 @@ class StreamedResponse:
 
     async def start(self, headers: list[Header], length: int | None, status: int = 200) -> None:
         self.started = True
-        told = [(b"content-type", SEALED_TYPE), (b"cache-control", b"no-store"), *headers]
+        told = [(b"content-type", SEALED_TYPE), (b"cache-control", NO_STORE), *headers]
         if length is not None:
             told.append((b"content-length", b"%d" % length))
         await self._send({"type": "http.response.start", "status": status, "headers": told})
@@ -180,7 +182,7 @@ class StreamedResponse:
 
 async def send_json(
     send: Send, value: bytes | str | dict[str, Any], status: int = 200,
-    headers: tuple[Header, ...] = (),
+    headers: tuple[Header, ...] = (), *, cached: bytes = NO_STORE,
 ) -> None:  # fmt: skip
     """Answer with a JSON value, or with one that was written already, in bounded parts."""
     if isinstance(value, dict):
@@ -189,7 +191,7 @@ async def send_json(
     told = [
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % len(body)),
-        (b"cache-control", b"no-store"),
+        (b"cache-control", cached),
         *headers,
     ]
     await send({"type": "http.response.start", "status": status, "headers": told})

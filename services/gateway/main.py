@@ -22,6 +22,7 @@ from cocoon.telemetry.observe import serve_observe
 from services.gateway.directory import Directory
 from services.gateway.handlers import Gateway
 from services.gateway.keys import KeyRing, answer
+from services.gateway.manifests import Manifests
 from services.gateway.routes import Routes
 from services.gateway.server import serve_http
 from services.gateway.settings import GatewaySettings
@@ -65,13 +66,15 @@ async def serve(settings: GatewaySettings, stop: Stop) -> None:
         stack.push_async_callback(listening.stop)
         directory = Directory(nc, clock, settings.directory_ttl_s, settings.rpc_timeout_s)
         stack.push_async_callback(directory.close)
+        manifests = Manifests(nc, settings.rpc_timeout_s)
+        stack.push_async_callback(manifests.close)
         observe_port, closer = await serve_observe(
             settings.observe_host,
             settings.observe_port,
             lambda: {"bus": nc.is_connected, "keys": keys.hearing},
         )
         stack.push_async_callback(closer)
-        routes = Routes(gateway, keys, directory, clock)
+        routes = Routes(gateway, keys, directory, manifests, clock)
         port = await stack.enter_async_context(serve_http(routes, settings))
         announce_ready("gateway", port=port, observe_port=observe_port, gateway_id=gateway_id)
         await stop.wait()

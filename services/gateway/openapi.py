@@ -16,6 +16,7 @@ from cocoon.contracts.events import Quote, ResultSealed
 from cocoon.contracts.generate import run_pages
 from cocoon.contracts.messages import Dispute
 from cocoon.kernel import errors
+from cocoon.models import ModelManifest
 
 OPENAPI_PAGE = "docs/openapi.json"
 SEALED = "application/vnd.cocoon.cai1"
@@ -144,6 +145,14 @@ SCHEMAS: dict[str, Any] = {
                     },
                     "tier": _TEXT,
                     "providers": {"type": "integer"},
+                    "kind": {
+                        "enum": ["chat", "embeddings", None],
+                        "description": "As the manifest of model_id says; null: not published",
+                    },
+                    "quantisation": {
+                        "type": ["string", "null"],
+                        "description": "As the manifest of model_id says; null: not published",
+                    },
                     "context_tokens": {
                         "type": "integer",
                         "description": "Input and answer together, the largest that is offered",
@@ -262,6 +271,17 @@ PATHS: dict[str, Any] = {
                           **_refusals(errors.BadRequest, errors.NotFound, errors.Unavailable)},
         }
     },
+    "/v1/manifests/{model_id}": {
+        "get": {
+            "operationId": "manifest",
+            "summary": "What exactly a model id names: the bytes whose SHA-256 it is. The "
+                       "sidecar serves it too, and checks it",
+            "security": [],
+            "parameters": [{"name": "model_id", "in": "path", "required": True, "schema": _HEX32}],
+            "responses": {"200": _answer("The manifest, for ever the same", _json("ModelManifest")),
+                          **_refusals(errors.NotFound, errors.RateLimited, errors.Unavailable)},
+        }
+    },
     "/v1/models": {
         "get": {
             "operationId": "models",
@@ -360,7 +380,12 @@ PATHS: dict[str, Any] = {
 def openapi() -> dict[str, Any]:
     """The OpenAPI 3.1 document."""
     _, shared = models_json_schema(
-        [(Quote, "serialization"), (ResultSealed, "serialization"), (Dispute, "validation")],
+        [
+            (Quote, "serialization"),
+            (ResultSealed, "serialization"),
+            (Dispute, "validation"),
+            (ModelManifest, "serialization"),
+        ],
         ref_template="#/components/schemas/{model}",
     )
     key = {"type": "http", "scheme": "bearer", "description": "An API key: ck_ and 43 characters"}

@@ -35,6 +35,7 @@ from services.gateway.budget import Share
 from services.gateway.directory import Directory
 from services.gateway.handlers import Gateway, RunJob
 from services.gateway.http import (
+    FOR_EVER,
     SEALED_TYPE,
     ClientGone,
     Receive,
@@ -46,6 +47,7 @@ from services.gateway.http import (
     send_json,
 )
 from services.gateway.keys import KeyRing
+from services.gateway.manifests import Manifests
 from services.gateway.run import response_headers
 from services.gateway.settings import GatewaySettings
 from services.gateway.store import ApiKey
@@ -58,6 +60,8 @@ _RANGE: Final = re.compile(rb"bytes=([0-9]{1,12})-\Z")
 _MODEL: Final = re.compile(r"[\x21-\x7e]{1,128}\Z")
 _READS: Final = frozenset({"/v1/network", "/v1/directory", "/v1/models", "/v1/balance"})
 _JOB_PATH: Final = re.compile(r"/v1/jobs/[0-9a-f]{32}(/response|/explanation|/dispute)?\Z")
+_MANIFESTS: Final = "/v1/manifests/"
+_MODEL_ID: Final = re.compile(r"[0-9a-f]{64}\Z")
 MAX_DISPUTE_BYTES: Final = 4096
 _HOST: Final = re.compile(rb"[A-Za-z0-9.\-\[\]:]{1,255}\Z")
 
@@ -65,9 +69,12 @@ _HOST: Final = re.compile(rb"[A-Za-z0-9.\-\[\]:]{1,255}\Z")
 class Routes:
     """The ASGI application."""
 
-    def __init__(self, gateway: Gateway, keys: KeyRing, directory: Directory, clock: Clock) -> None:
+    def __init__(
+        self, gateway: Gateway, keys: KeyRing, directory: Directory, manifests: Manifests,
+        clock: Clock,
+    ) -> None:  # fmt: skip
         self._gateway, self._keys, self._directory = gateway, keys, directory
-        self._clock = clock
+        self._manifests, self._clock = manifests, clock
         self._bus = bus_told(gateway.settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -128,6 +135,10 @@ class Routes:
                 listing = await self._directory.listing(_wanted_model(request))
                 await send_json(send, listing.body)
             return "directory", 200
+        if method == "GET" and path.startswith("/v1/manifests/"):
+            with admission.enter_public_read(request.peer):
+                await self._manifest(path.removeprefix(_MANIFESTS), send)
+            return "manifest", 200
         key = await self._authenticate(request)
         with admission.enter_read(key.api_key_id) as share:
             if method == "GET" and path == "/v1/models":
@@ -242,6 +253,17 @@ class Routes:
         await response.finish()
         return status
 
+    async def _manifest(self, model_id: str, send: Send) -> None:
+        """The bytes that hash to the id; a browser is not to make anything else of them."""
+        if _MODEL_ID.match(model_id) is None:
+            raise NotFound(
+                "a manifest's address ends with its model id: 64 hex digits in lower case",
+                code="manifest_not_found",
+            )
+        document = await self._manifests.document(model_id)
+        headers = ((b"etag", b'"%b"' % model_id.encode()), (b"x-content-type-options", b"nosniff"))
+        await send_json(send, document, headers=headers, cached=FOR_EVER)
+
     async def _network(self) -> dict[str, object]:
         return {
             **await self._directory.network(),
@@ -298,7 +320,7 @@ def _check_method(method: str, path: str) -> None:
     job = _JOB_PATH.match(path)
     if job is not None:
         allowed = {"": "GET, DELETE", "/dispute": "POST"}.get(job[1] or "", "GET")
-    elif path in _READS:
+    elif path in _READS or path.startswith(_MANIFESTS):
         allowed = "GET"
     else:
         allowed = "POST" if path == "/v1/jobs" else method

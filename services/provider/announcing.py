@@ -34,6 +34,7 @@ from cocoon.telemetry.logs import get_logger
 from services.provider.enclave import Enclave
 from services.provider.entering import IN_LOBBY, enter
 from services.provider.epochs import Epoch
+from services.provider.publishing import ManifestPublisher
 from services.provider.standing import Standing
 from services.provider.table import ModelTable
 from services.provider.tee import QuoteSource
@@ -96,6 +97,7 @@ class Announcer:
         self._proved: frozenset[str] = frozenset()  # the models that the evidence names
         self._published: OfferRequest | None = None
         self._profiled: ProfileRequest | None = None
+        self._publisher = ManifestPublisher(models, self._ask, clock)
         self._changed = asyncio.Event()
         self.standing = Standing()
 
@@ -154,6 +156,7 @@ class Announcer:
             except BaseException:
                 epochs.drop(epoch)
                 raise
+        await self._publisher.publish()
 
     async def _attest(self) -> None:
         epochs = self._enclave.epochs
@@ -191,7 +194,7 @@ class Announcer:
         """Tell the offer and the profile, where the network has others or may not have them."""
         offer = self._offer()
         if offer != self._published:
-            await self._ask("publish_offer", offer)
+            self._publisher.heard(await self._ask("publish_offer", offer))
             self._published = offer
             self._models.published(offer.models)
             _log.info("offer_published", count=len(offer.models))
@@ -201,7 +204,7 @@ class Announcer:
             self._profiled = profile
 
     def _profile(self) -> ProfileRequest:
-        quantised = {model.model_id: model.quantisation for model in self._models.wanted}
+        quantised = {m.model_id: m.manifest.quantisation for m in self._models.wanted}
         models = tuple(
             ProfiledModel(model_id=model_id, quantisation=quantisation)
             for model_id, quantisation in quantised.items()

@@ -40,9 +40,7 @@ async def prepare_model(
         Engine, make, model.concurrency, check, checked=model.warm
     )  # fmt: skip
     check_context(manifest, engine.backend.context_tokens)
-    return ServedModel(
-        model, manifest.model_id, engine, clock, load, quantisation=manifest.quantisation
-    )
+    return ServedModel(model, manifest.model_id, engine, clock, load, manifest=manifest)
 
 
 def make_backend(

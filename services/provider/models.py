@@ -13,6 +13,7 @@ from cocoon.agent.config import ModelConfig
 from cocoon.contracts.events import OfferedModel
 from cocoon.kernel.clock import Clock
 from cocoon.kernel.errors import CocoonError
+from cocoon.models import ModelManifest
 from cocoon.sealing import Status
 from cocoon.telemetry.logs import get_logger
 from services.provider.backends.base import Backend, Embedder, EngineLoad
@@ -31,7 +32,7 @@ class ServedModel:
 
     def __init__(
         self, config: ModelConfig, model_id: str, engine: Engine, clock: Clock,
-        load: EngineLoad | None = None, *, quantisation: str = "as-served",
+        load: EngineLoad | None = None, *, manifest: ModelManifest,
     ) -> None:  # fmt: skip
         self.config = config
         self.engine = engine
@@ -39,7 +40,7 @@ class ServedModel:
         self.model_id = model_id
         self.id_bytes = bytes.fromhex(model_id)
         self.names = (config.name, self.model_id)
-        self.quantisation = quantisation  # as its manifest has it
+        self.manifest = manifest
         self.request_tokens = engine.backend.request_tokens
         self.prices = PriceBook(config.price.all)
         self.tally = Tally(clock)

@@ -208,7 +208,7 @@ def test_the_openapi_document_has_every_address_of_the_routes() -> None:
         for path in re.findall(r'path(?: ==| !=|\.startswith\()\s?"([^"]+)"', routes)
     }
     assert served == {
-        "/v1/network", "/v1/directory", "/v1/models", "/v1/balance", "/v1/jobs",
+        "/v1/network", "/v1/directory", "/v1/models", "/v1/balance", "/v1/jobs", "/v1/manifests",
     }  # fmt: skip
     described = set(openapi.PATHS) - set(KINDS)  # those are the sidecar's
     assert set(openapi.PATHS) > set(KINDS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -31,6 +32,7 @@ from cocoon.contracts.events import ALL_EVENTS, Quote, decode_event
 from cocoon.kernel import canonical
 from cocoon.kernel.errors import BadRequest, Forbidden
 from cocoon.models.manifest import parse as parse_manifest
+from cocoon.models.manifest import parse_published
 from services.gateway.frames import HEAD_BYTES, LAST_HEAD_BYTES, parse_frame
 from services.provider.backends.triton_wire import request_text
 from services.provider.frames import encode
@@ -83,6 +85,8 @@ def model_manifest(data: bytes) -> None:
         found = parse_manifest(data)
     except ValueError:
         return
+    with contextlib.suppress(ValueError):
+        assert parse_published(data, hashlib.sha256(data).hexdigest()).to_canonical() == data
     again = parse_manifest(found.to_canonical())
     assert (again, again.model_id) == (found, found.model_id)
     for file in found.files:

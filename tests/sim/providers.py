@@ -31,6 +31,7 @@ from cocoon.contracts.events import ProfiledModel
 from cocoon.domain.pricing import quote_id
 from cocoon.kernel.errors import SealingError
 from cocoon.kernel.ids import provider_id
+from cocoon.models.manifest import describe_server
 from cocoon.sealing import ReplayMemory, Status
 from cocoon.sealing.envelope import RecipientSlot, RequestHeader
 from cocoon.sealing.receipt import CHAIN_START, Receipt, receipt_hash
@@ -68,7 +69,8 @@ class NoEngine:
 def served_model(concurrency: int, clock: SimClock) -> ServedModel:
     config = ModelConfig(name="skills-1", concurrency=concurrency, price=PRICE)
     make: Any = NoEngine
-    return ServedModel(config, MODEL, Engine(make, concurrency), clock)
+    manifest = describe_server(config.name, {})  # published by nobody here; MODEL is drawn
+    return ServedModel(config, MODEL, Engine(make, concurrency), clock, manifest=manifest)
 
 
 def envelope_of(header: RequestHeader, salt: str) -> bytes:

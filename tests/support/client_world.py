@@ -211,6 +211,7 @@ class TestNetwork:
         self.deleted: list[str] = []
         self.disputes: list[tuple[str, bytes]] = []  # job id and body
         self.directory_reads = 0
+        self.documents: dict[str, bytes] = {}  # what is given as a model id's manifest
         self.url = ""
 
     @property
@@ -224,6 +225,12 @@ class TestNetwork:
             return
         headers = {name.decode(): value.decode() for name, value in scope["headers"]}
         path, method = scope["path"], scope["method"]
+        document = self.documents.get(path.removeprefix("/v1/manifests/"))
+        if document is not None:
+            assert "authorization" not in headers, "a key was sent where none is needed"
+            await _start(send, 200, {}, "application/json")
+            await send({"type": "http.response.body", "body": document})
+            return
         if headers.get("authorization") != f"Bearer {KEY}":
             await _json(send, 401, _error("Incorrect API key provided.", "invalid_api_key"))
         elif path == "/v1/models":

@@ -61,6 +61,7 @@ _ALWAYS = (
     _message("rpc.matcher.*.*", GATEWAYS, PLATFORM),
     _message("mat.*.*", PLATFORM, GATEWAYS),
     _request(subjects.DIRECTORY_REQUEST, GATEWAYS, PLATFORM),
+    _request(subjects.MANIFEST_REQUEST, GATEWAYS, PLATFORM),
     _request("rpc.billing.*.balance", GATEWAYS, PLATFORM),
     _request("rpc.billing.*.dispute", GATEWAYS, PLATFORM),
     _request("sealed.*.*.*", GATEWAYS, PLATFORM),

@@ -82,6 +82,7 @@ def gateway(gateway_id: str) -> Permissions:
             "rpc.matcher.*.report_dispatch",
             "rpc.matcher.*.cancel_job",
             subjects.DIRECTORY_REQUEST,
+            subjects.MANIFEST_REQUEST,
             "rpc.billing.*.balance",
             "rpc.billing.*.dispute",
             "cmd.provider.*.run_job",

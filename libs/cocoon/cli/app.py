@@ -18,6 +18,7 @@ from cocoon.cli import (
     keys,
     matching,
     model,
+    model_show,
     provider,
     replay,
     sim,
@@ -47,6 +48,7 @@ app.command("fund", context_settings={"ignore_unknown_options": True})(fund.fund
 app.command("explain")(explain.explain)
 app.add_typer(canary.app, name="canary")
 app.add_typer(matching.app, name="matching")
+model.app.command("show")(model_show.show)
 app.add_typer(model.app, name="model")
 app.add_typer(provider.app, name="provider")
 app.command("unpark")(unpark.unpark)

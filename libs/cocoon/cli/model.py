@@ -42,7 +42,10 @@ def add(
     ] = None,
     argument: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="An argument of the engine; may be repeated."),
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="An argument of the engine; may be repeated. Everybody can read it: no secrets.",
+        ),
     ] = None,
     to: Annotated[
         Path | None,
@@ -73,9 +76,9 @@ def add(
         print(json.dumps({**_told(manifest), "file": str(place), "skipped": tree.skipped}))
         return
     if tree.skipped:
-        print(f"not part of the model: {', '.join(map(_shown, tree.skipped))}", file=sys.stderr)
+        print(f"not part of the model: {', '.join(map(shown, tree.skipped))}", file=sys.stderr)
     print(f"{manifest.name}  {manifest.model_id}")
-    print(f"  {_files(manifest)}; {manifest.engine}, {manifest.quantisation}")
+    print(f"  {files_of(manifest)}; {manifest.engine}, {manifest.quantisation}")
     print(f"  {place}{'' if is_new else ' (was there already)'}")
 
 
@@ -103,8 +106,8 @@ def verify(
         print(json.dumps(told))
     else:
         for one in found:
-            print(f"{_shown(one.path)}: {one.says}")
-        end = "different" if found else f"equal: {_files(wanted)}"
+            print(f"{shown(one.path)}: {one.says}")
+        end = "different" if found else f"equal: {files_of(wanted)}"
         print(f"{end}  {wanted.name} {wanted.model_id}")
     if found:
         raise typer.Exit(1)
@@ -131,7 +134,7 @@ def list_models(
             unread.append(str(place))
         else:
             here.append((place, manifest))
-    offered = _offered(gateway, key, data)
+    offered = offered_models(gateway_of(gateway, key, data))
     if as_json:
         local = [{**_told(manifest), "file": str(place)} for place, manifest in here]
         print(json.dumps({"manifests": local, "unreadable": unread, "offered": offered}))
@@ -144,7 +147,7 @@ def list_models(
 def _listed(here: list[ModelManifest], offered: list[dict[str, Any]] | None) -> Iterator[str]:
     yield "manifests" if here else "no manifest is kept here; `./cocoon model add` makes one"
     for one in here:
-        yield f"  {one.name}  {one.model_id}  {one.engine}  {one.quantisation}  {_files(one)}"
+        yield f"  {one.name}  {one.model_id}  {one.engine}  {one.quantisation}  {files_of(one)}"
     if offered is None:
         return
     known = {one.model_id for one in here}
@@ -157,10 +160,8 @@ def _listed(here: list[ModelManifest], offered: list[dict[str, Any]] | None) -> 
         yield f"  {offer['name']}  {offer['model_id']}  {count} {word}  {kept}"
 
 
-def _offered(
-    gateway: str | None, key: str | None, data: Path | None
-) -> list[dict[str, Any]] | None:
-    """What /v1/models tells, one for each manifest; None without a network to ask."""
+def gateway_of(gateway: str | None, key: str | None, data: Path | None) -> tuple[str, str] | None:
+    """A gateway to ask and the key for it; None without a network that runs here."""
     folder = folder_of(data)
     if gateway is None:
         if not folder.is_running():
@@ -172,7 +173,12 @@ def _offered(
             key = Path(key[1:]).read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError):
             raise BadRequest(f"the key file {key[1:]} cannot be read") from None
-    return list(_by_manifest(_ask(gateway, key or "")))
+    return gateway, key or ""
+
+
+def offered_models(asked: tuple[str, str] | None) -> list[dict[str, Any]] | None:
+    """What /v1/models tells, one for each manifest; None without a network to ask."""
+    return None if asked is None else list(_by_manifest(_ask(*asked)))
 
 
 def _ask(url: str, key: str) -> dict[str, Any]:
@@ -230,7 +236,7 @@ def _find(asked: str | None, data: Path | None) -> tuple[Path, ModelManifest]:
         raise BadRequest(error.message) from None
 
 
-def _shown(path: str) -> str:
+def shown(path: str) -> str:
     """A file's name as it is, or escaped where it holds what a terminal would obey."""
     return path if path.isascii() and path.isprintable() else ascii(path)
 
@@ -260,7 +266,7 @@ def _told(manifest: ModelManifest) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _files(manifest: ModelManifest) -> str:
+def files_of(manifest: ModelManifest) -> str:
     count = len(manifest.files)
     return f"{count:,} {'file' if count == 1 else 'files'}, {manifest.size_bytes:,} bytes"
 

@@ -6,6 +6,7 @@ receipt. It never sends a prompt in the clear.
 
 from cocoon.client.answers import Settlement
 from cocoon.client.job import Began, Chunk, Ended, Job, Piece
+from cocoon.client.manifests import manifest_of
 from cocoon.client.network import Network, NetworkOptions
 from cocoon.client.openai_clients import async_openai_client, openai_client
 from cocoon.client.serve import run_sidecar
@@ -36,6 +37,7 @@ __all__ = [
     "SidecarSettings",
     "async_openai_client",
     "async_transport",
+    "manifest_of",
     "openai_client",
     "run_sidecar",
     "transport",

@@ -17,6 +17,7 @@ from urllib.parse import unquote
 from cocoon.chat import COMPLETIONS, EMBEDDINGS, ENDPOINT, KINDS, error_body, to_json
 from cocoon.client.answers import SSE_DONE, sse_event
 from cocoon.client.job import Began, Chunk, Ended
+from cocoon.client.manifests import MANIFESTS_PATH, fetch_manifest
 from cocoon.client.recording import Head
 from cocoon.client.repeats import Asked, Entry, Repeats
 from cocoon.client.session import SealedSession
@@ -109,6 +110,8 @@ class Door:
             return _allow(request, "GET") or _json_answer(to_json(await self._models(caller)))
         if path.startswith("/v1/models/"):
             return _allow(request, "GET") or await self._model(unquote(path[11:]), caller)
+        if path.startswith(MANIFESTS_PATH):
+            return _allow(request, "GET") or await self._manifest(path)
         raise NotFound(
             f"Unknown path: {request.method} {request.path[:200]}. This endpoint serves "
             f"{', '.join(KINDS)} and /v1/models.",
@@ -143,6 +146,12 @@ class Door:
         raise NotFound(
             f"The model {name[:128]!r} does not exist here.", param="model", code="model_not_found"
         )
+
+    async def _manifest(self, path: str) -> LocalAnswer:
+        """The gateway's, but only if it hashes to the id."""
+        model_id = path.removeprefix(MANIFESTS_PATH)
+        manifest = await fetch_manifest(self._session.gateway, model_id)
+        return _json_answer(manifest.to_canonical())
 
     async def _sealed(self, endpoint: str, request: LocalRequest, caller: str) -> LocalAnswer:
         if len(request.body) > MAX_BODY_BYTES:

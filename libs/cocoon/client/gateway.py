@@ -11,12 +11,13 @@ import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Final
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
 from cocoon.client.lines import MAX_CONNECTIONS, Line, LineError, Lines
 from cocoon.contracts.messages import Dispute
 from cocoon.kernel.errors import (
     CocoonError,
+    ConfigurationError,
     Transient,
     Unauthenticated,
     Unavailable,
@@ -95,17 +96,9 @@ class Gateway:
     ) -> dict[str, Any]:
         """GET a JSON object. Raises the tree's error for the status, Unavailable for the rest."""
         target = f"{path}?{urlencode(params)}" if params else path
+        document = await self.document(target, api_key, MAX_JSON_BYTES)
         try:
-            async with asyncio.timeout(JSON_WHOLE_TIMEOUT_S):
-                line = await self._open("GET", target, _auth(api_key), None, JSON_TIMEOUT_S)
-                try:
-                    if line.status != 200:
-                        raise await _error(line)
-                    value = json.loads(await _read(line, MAX_JSON_BYTES))
-                finally:
-                    line.close()
-        except (LineError, TimeoutError) as error:
-            raise unreachable(self.base_url, error) from None
+            value = json.loads(document)
         except (ValueError, RecursionError):
             raise Unavailable(
                 f"The gateway {self.base_url} answered {path} with something that is not JSON; "
@@ -114,6 +107,20 @@ class Gateway:
         if not isinstance(value, dict):
             raise Unavailable(f"The gateway {self.base_url} answered {path} with no object.")
         return value
+
+    async def document(self, target: str, api_key: str, most_bytes: int) -> bytes:
+        """GET bytes as they are. Raises the tree's error for the status, else Unavailable."""
+        try:
+            async with asyncio.timeout(JSON_WHOLE_TIMEOUT_S):
+                line = await self._open("GET", target, _auth(api_key), None, JSON_TIMEOUT_S)
+                try:
+                    if line.status != 200:
+                        raise await _error(line)
+                    return await _read(line, most_bytes)
+                finally:
+                    line.close()
+        except (LineError, TimeoutError) as error:
+            raise unreachable(self.base_url, error) from None
 
     async def job(self, job_id: str, api_key: str) -> dict[str, Any]:
         """The gateway's account of a job, from the log."""
@@ -164,6 +171,19 @@ def _auth(api_key: str) -> dict[str, str]:
     if not api_key.isascii() or not api_key.isprintable():
         raise Unauthenticated("The API key holds characters that no key has; check it.")
     return {"authorization": f"Bearer {api_key}"}
+
+
+def check_url(gateway_url: str) -> None:
+    """Raises ConfigurationError for what is not a gateway's address."""
+    try:
+        url = urlsplit(gateway_url)
+        right = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:
+        right = False
+    if not right:
+        raise ConfigurationError(
+            f"{gateway_url!r} is not a gateway's address; write it like https://gateway.example"
+        )
 
 
 def unreachable(base_url: str, error: Exception) -> Unavailable:

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from cocoon.client.counting import Counters
 from cocoon.client.directory import Directory
 from cocoon.client.door import Door
-from cocoon.client.gateway import Gateway
+from cocoon.client.gateway import Gateway, check_url
 from cocoon.client.kept import KeptRequests
 from cocoon.client.lines import Lines
+from cocoon.client.manifests import fetch_manifest
 from cocoon.client.session import Preferences, SealedSession
 from cocoon.client.trust import TrustKeeper
 from cocoon.contracts.matching import Preferences as Wishes
@@ -23,6 +23,7 @@ from cocoon.evidence.trust import TrustAnchors, load_trust
 from cocoon.evidence.verdict import Assurance
 from cocoon.kernel.clock import Clock, Randomness, SystemClock, SystemRandomness
 from cocoon.kernel.errors import ConfigurationError
+from cocoon.models import ModelManifest
 from cocoon.sealing import Profile
 
 _BODY_PROFILES = (Profile.P0, Profile.P3)
@@ -108,6 +109,13 @@ class Network:
             self.session, clock=options.clock, api_key=options.api_key, local_key=options.local_key
         )
 
+    async def manifest_of(self, model_id: str) -> ModelManifest:
+        """What exactly answered: the manifest of an answer's model id, checked by its hash.
+
+        Raises NotFound if nobody published it, EvidenceRejected for other bytes.
+        """
+        return await fetch_manifest(self.gateway, model_id)
+
     async def aclose(self) -> None:
         """Cancel running jobs, end refreshes, close the lines, let go of the state directory."""
         try:
@@ -121,16 +129,7 @@ class Network:
 
 def check_options(options: NetworkOptions) -> None:
     """Raises ConfigurationError for an address or a padding that cannot work."""
-    try:
-        url = urlsplit(options.gateway_url)
-        right = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
-    except ValueError:
-        right = False
-    if not right:
-        raise ConfigurationError(
-            f"{options.gateway_url!r} is not a gateway's address; write it like "
-            "https://gateway.example"
-        )
+    check_url(options.gateway_url)
     if options.body_profile not in _BODY_PROFILES or options.stream_profile not in _STREAM_PROFILES:
         raise ConfigurationError(
             "A whole body is padded by P0 (or P3, none), a stream by P2 or P1 (or P3, none)."

@@ -104,10 +104,19 @@ def _verbs() -> tuple[Channel, ...]:
             "region and quantisations",
         ),
         ("publish_bundle", "{provider_id}", ("provider",), m.BundleRequest, "a key epoch's bundle"),
+        (
+            "publish_manifest", "{provider_id}", ("provider",),
+            "ModelManifest (cocoon.models.manifest), canonical",
+            "what exactly a model id names; the bytes hash to it",
+        ),
         ("standing", "{provider_id}", ("provider",), "an empty object", "how the network sees it"),
         (
             "directory", "platform", ("gateway", "operator"), m.DirectoryRequest,
             "a model's providers with their evidence and keys",
+        ),
+        (
+            "manifest", "platform", ("gateway", "operator"), m.ManifestRequest,
+            "the published manifest of a model id",
         ),
         ("policy", "platform", ("operator",), "an empty object", "the signed policy"),
         ("ban", "platform", ("operator",), m.BanRequest, "revoke a machine at once"),

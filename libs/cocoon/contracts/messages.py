@@ -200,6 +200,12 @@ class DirectoryRequest(Contract):
     after: Annotated[str, Field(max_length=256)] = ""
 
 
+class ManifestRequest(Contract):
+    """Gateway to attestation. Answered with the manifest's own bytes, which hash to the id."""
+
+    model_id: Hex32
+
+
 class BanRequest(Contract):
     """Operator to attestation: revoke at once and refuse the machine's evidence until lifted."""
 

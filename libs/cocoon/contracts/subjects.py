@@ -81,7 +81,8 @@ def sealed_chunk(provider: str, digest: str, index: int) -> str:
 
 def attestation(provider: str, verb: str) -> str:
     """Provider to attestation, core request: enrol, challenge, submit_evidence, publish_offer,
-    publish_profile, publish_bundle; or an operator's verb with provider = "platform"."""
+    publish_profile, publish_bundle, publish_manifest; or an operator's or a gateway's verb with
+    provider = "platform"."""
     return f"rpc.attestation.{provider}.{verb}"
 
 
@@ -91,6 +92,7 @@ def from_lobby(provider: str, verb: str) -> str:
 
 
 DIRECTORY_REQUEST = "rpc.attestation.platform.directory"
+MANIFEST_REQUEST = "rpc.attestation.platform.manifest"
 
 
 def billing(shard: int, verb: str) -> str:

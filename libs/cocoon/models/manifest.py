@@ -15,6 +15,9 @@ from cocoon.kernel import canonical
 from cocoon.kernel.ids import ModelId
 
 MAX_FILES: Final = 4096
+# Of a document on the network: quoted in an answer of the bus it at most doubles, and 1 MiB is
+# what the bus carries. Some 1,500 shards; a longer manifest works and is not published.
+MAX_PUBLISHED_BYTES: Final = 256 * 1024
 CHAT: Final[Literal["chat"]] = "chat"
 EMBEDDINGS: Final[Literal["embeddings"]] = "embeddings"
 # Printable ASCII without "/" and "\": other alphabets have several byte forms of one name.
@@ -77,6 +80,19 @@ class ModelManifest(MappingContract):
 def parse(data: bytes) -> ModelManifest:
     """A manifest out of JSON, however it is spaced and ordered. Raises ValueError."""
     return ModelManifest.model_validate(canonical.loads_object(data, strict=False))
+
+
+def parse_published(data: bytes, model_id: str) -> ModelManifest:
+    """The manifest of this id, from whoever sent it: believed only if the bytes hash to the id.
+
+    Raises ValueError for any other bytes, and for those that no `model add` could have written.
+    """
+    if len(data) > MAX_PUBLISHED_BYTES or hashlib.sha256(data).hexdigest() != model_id:
+        raise ValueError("these bytes do not have the model id as their SHA-256")
+    manifest = parse(data)
+    if manifest.to_canonical() != data:
+        raise ValueError("the bytes are not the canonical form of a manifest")
+    return manifest
 
 
 def describe_server(

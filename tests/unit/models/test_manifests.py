@@ -12,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from cocoon.contracts.messages import Reply
 from cocoon.kernel.errors import ConfigurationError, Conflict
 from cocoon.models import ModelFile, ModelManifest
 from cocoon.models.describing import describe_folder
 from cocoon.models.kept import keep, kept_in, load, place_of
+from cocoon.models.manifest import MAX_PUBLISHED_BYTES, describe_server, parse_published
 from services.provider.settings import SHIPPED_MODEL
 
 NAMES = st.text("abcXYZ019._-+ ", min_size=1, max_size=12).filter(lambda s: s.strip("."))
@@ -178,3 +180,37 @@ def test_what_is_no_manifest_is_refused_by_its_place(tmp_path: Path, text: str) 
     with pytest.raises(ConfigurationError, match=r"m\.json is not a model manifest"):
         load(place)
     assert list(kept_in(tmp_path)) == [(place, None)]
+
+
+@settings(max_examples=200, deadline=None)
+@given(MANIFESTS, st.data())
+def test_a_published_manifest_is_taken_as_it_is_and_in_no_other_bytes(
+    made: ModelManifest, data: st.DataObject
+) -> None:
+    sent = made.to_canonical()
+    assert parse_published(sent, made.model_id) == made
+    at = data.draw(st.integers(0, len(sent) - 1))
+    flipped = sent[:at] + bytes([sent[at] ^ data.draw(st.integers(1, 255))]) + sent[at + 1 :]
+    spaced = json.dumps(json.loads(sent), indent=1).encode()
+    for other in (flipped, spaced, sent + b" ", sent[:-1], b""):
+        with pytest.raises(ValueError, match="SHA-256"):
+            parse_published(other, made.model_id)
+    with pytest.raises(ValueError, match="canonical"):  # an id that was made of other bytes
+        parse_published(spaced, hashlib.sha256(spaced).hexdigest())
+
+
+def test_a_published_manifest_has_a_bound_that_leaves_room_for_many_shards() -> None:
+    """Quoted in an answer of the bus it stays within the bus's 1 MiB."""
+    files = tuple(
+        ModelFile(path=f"model-{n:05}-of-01500.safetensors", size_bytes=5 * 10**9, sha256="ab" * 32)
+        for n in range(1500)
+    )
+    shards = described(files=[file.model_dump() for file in files])
+    assert parse_published(shards.to_canonical(), shards.model_id) == shards
+    worst = describe_server("quotes", {f"{n:02}": '"\\' * 2048 for n in range(31)})
+    assert len(worst.to_canonical()) < MAX_PUBLISHED_BYTES
+    reply = Reply(ok=True, data=worst.to_canonical().decode())
+    assert len(reply.model_dump_json()) < 1024 * 1024
+    long = describe_server("long", {f"{n:02}": "\\" * 4096 for n in range(64)})
+    with pytest.raises(ValueError, match="SHA-256"):
+        parse_published(long.to_canonical(), long.model_id)
