@@ -274,6 +274,9 @@ class ProviderWorld:
         self.profile = m.ProfileRequest.model_validate_json(body)
         return {"position": 4}
 
+    def _do_standing(self, _body: bytes) -> dict[str, Any]:
+        return {"attested": bool(self.evidence), "banned": False, "revoked": None}
+
     async def _on_heartbeat(self, message: Msg) -> None:
         self.heartbeats.append(m.Heartbeat.model_validate_json(message.data))
 
