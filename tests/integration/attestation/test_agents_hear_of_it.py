@@ -125,7 +125,7 @@ def why(network: Network, provider_id: str) -> str:
 async def test_a_banned_agent_says_so_by_itself_and_a_lifted_ban_brings_it_back(
     network: Network,
 ) -> None:
-    async with network.running(), running_agent(network, renew_s=0.2) as agent:
+    async with network.running(), running_agent(network) as agent:
         assert (await agent.healthz())["announced"] is True
         await network.platform_ask("ban", BanRequest(provider_id=agent.provider_id))
         standing = await agent.until(lambda told: told["revoked"] is not None)
@@ -136,10 +136,6 @@ async def test_a_banned_agent_says_so_by_itself_and_a_lifted_ban_brings_it_back(
         said = [line for line in agent.lines if line.startswith("DROPPED")]
         assert said[-1].startswith("DROPPED by the network: banned; This provider")
         told = await asyncio.to_thread(why, network, agent.provider_id)
-        heard = (await agent.status())["standing"]["last_refusal"]
-        await asyncio.to_thread(why, network, agent.provider_id)
-        later = (await agent.status())["standing"]["last_refusal"]
-        assert later == heard  # its evidence is long due, and is not sent
         assert "is banned, by the network's operator" in told
         assert "its books are not told while it is banned" in told
         await network.platform_ask("ban", BanRequest(provider_id=agent.provider_id, lift=True))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any, cast
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cocoon.agent.dropped import BARRED, sentence
 from cocoon.evidence.codes import REJECTIONS
+from cocoon.kernel.clock import SystemClock
 from cocoon.kernel.errors import EvidenceRejected
+from services.provider.announcing import Announcer, Identity
 from services.provider.standing import Standing
 
 REASONS = ["banned", "canary", "expired", "evidence_missing", "not_attested", "open_tier_full"]
@@ -66,3 +71,26 @@ def test_the_same_reason_is_news_once_and_what_is_told_ends_with_the_last_news(
             news.append(reason)
         assert not standing.dropped(reason, 1)
     assert standing.told(0)["revoked"]["reason"] == news[-1]
+
+
+async def test_while_barred_nothing_is_announced_however_much_is_due() -> None:
+    asked: list[str] = []
+
+    async def make(_now_ms: int) -> None:
+        asked.append("a key")
+        raise EvidenceRejected("no", code="banned")
+
+    epochs = SimpleNamespace(prune=lambda _now_ms: None, make=make)
+    announcer = Announcer(
+        cast("Any", None), Identity("prov_1", bytes(32)),
+        cast("Any", SimpleNamespace(wanted=(SimpleNamespace(model_id="m"),))),
+        cast("Any", SimpleNamespace(epochs=epochs)), cast("Any", None), SystemClock(),
+        evidence_ms=1, renew_ms=1, tick_s=1.0,
+    )  # fmt: skip
+    announcer.standing.barred = True
+    await announcer.tick()
+    assert asked == []
+    announcer.prove_again()
+    with pytest.raises(EvidenceRejected):
+        await announcer.tick()
+    assert asked == ["a key"]
