@@ -29,6 +29,7 @@ from tests.support.attestation_world import MODEL_ID, Network, Provider
 from tests.support.servers import Bus, Database
 
 WAIT_S = 30.0
+WATCHING = "standing"  # the agent's task, from when all is announced
 
 
 @pytest.fixture
@@ -87,10 +88,9 @@ async def running_agent(network: Network, **changed: Any) -> AsyncIterator[Agent
     agent = Agent(network, name, [])
     try:
         async with asyncio.timeout(WAIT_S):
-            while not (folder / "agent" / "agent.json").exists():
+            while not any(one.get_name() == WATCHING for one in asyncio.all_tasks()):
                 assert not task.done(), task.exception()
                 await asyncio.sleep(0.05)
-        await agent.until(lambda standing: bool(standing["attested"]))
         yield agent
     finally:
         stop()
@@ -126,6 +126,7 @@ async def test_a_banned_agent_says_so_by_itself_and_a_lifted_ban_brings_it_back(
     network: Network,
 ) -> None:
     async with network.running(), running_agent(network) as agent:
+        assert (await agent.status())["standing"]["attested"]
         assert (await agent.healthz())["announced"] is True
         await network.platform_ask("ban", BanRequest(provider_id=agent.provider_id))
         standing = await agent.until(lambda told: told["revoked"] is not None)
