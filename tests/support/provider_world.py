@@ -143,8 +143,7 @@ class ProviderWorld:
         self.gateway_id = bus.gateways[0]
         self.authority = DevAuthority.create(now_ms())
         self._signer = SigningKey(secrets.token_bytes(32))
-        signer = bytes(self._signer.verify_key)
-        self.trust = dev_trust(self.authority, NETWORK, signer, bytes(32))
+        self.trust = dev_trust(self.authority, NETWORK, bytes(self._signer.verify_key), bytes(32))
         self.policy_version = 0
         self.bundles: list[KeyBundle] = []
         self.signing_keys: dict[bytes, bytes] = {}  # key_id -> attested Ed25519 key
