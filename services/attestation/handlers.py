@@ -84,7 +84,9 @@ class Attestation:
             at_once=settings.verifications, waiting=settings.verifications_waiting,
         )  # fmt: skip
         self.manifests = Manifests(settings, pool, memory, clock)
-        self._writer = Writer(memory, appender, clock, settings.writes_per_provider)
+        self._writer = Writer(
+            memory, appender, clock, settings.writes_per_provider, self.on_network_event
+        )
         self._open_places = asyncio.Lock()
         self._bans = bans
         self._asking = Buckets(ASKED_PER_S, ASKED_AT_ONCE, STRANGERS)

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Final
 from cocoon.contracts.messages import ManifestRequest
 from cocoon.kernel.clock import Clock
 from cocoon.kernel.errors import BadRequest, Forbidden, NotFound, RateLimited, TooLarge
+from cocoon.kernel.pace import Buckets
 from cocoon.models.manifest import MAX_PUBLISHED_BYTES, parse_published
 from cocoon.telemetry.logs import get_logger
 from services.attestation import store
 from services.attestation.memory import Memory
-from services.attestation.pace import Buckets
 from services.attestation.settings import AttestationSettings
 from services.attestation.shelf import Kept, Limits
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeVar
 
 from cocoon.contracts.envelope import StoredEvent
 from cocoon.contracts.events import AttestationRevoked, ProviderAttested
@@ -15,6 +15,7 @@ from cocoon.domain.provider import ProviderState
 from cocoon.kernel.errors import CocoonError
 
 MAX_REMEMBERED: Final = 4096
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -23,9 +24,15 @@ class Standings:
 
     _refusals: OrderedDict[str, dict[str, object]] = field(default_factory=OrderedDict)
     _revoked: OrderedDict[str, dict[str, object]] = field(default_factory=OrderedDict)
+    _seen: OrderedDict[str, int] = field(default_factory=OrderedDict)  # stream -> version
 
     def apply(self, stored: StoredEvent) -> None:
         """Learn of an event of shard 0; seen again it changes nothing."""
+        if stored.type not in (AttestationRevoked.event_type, ProviderAttested.event_type):
+            return
+        if stored.version <= self._seen.get(stored.stream, 0):
+            return  # our own, which the tail brings again
+        _keep(self._seen, stored.stream, stored.version)
         if stored.type == AttestationRevoked.event_type:
             event = stored.decode()
             assert isinstance(event, AttestationRevoked)  # noqa: S101 - by its type
@@ -33,7 +40,7 @@ class Standings:
                 self._revoked, event.provider_id,
                 {"reason": event.reason, "at_ms": stored.recorded_at_us // 1000},
             )  # fmt: skip
-        elif stored.type == ProviderAttested.event_type:
+        else:
             self._revoked.pop(stored.stream.partition("/")[2], None)
 
     def refused(self, provider_id: str, verb: str, error: CocoonError, now_ms: int) -> None:
@@ -65,7 +72,7 @@ class Standings:
         }
 
 
-def _keep(into: OrderedDict[str, dict[str, object]], name: str, what: dict[str, object]) -> None:
+def _keep(into: OrderedDict[str, T], name: str, what: T) -> None:
     into[name] = what
     into.move_to_end(name)
     while len(into) > MAX_REMEMBERED:

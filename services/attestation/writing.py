@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 
 from cocoon.contracts import commands as c
+from cocoon.contracts.envelope import StoredEvent
 from cocoon.domain import decide as domain
 from cocoon.domain.honesty import HonestyState
 from cocoon.domain.provider import ProviderState
@@ -28,10 +29,14 @@ UNLIMITED = (c.RevokeAttestation, c.PublishPolicy, c.JudgeCanary, c.LiftHonesty)
 
 class Writer:
     """Appends to providers' streams and the policy's. `writes`: how many a provider has in ten
-    minutes."""
+    minutes. `learn` is told each event at once; the tail brings it again."""
 
-    def __init__(self, memory: Memory, appender: LogAppender, clock: Clock, writes: int) -> None:
+    def __init__(
+        self, memory: Memory, appender: LogAppender, clock: Clock, writes: int,
+        learn: Callable[[StoredEvent], None],
+    ) -> None:  # fmt: skip
         self._memory = memory
+        self._learn = learn
         self._appender = appender
         self._clock = clock
         self._limit = writes
@@ -63,7 +68,7 @@ class Writer:
                 outcome = await self._appender.append(item)
                 if isinstance(outcome, Appended):
                     for stored in outcome.events:
-                        self._memory.apply(stored)
+                        self._learn(stored)
                     return outcome.positions[-1]
                 await asyncio.sleep(CONFLICT_PAUSE_S)  # the tail brings the stream's new version
         raise Unavailable("the provider is changing; try again shortly", retry_after_s=1)

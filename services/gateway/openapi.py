@@ -209,6 +209,8 @@ SCHEMAS: dict[str, Any] = {
                     "providers": _list(
                         {
                             "provider_id": _TEXT,
+                            "tier": {"type": ["string", "null"],
+                                     "description": "At the decision; null in old logs"},
                             "outcome": {"enum": ["won", "lost", "not_drawn", "passed_by",
                                                  "filtered"]},
                             "by": _TEXT,

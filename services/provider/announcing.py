@@ -105,13 +105,20 @@ class Announcer:
         """The table's offer may be another: look at once."""
         self._changed.set()
 
+    def prove_again(self) -> None:
+        """The network took its word back for something that new evidence may cure: try at once."""
+        self.standing.barred = False
+        self._renew_at_ms = 0
+        self.changed()
+
     def ready(self) -> bool:
         """Whether the network may send jobs here now."""
         now_ms = self._clock.now_ms()
         current = self._current
         return (
             current is not None and now_ms < current.not_after_ms and now_ms < self._valid_until_ms
-        )
+            and not self.standing.revoked
+        )  # fmt: skip
 
     async def start(self) -> None:
         """Enrol, attest, offer and announce the first key. Raises the tree's errors."""
@@ -141,6 +148,8 @@ class Announcer:
         now_ms = self._clock.now_ms()
         epochs = self._enclave.epochs
         epochs.prune(now_ms)
+        if self.standing.barred:
+            return  # whatever is announced is refused; the watch tells when that ends
         if now_ms >= self._renew_at_ms or not self._wanted_ids() <= self._proved:
             await self._attest()
             return

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from cocoon.agent.config import AgentConfig, ModelConfig
+from cocoon.agent.dropped import sentence
 from cocoon.agent.market import Prices, get_json, offers, percentile
 from cocoon.bus.connection import close, connect
 from cocoon.bus.keys import raw_public, read_seed_file
@@ -120,8 +121,8 @@ async def _ask(nc: BusClient, name: str) -> list[Finding]:
     except CocoonError as error:
         return [fail("standing", error.message, "ask the network's operator")]
     found = [standing(answer, time.time_ns() // 1_000_000)]
-    if not answer.get("enrolled"):
-        return found
+    if not answer.get("enrolled") or answer.get("banned"):
+        return found  # then it may ask for nothing else
     try:
         await ask(nc, subjects.books(name, "earnings"), EarningsRequest(limit=1))
     except CocoonError as error:
@@ -134,15 +135,14 @@ def standing(told: dict[str, Any], now_ms: int) -> Finding:
     """How attestation sees this provider."""
     last = told.get("last_refusal")
     why = f"; last refused: {last['code']}, {last['message']}" if last else ""
+    revoked = told.get("revoked") or {}
     if told.get("banned"):
-        return fail("standing", "banned by the operator", "ask there for the reason")
+        reason = "canary" if revoked.get("reason") == "canary" else "banned"
+        return fail("standing", reason, sentence(reason))
     if not told.get("enrolled"):
         return warn("standing", f"not enrolled yet{why}", "`./cocoon provider run` enrols it")
-    if told.get("revoked"):
-        return fail(
-            "standing", f"dropped: {told['revoked']['reason']}{why}",
-            "mend that; the agent sends new evidence at its next start",
-        )  # fmt: skip
+    if revoked:
+        return fail("standing", f"dropped: {revoked['reason']}{why}", sentence(revoked["reason"]))
     if not told.get("attested"):
         state = fail if last else warn
         return state(

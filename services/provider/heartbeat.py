@@ -35,6 +35,7 @@ class Heart:
         room: Callable[[], int], *, interval_s: float,
         full: Callable[[], tuple[str, ...]] = _no_models,
         away: Callable[[], tuple[str, ...]] = _no_models,
+        barred: Callable[[], bool] = lambda: False,
     ) -> None:  # fmt: skip
         self._nc = nc
         self._provider_id = provider_id
@@ -44,6 +45,7 @@ class Heart:
         self._room = room
         self._full = full
         self._away = away
+        self._barred = barred
         self._interval_s = interval_s
         self._sequence = 0
         self._changed = asyncio.Event()
@@ -55,6 +57,8 @@ class Heart:
     async def beat(self) -> None:
         """Send one heartbeat; a lost one is the next one's business."""
         self._changed.clear()
+        if self._barred():
+            return  # the network has turned this agent out: nobody hears it
         message = Heartbeat(
             provider_id=self._provider_id, boot_id=self._boot_id, sequence=self._sequence,
             running=tuple(self._pairs()[:MAX_PAIRS]),

@@ -41,6 +41,7 @@ from services.provider.spool import Spool
 from services.provider.submitting import Submitter
 from services.provider.table import ModelTable, start_all
 from services.provider.tee import KernelTdx, OpenSource, QuoteSource, simulated_tdx
+from services.provider.watching import StandingWatch
 
 log = get_logger("services.provider")
 ROLE = "provider"
@@ -97,6 +98,11 @@ async def serve(settings: ProviderSettings, stop: Stop) -> None:
         if not await _announce(agent.announcer, stop):
             return
         _spawn(stack, stop, agent.announcer.run(), "announcer")
+        watch = StandingWatch(
+            agent.nc, agent.name, agent.announcer, clock, randomness,
+            interval_s=settings.standing_s,
+        )  # fmt: skip
+        _spawn(stack, stop, watch.run(), "standing")
         first = models.wanted[0]
         announce_ready(
             ROLE, observe_port=port, provider_id=agent.name, model_id=first.model_id,
@@ -162,17 +168,18 @@ async def _agent(
     handlers = Handlers(nc, name, jobs, submitter)
     stack.push_async_callback(handlers.stop)
     await handlers.listen_to_acks()
-    heart = Heart(
-        nc, name, randomness.token(16).hex(),
-        lambda: [*jobs.running_pairs(), *submitter.unsettled(settings.lease_hold_s)],
-        lambda: not jobs.taking_jobs, models.room,
-        interval_s=settings.heartbeat_s, full=models.full, away=models.away,
-    )  # fmt: skip
     announcer = Announcer(
         nc, Identity(name, raw_public(seed), config.agent.region or ""), models, enclave, tee,
         clock,
         evidence_ms=int(settings.evidence_s * 1000), renew_ms=int(settings.renew_s * 1000),
         tick_s=min(1.0, settings.overlap_s / 4),
+    )  # fmt: skip
+    heart = Heart(
+        nc, name, randomness.token(16).hex(),
+        lambda: [*jobs.running_pairs(), *submitter.unsettled(settings.lease_hold_s)],
+        lambda: not jobs.taking_jobs, models.room,
+        interval_s=settings.heartbeat_s, full=models.full, away=models.away,
+        barred=lambda: announcer.standing.barred,
     )  # fmt: skip
     agent = Agent(name, nc, models, jobs, spool, submitter, handlers, heart, announcer)
     jobs.on_crowding = agent.crowded

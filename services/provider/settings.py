@@ -80,6 +80,7 @@ class ProviderSettings(BaseSettings):
     flush_s: Annotated[float, Field(ge=0)] = 10.0  # then the network has their results, or later
     grace_s: Annotated[float, Field(ge=0)] = 120.0  # jobs matched before a change are taken so long
     heartbeat_s: _Seconds = 1.0
+    standing_s: _Seconds = 15.0  # how often it asks how the network sees it
     submit_backoff_s: _Seconds = 2.0
     lease_hold_s: Annotated[float, Field(ge=0)] = 600.0  # heartbeats name unsettled results so long
     spool_max_items: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000

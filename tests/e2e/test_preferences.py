@@ -148,8 +148,8 @@ def test_everybody_is_told_the_same_of_a_decision(
     outcomes = {one["provider_id"]: (one["outcome"], one["by"]) for one in decision["providers"]}
     assert outcomes == {wanted: ("won", "order"), other: ("lost", "order")}
     printed = two.cli("explain", job).stdout
-    assert f"{wanted}  it got the job, by the client's order" in printed
-    assert f"{other}  it lost on the client's order" in printed
+    assert f"{wanted}  simulated  it got the job, by the client's order" in printed
+    assert f"{other}  simulated  it lost on the client's order" in printed
     assert two.cli("replay", "--verify", "--decisions").returncode == 0
 
 

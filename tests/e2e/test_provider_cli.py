@@ -12,11 +12,10 @@ from typing import Any
 
 import pytest
 
-from cocoon.agent.config import AgentConfig
-from cocoon.agent.writing import write_config
 from cocoon.sealing.receipt import RECEIPT_BYTES, Receipt
 from tests.support.asking import ask
 from tests.support.network import ROOT, LiveNetwork
+from tests.support.provider_file import file_of
 from tests.support.ways import Way
 
 pytestmark = pytest.mark.network
@@ -39,30 +38,8 @@ def told(*arguments: str) -> Any:
 @pytest.fixture(scope="module")
 def config(network: LiveNetwork, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The file of the network's own provider."""
-    folder, running = network.folder, network.running
     place = tmp_path_factory.mktemp("provider") / "provider.toml"
-    write_config(
-        AgentConfig.model_validate({
-            "network": {
-                "gateway": running.gateway_url, "bus": [running.nats_url],
-                "trust_file": folder.trust, "policy_file": folder.policy,
-            },
-            "agent": {
-                "seed_file": folder.seed("provider"), "data_dir": folder.provider_data("provider"),
-                "environment": "dev",
-            },
-            "tee": {
-                "kind": "simulated", "dev_authority_file": folder.authority,
-                "dev_platform_file": folder.platform("provider"),
-            },
-            "models": [{
-                "name": "skills-1",
-                "price": {"input": 20_000_000, "cached_input": 10_000_000, "output": 80_000_000},
-            }],
-        }),
-        place,
-    )  # fmt: skip
-    return place
+    return file_of(network, "provider", place)
 
 
 @pytest.fixture(scope="module")

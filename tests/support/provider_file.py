@@ -11,6 +11,7 @@ import httpx
 from cocoon.agent import AgentConfig, ModelConfig, ModelPrice, write_config
 from cocoon.agent.config import Agent, Network, Tee
 from cocoon.agent.door import find_door, read_token
+from tests.support.network import LiveNetwork
 from tests.support.provider_world import ProviderWorld
 
 CHEAP = ModelPrice(input=20_000_000, cached_input=10_000_000, output=80_000_000)
@@ -19,6 +20,27 @@ DEAR = ModelPrice(input=60_000_000, cached_input=30_000_000, output=240_000_000)
 
 def model(name: str = "skills-1", price: ModelPrice = CHEAP, **fields: Any) -> ModelConfig:
     return ModelConfig(**{"name": name, "price": price, **fields})
+
+
+def file_of(network: LiveNetwork, name: str, path: Path) -> Path:
+    """Write the file of one of the network's own providers, by its name there."""
+    folder, running = network.folder, network.running
+    config = AgentConfig(
+        network=Network(
+            gateway=running.gateway_url, bus=(running.nats_url,), trust_file=folder.trust,
+            policy_file=folder.policy,
+        ),
+        agent=Agent(
+            seed_file=folder.seed(name), data_dir=folder.provider_data(name), environment="dev"
+        ),
+        tee=Tee(
+            kind="simulated", dev_authority_file=folder.authority,
+            dev_platform_file=folder.platform(name),
+        ),
+        models=(model(),),
+    )  # fmt: skip
+    write_config(config, path)
+    return path
 
 
 class ProviderFile:

@@ -143,8 +143,7 @@ class ProviderWorld:
         self.gateway_id = bus.gateways[0]
         self.authority = DevAuthority.create(now_ms())
         self._signer = SigningKey(secrets.token_bytes(32))
-        signer = bytes(self._signer.verify_key)
-        self.trust = dev_trust(self.authority, NETWORK, signer, bytes(32))
+        self.trust = dev_trust(self.authority, NETWORK, bytes(self._signer.verify_key), bytes(32))
         self.policy_version = 0
         self.bundles: list[KeyBundle] = []
         self.signing_keys: dict[bytes, bytes] = {}  # key_id -> attested Ed25519 key
@@ -273,6 +272,9 @@ class ProviderWorld:
             raise self.profile_faults.pop()
         self.profile = m.ProfileRequest.model_validate_json(body)
         return {"position": 4}
+
+    def _do_standing(self, _body: bytes) -> dict[str, Any]:
+        return {"attested": bool(self.evidence), "banned": False, "revoked": None}
 
     async def _on_heartbeat(self, message: Msg) -> None:
         self.heartbeats.append(m.Heartbeat.model_validate_json(message.data))

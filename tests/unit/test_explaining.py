@@ -98,6 +98,11 @@ def test_an_explanation_is_told_whole() -> None:
     command = request_command(
         policy=BALANCED, preferences=Preferences(order=(BOB.id,), ignore=(CAROL.id,))
     )
+    tiers = {ALICE.id: "attested", BOB.id: "simulated", CAROL.id: None}  # one from before tiers
+    candidates = tuple(
+        one.model_copy(update={"tier": tiers[one.provider_id]}) for one in command.candidates
+    )
+    command = command.model_copy(update={"candidates": candidates})
     told = explain_decision(JobState(), command)
     assert told is not None
     expected = {
@@ -114,6 +119,7 @@ def test_an_explanation_is_told_whole() -> None:
         "providers": [
             {
                 "provider_id": name,
+                "tier": tiers[name],
                 "outcome": expected[name][0],
                 "by": expected[name][1],
                 "margin_permille": expected[name][2],

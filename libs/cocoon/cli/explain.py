@@ -54,7 +54,9 @@ def _lines(one: Explanation) -> list[str]:
 
     when = datetime.fromtimestamp(one.decided_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     policy = f"policy {one.policy}" + (f" ({one.policy_hash[:12]})" if one.policy_hash else "")
-    return [
-        f"match {one.epoch}, decided {when} by {policy}",
-        *(f"  {standing.provider_id}  {sentence(standing)}" for standing in one.standings),
-    ]
+    wide = max(map(len, one.tiers.values()), default=0)  # none in old logs
+    lines = [f"match {one.epoch}, decided {when} by {policy}"]
+    for standing in one.standings:
+        tier = f"  {one.tiers.get(standing.provider_id, ''):{wide}}" if wide else ""
+        lines.append(f"  {standing.provider_id}{tier}  {sentence(standing)}")
+    return lines

@@ -122,11 +122,13 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
     if not before:
         yield f"this is {now['provider_id']}, tier {now.get('tier') or 'none yet'}"
     until = standing.get("evidence_valid_until_ms")
-    if standing.get("attested") and until and until != was.get("evidence_valid_until_ms"):
+    stood = was.get("attested") and until == was.get("evidence_valid_until_ms")
+    if standing.get("attested") and until and not stood:
         when = datetime.fromtimestamp(until / 1000, UTC)
         yield f"attested until {when:%H:%M:%S} UTC; it is renewed before"
     if standing.get("revoked") and standing.get("revoked") != was.get("revoked"):
-        yield f"DROPPED by the network: {standing['revoked'].get('reason')}"
+        told = standing["revoked"]
+        yield f"DROPPED by the network: {told.get('reason')}; {told.get('message')}"
     if standing.get("last_refusal") and standing["last_refusal"] != was.get("last_refusal"):
         last = standing["last_refusal"]
         yield f"refused: {last.get('code')}; {last.get('message')}"

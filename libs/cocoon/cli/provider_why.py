@@ -19,6 +19,7 @@ HOUR_MS = 3_600_000
 MAX_PAGES = 64  # of some 16,000 events of the log each
 MAX_SHOWN = 20
 SIMULATE_S = 60.0
+_NO_BOOKS = "its books are not told while it is banned, or before it has enrolled"
 
 
 def why(
@@ -38,7 +39,10 @@ def why(
         raise BadRequest("a job's id is 32 hex digits")
 
     async def work(provider: Provider) -> dict[str, Any]:
-        return {"standing": await provider.standing(), **await _lost(provider, job, hours)}
+        standing = await provider.standing()
+        if standing["banned"] or not standing["enrolled"]:  # then it may ask for nothing else
+            return {"standing": standing, "lost": [], "told": _NO_BOOKS, "more": False}
+        return {"standing": standing, **await _lost(provider, job, hours)}
 
     found = as_provider(read(config), work)
     if as_json:
@@ -69,11 +73,15 @@ async def _lost(provider: Provider, job: str | None, hours: int) -> dict[str, An
 
 
 def _standing_lines(standing: dict[str, Any], now_ms: int) -> list[str]:
+    from cocoon.agent.dropped import sentence
+
     lines = [f"{standing['provider_id']}, tier {standing['tier'] or 'none yet'}"]
     if not standing["enrolled"]:
         lines.append("  it never enrolled: `./cocoon provider run` does that")
+    revoked = standing["revoked"]
     if standing["banned"]:
-        lines.append("  it is banned by the network's operator: ask there for the reason")
+        canary = revoked is not None and revoked["reason"] == "canary"
+        lines.append(f"  {sentence('canary' if canary else 'banned')}")
     if standing["attested"]:
         left = max(0, standing["evidence_valid_until_ms"] - now_ms)
         lines.append(
@@ -82,11 +90,9 @@ def _standing_lines(standing: dict[str, Any], now_ms: int) -> list[str]:
         )
     elif standing["enrolled"]:
         lines.append("  no evidence of it stands, so nobody seals to it")
-    if standing["revoked"]:
-        lines.append(
-            f"  it was dropped at {_when(standing['revoked']['at_ms'])} UTC: "
-            f"{standing['revoked']['reason']}"
-        )
+    if revoked:
+        words = "" if standing["banned"] else f"; {sentence(revoked['reason'])}"
+        lines.append(f"  dropped at {_when(revoked['at_ms'])} UTC: {revoked['reason']}{words}")
     if standing["last_refusal"]:
         last = standing["last_refusal"]
         lines.append(
@@ -110,6 +116,8 @@ def _lost_lines(found: dict[str, Any], job: str | None, hours: int) -> list[str]
     if not lost and found["more"]:
         return [f"none went elsewhere in the part of {hours} hours that was looked at; give fewer "
                 "--hours"]  # fmt: skip
+    if not lost and found["told"] == _NO_BOOKS:
+        return [_NO_BOOKS]
     if not lost:
         return [f"no job of its models went elsewhere in {hours} hours"]
     lines = [f"{len(lost):,} jobs went elsewhere in {hours} hours"]

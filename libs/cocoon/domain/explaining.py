@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,10 @@ from cocoon.domain.matching import Standing
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """One decision that looked for a provider. `policy`: its name, and its hash in hex."""
+    """One decision that looked for a provider. `policy`: its name, and its hash in hex.
+
+    `tiers`: of the candidates, as they were then; none from before there were tiers.
+    """
 
     epoch: int  # of the match that it made, or would have made
     decided_ms: int
@@ -23,6 +27,7 @@ class Explanation:
     policy_hash: str
     seed: str
     standings: tuple[Standing, ...]
+    tiers: Mapping[str, str]
 
     def told(self) -> dict[str, Any]:
         """As JSON tells it."""
@@ -35,6 +40,7 @@ class Explanation:
             "providers": [
                 {
                     "provider_id": standing.provider_id,
+                    "tier": self.tiers.get(standing.provider_id),
                     "outcome": standing.outcome,
                     "by": standing.by,
                     "margin_permille": standing.margin_permille,
@@ -94,6 +100,7 @@ def explain_decision(state: JobState, command: RequestJob | ExpireLease) -> Expl
         policy_hash=policy.hash if policy else "",
         seed=command.seed,
         standings=standings(found, command),
+        tiers={one.provider_id: one.tier for one in command.candidates if one.tier is not None},
     )
 
 

@@ -104,7 +104,7 @@ class Counter:
 
 
 class Gauge:
-    """Goes up and down. `set(value, *label_values)`, `inc`, `dec`."""
+    """Goes up and down. `set(value, *label_values)`, `inc(*label_values, amount=1)`, `dec`."""
 
     def __init__(self, name: str, text: str, *labels: Label) -> None:
         metric = prom.Gauge(name, text, [label.name for label in labels], registry=REGISTRY)
@@ -113,8 +113,8 @@ class Gauge:
     def set(self, value: float, *values: object) -> None:
         self._child(values).set(value)
 
-    def inc(self, *values: object) -> None:
-        self._child(values).inc()
+    def inc(self, *values: object, amount: float = 1) -> None:
+        self._child(values).inc(amount)
 
     def dec(self, *values: object) -> None:
         self._child(values).dec()
@@ -231,7 +231,8 @@ TOKENS = Counter(
 )  # fmt: skip
 ENGINE_STEP_SECONDS = Histogram("cocoon_engine_step_seconds", "One step of the model's engine.")
 ENGINE_ELSEWHERE = Gauge(
-    "cocoon_engine_elsewhere", "Requests that the engine's server has from others than this agent."
+    "cocoon_engine_elsewhere",
+    "Requests that the engines' servers have from others than this agent, over all its models.",
 )
 SPOOL_ITEMS = Gauge("cocoon_spool_items", "Sealed results that wait for their acknowledgement.")
 

@@ -55,8 +55,15 @@ class EngineLoad:
 
     def told(self, total: int, *, own: int) -> None:
         """The server has `total` requests, of which `own` are this agent's."""
-        self.elsewhere = max(0, total - own)
-        ENGINE_ELSEWHERE.set(self.elsewhere)
+        self._is(max(0, total - own))
+
+    def closed(self) -> None:
+        """The engine has ended: nobody asks its server for its load any more."""
+        self._is(0)
+
+    def _is(self, elsewhere: int) -> None:
+        ENGINE_ELSEWHERE.inc(amount=elsewhere - self.elsewhere)  # one gauge is the sum of all
+        self.elsewhere = elsewhere
 
 
 class Engine(Protocol):

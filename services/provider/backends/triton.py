@@ -178,6 +178,7 @@ class TritonBackend:
             await client.close()
         if http is not None:
             await http.close()
+        self._load.closed()
 
     async def generate(
         self, request: TextRequest, *, max_input_tokens: int, max_output_tokens: int
@@ -291,7 +292,7 @@ class TritonBackend:
             async with self._http.get(self._metrics_url, headers=self._headers) as answer:
                 raw = await _at_most(answer, MAX_METRICS_BYTES)
             load = read_load(raw, self._model)
-            if answer.status == 200 and load is not None:
+            if answer.status == 200 and load is not None and self._http is not None:
                 self._load.told(load, own=max(before, len(self._streams)))
         return self._load.elsewhere < self._queue_limit
 
