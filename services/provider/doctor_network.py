@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 from cocoon.agent.config import AgentConfig, ModelConfig
 from cocoon.agent.dropped import sentence
@@ -30,6 +32,7 @@ DEAR_PERCENTILE: Final = 75
 FEW: Final = 3  # offers, below which a percentile says nothing
 SOON_MS: Final = 10 * 60_000
 CONNECT_S: Final = 8.0
+MOST_URLS: Final = 8
 
 
 def trust(config: AgentConfig) -> Finding:
@@ -106,12 +109,32 @@ async def bus(config: AgentConfig) -> list[Finding]:
         remedy = f"ask the network's operator, and tell him the provider's id, {name}"
         return [fail("bus", error.message, remedy)]
     except CocoonError as error:
-        remedy = "check [network] bus and ca_file, and a firewall (agents dial out only)"
-        return [fail("bus", error.message, remedy)]
+        return [fail("bus", error.message, await asyncio.to_thread(_bus_remedy, config))]
     try:
         return [ok("bus", f"it takes this key ({name})"), *await _ask(nc, name)]
     finally:
         await close(nc)
+
+
+def _bus_remedy(config: AgentConfig) -> str:
+    """What to do about a bus that does not answer: the gateway may name other addresses by now."""
+    check = "check [network] bus and ca_file, and a firewall (agents dial out only)"
+    if config.network.gateway is None:
+        return check
+    try:
+        told = _told(config)["bus"]
+        urls = [str(url) for url in told["urls"][:MOST_URLS]]
+        urls = [url for url in urls if urlsplit(url).scheme == urlsplit(urls[0]).scheme]
+        has_ca = bool(told.get("ca_pem"))
+    except (CocoonError, LookupError, TypeError, ValueError):
+        return check
+    if not urls or set(urls) & set(config.network.bus):
+        return check
+    ca = " and ca_file to the operator's bus-ca.pem" if has_ca else ""
+    return (
+        f"the gateway names other addresses now: set [network] bus to {json.dumps(urls)}{ca}, "
+        "and start the agent again"
+    )
 
 
 async def _ask(nc: BusClient, name: str) -> list[Finding]:

@@ -259,6 +259,18 @@ def test_two_honest_engines_are_calibrated_to_a_small_tolerance(
     assert found["tolerance_bps"] == 100
 
 
+def test_a_reference_that_gives_no_answer_costs_nothing_and_says_so(network: LiveNetwork) -> None:
+    before = network.cli("balance", "--json").stdout
+    for reference, said in (
+        ("http://127.0.0.1:1/v1", "gave no answer"), ("provider:prov_x", "provider.only"),
+    ):  # fmt: skip
+        ran = network.cli("canary", "run", "--model", "skills-1", "--reference", reference)
+        assert (ran.returncode, ran.stdout) != (0, "")
+        assert ran.returncode in (1, 64)
+        assert said in ran.stderr
+    assert network.cli("balance", "--json").stdout == before
+
+
 def test_a_trusted_provider_is_the_reference_too(network: LiveNetwork) -> None:
     found = json.loads(canaries(network, f"provider:{own_id(network, HONEST)}", 3))
     assert found["failed"] == {"reference_itself": 3}

@@ -81,6 +81,20 @@ def test_a_person_is_asked_three_questions_and_each_has_a_default(
     assert config.models[0].price.output == 90_000_000
 
 
+def test_an_answer_that_cannot_be_taken_is_asked_for_again(
+    network: LiveNetwork, tmp_path: Path
+) -> None:
+    place = tmp_path / "again"
+    said = answered(
+        [*COMMAND, "--folder", str(place)],
+        [("network", "/nowhere"), ("network", str(network.data)), ("number", "70"),
+         ("number", "1"), ("price", "0,05"), ("price", "0.05")],
+    )  # fmt: skip
+    for sentence in ("no network runs from", "there is no 70 in the list", "'0,05' is not an"):
+        assert sentence in said
+    assert read_config(place / "provider.toml").models[0].price.output == 50_000_000
+
+
 def answered(command: list[str], answers: list[tuple[str, str]]) -> str:
     """Run in a terminal and answer each prompt as it comes; what was said."""
     ours, theirs = pty.openpty()
@@ -131,6 +145,8 @@ def test_without_a_terminal_and_without_yes_it_asks_nobody(tmp_path: Path) -> No
         (("--engine", "http://127.0.0.1:1/v1"), "names no models"),
         (("--engine", "embedded", "--model", "gpt"), "the embedded engine serves skills-1"),
         (("--engine", "embedded", "--price", "cheap"), "the price: "),
+        (("--engine", "embedded", "--price", "1000001"), "the price: at most 1000000 TON"),
+        (("--engine", "embedded", "--region", "EU West"), "agent.region"),
         (("--engine", "embedded", "--fingerprint", "00"), "has another fingerprint"),
     ],
 )

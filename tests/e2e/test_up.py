@@ -122,12 +122,14 @@ def _first_life(network: LiveNetwork) -> None:
         assert sentence.startswith(f"port {port} for the ")
         assert option in sentence
     network.first = (network.api_key, quiet_balance(network), jobs_requested(network))  # type: ignore[attr-defined]
+    network.first_bus = network.running.nats_url  # type: ignore[attr-defined]
 
 
 def _second_life(network: LiveNetwork) -> None:
-    """The key, the money and the log go on."""
+    """The key, the money and the log go on, and providers find the bus where it was."""
     key, money, jobs = network.first  # type: ignore[attr-defined]
     network.start()
+    assert network.running.nats_url == network.first_bus  # type: ignore[attr-defined]
     assert network.api_key == key
     assert quiet_balance(network) == money
     say(network)

@@ -87,6 +87,17 @@ def test_a_folder_from_before_there_was_a_choice_has_one_account_shard(tmp_path:
         folder.account_shards(2)
 
 
+def test_a_folder_keeps_the_port_of_its_bus(tmp_path: Path) -> None:
+    folder = DataFolder(tmp_path / "net")
+    folder.prepare()
+    assert folder.bus_port() == 0
+
+    folder.keep_bus_port(21282)
+
+    assert DataFolder(tmp_path / "net").bus_port() == 21282
+    assert folder.clear()[0].count("bus_port") == 1
+
+
 def test_a_second_start_makes_nothing_anew(tmp_path: Path) -> None:
     folder = DataFolder(tmp_path / "net")
     folder.prepare()
@@ -115,12 +126,11 @@ def test_a_network_is_made_with_an_open_tier_and_one_from_before_gets_it_when_it
     folder.policy.write_bytes(sign(before, [signer]).to_canonical())
     make_identity(folder, (0, 1), SystemClock(), provider_names(1))
     assert parse_policy(folder.policy.read_bytes()).policy == before
-    identity = make_identity(folder, (0, 1), SystemClock(), provider_names(1), open_names(2))
+    make_identity(folder, (0, 1), SystemClock(), provider_names(1), open_names(2))
     signed = parse_policy(folder.policy.read_bytes())
     trust = load_trust(folder.trust)
     assert verify(signed, trust.policy_signers, trust.policy_threshold)
     assert (signed.policy.version, signed.policy.open_rules) == (2, OPEN_TIER)
     assert signed.policy.previous_hash == policy_hash(before).hex()
     assert not folder.platform("open-1").exists()
-    own = [user for user in identity.nats_users if "prov" in user.allowed.account]
-    assert len(own) == 3
+    assert all(folder.seed(name).exists() for name in ("provider", "open-1", "open-2"))

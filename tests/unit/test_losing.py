@@ -116,7 +116,8 @@ def test_a_job_that_was_sealed_to_others_is_lost_by_whoever_offers_its_model() -
     assert lost_by(ALICE.id, [others]) == []
     assert lost_by(ALICE.id, [others], {hex32("another model")}) == []
     assert only(lost_by(ALICE.id, [others], {MODEL})) == (
-        "not_sealed", None, "the client sealed this job to others",
+        "not_sealed", None,
+        "the client sealed this job to others, or did not find this provider then",
     )  # fmt: skip
 
 

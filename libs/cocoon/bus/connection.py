@@ -34,18 +34,23 @@ _KINDS = ("nats", "tls", "ws", "wss")
 
 
 def _options(name: str, inbox: str, on_closed: Callable[[], None] | None) -> dict[str, Any]:
+    unreachable: set[str] = set()  # told since the last connection: it tries four times a second
+
     async def error_cb(error: Exception) -> None:
         # A refused subject is made of ids and tells the operator which rule is missing.
         refused = "permissions violation" in str(error).lower()
-        _log.warning(
-            "bus error",
-            extra={"kind": type(error).__name__, "refused": str(error) if refused else ""},
-        )
+        kind = type(error).__name__
+        if isinstance(error, OSError):
+            if kind in unreachable:
+                return
+            unreachable.add(kind)
+        _log.warning("bus error", extra={"kind": kind, "refused": str(error) if refused else ""})
 
     async def disconnected_cb() -> None:
         _log.warning("bus disconnected", extra={"connection": name})
 
     async def reconnected_cb() -> None:
+        unreachable.clear()
         _log.info("bus reconnected", extra={"connection": name})
 
     async def closed_cb() -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from cocoon.cli.session import Data, Json, as_operator, folder_of
-from cocoon.kernel.errors import BadRequest, ConfigurationError
+from cocoon.kernel.errors import BadRequest, ConfigurationError, Unavailable
 from cocoon.kernel.money import format_ton
 
 if TYPE_CHECKING:
@@ -25,7 +25,12 @@ if TYPE_CHECKING:
     from cocoon.contracts.honesty import HonestyRule
     from cocoon.devnet.folder import DataFolder, RunningNetwork
 
-app = typer.Typer(help="Audit jobs: whether providers run the model that they are paid for.")
+app = typer.Typer(
+    help="Audit jobs: whether providers run the model that they are paid for.",
+    no_args_is_help=True, rich_markup_mode=None,
+)  # fmt: skip
+
+CHEATING_PPM = 100_000
 
 _Model = Annotated[str, typer.Option("--model", help="The model's name.")]
 _Reference = Annotated[
@@ -61,11 +66,22 @@ def run_canaries(
     prompts: _Prompts = None,
     style: _Style = "chat",
     max_tokens: _Tokens = 64,
-    tolerance_bps: Annotated[int, typer.Option(min=0, max=10_000)] = 1000,
-    honest_ppm: Annotated[int, typer.Option(min=1, max=999_999)] = 10_000,
-    cheating_ppm: Annotated[int, typer.Option(min=1, max=999_999)] = 100_000,
-    false_alarm_ppm: Annotated[int, typer.Option(min=1, max=499_999)] = 100,
-    miss_ppm: Annotated[int, typer.Option(min=1, max=499_999)] = 10_000,
+    tolerance_bps: Annotated[
+        int, typer.Option(min=0, max=10_000, help="A distance that passes, in basis points.")
+    ] = 1000,
+    honest_ppm: Annotated[
+        int,
+        typer.Option(min=1, max=999_999, help="An honest provider's that differ, of a million."),
+    ] = 10_000,
+    cheating_ppm: Annotated[
+        int, typer.Option(min=1, max=999_999, help="A cheat's that differ, of a million.")
+    ] = CHEATING_PPM,
+    false_alarm_ppm: Annotated[
+        int, typer.Option(min=1, max=499_999, help="Honest providers accused, of a million tests.")
+    ] = 100,
+    miss_ppm: Annotated[
+        int, typer.Option(min=1, max=499_999, help="Cheats called honest, of a million tests.")
+    ] = 10_000,
     logprobs: Annotated[
         bool, typer.Option(help="Ask the reference server for log probabilities (near ties).")
     ] = False,
@@ -73,7 +89,7 @@ def run_canaries(
     as_json: Json = False,
 ) -> None:
     """Send paid audit jobs, compare with the reference, record; who fails the test is revoked."""
-    from cocoon.audit.running import Plan
+    from cocoon.audit.running import ITSELF, Plan
     from cocoon.domain.honesty import make_rule
 
     rule = make_rule(
@@ -90,6 +106,8 @@ def run_canaries(
 
     found = as_operator(data, work).told()
     print(json.dumps(found) if as_json else "\n".join(_lines(found)))
+    if not found["canaries"] and set(found["failed"]) - {ITSELF}:
+        raise Unavailable("no canary came out, so nobody was judged")
 
 
 async def _run(
@@ -127,6 +145,11 @@ async def _run(
     async with asking.reference_of(
         reference, network, key, plan.model, logprobs=logprobs
     ) as trusted_engine:
+        # a sentence now rather than `count` paid jobs that nothing can be held against
+        await trusted_engine.ask({
+            "model": plan.model, "messages": prompts.draw(), "temperature": 0, "max_tokens": 16,
+            "stream": False,
+        })  # fmt: skip
         return await running.run(plan, prompts, ask_one, trusted_engine, report, SystemRandomness())
 
 
@@ -137,7 +160,7 @@ def calibrate(
     other: Annotated[
         str, typer.Option(metavar="URL|provider:ID", help="A second engine that you trust.")
     ],
-    count: Annotated[int, typer.Option(min=20, max=10_000)] = 50,
+    count: Annotated[int, typer.Option(min=20, max=10_000, help="How many pairs.")] = 50,
     api_key_file: _Key = None,
     prompts: _Prompts = None,
     style: _Style = "chat",
@@ -172,6 +195,11 @@ def calibrate(
         f"{len(apart)} pairs, {sum(d == 0 for d in apart)} of them equal, the furthest "
         f"{max(apart) / 100:.1f} % apart\n--tolerance-bps {tolerance} --honest-ppm {honest}"
     )
+    if honest >= CHEATING_PPM:
+        print(
+            f"`canary run` takes that only with a --cheating-ppm above it ({CHEATING_PPM} unless "
+            "said); more pairs (--count) bring the bound down"
+        )
 
 
 @app.command("report")
@@ -208,12 +236,19 @@ def _standing(name: str, one: dict[str, Any]) -> str:
 
 
 def _lines(found: dict[str, Any]) -> list[str]:
-    failed = sum(found["failed"].values())
+    from cocoon.audit.running import ITSELF
+
     cost = format_ton(int(found["cost_nanoton"]))
-    lines = [f"{found['canaries']} canaries for {cost} TON, {failed} failed"]
+    failed = dict(found["failed"])
+    itself = failed.pop(ITSELF, 0)
+    lines = [f"{found['canaries']} canaries for {cost} TON, {sum(failed.values())} failed"]
+    lines += [f"  failed: {count} {code}" for code, count in sorted(failed.items())]
+    if itself:
+        lines.append(f"  {itself} more went to the reference itself, which says nothing of anybody")
     for name, one in found["providers"].items():
         told = ", ".join(f"{one[w]} {w}" for w in ("passed", "differed", "unclear") if w in one)
-        lines.append(f"  {name}  {told}  {one['verdict']}")
+        verdict = "no verdict yet" if one["verdict"] == "open" else one["verdict"]
+        lines.append(f"  {name}  {told}; {verdict}")
     return lines
 
 

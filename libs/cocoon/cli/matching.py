@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from cocoon.domain.backtest import Backtest, Outcome
 
 STEP = 4096  # events of the log at a time
-app = typer.Typer(help="Who gets a job: the policy, and another on the same log.")
+app = typer.Typer(
+    help="Who gets a job: the policy, and another on the same log.",
+    no_args_is_help=True, rich_markup_mode=None,
+)  # fmt: skip
 
 
 @app.command("show")

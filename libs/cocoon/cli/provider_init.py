@@ -5,9 +5,10 @@ from __future__ import annotations
 import secrets
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 from urllib.parse import urlsplit
 
 import typer
@@ -18,7 +19,7 @@ from cocoon.cli import provider_network as networks
 from cocoon.cli.provider_engines import Engine
 from cocoon.cli.provider_network import NetworkFacts
 from cocoon.cli.provider_session import FILE_NAME, default_folder
-from cocoon.kernel.errors import BadRequest, CocoonError, ConfigurationError
+from cocoon.kernel.errors import BadRequest, CocoonError, ConfigurationError, Unavailable
 from cocoon.kernel.money import format_ton, parse_ton
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 TSM_REPORTS = Path("/sys/kernel/config/tsm/report")
 # without a market to look at, in nanoTON per million tokens
 FIRST_PRICES = Prices(20_000_000, 10_000_000, 80_000_000)
+MOST_NANOTON = 10**15  # what the file takes
+MAX_ASKED = 10
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,8 @@ class Answers:
 def init(
     folder: Annotated[
         Path | None,
-        typer.Option("--folder", metavar="DIR", help="Where to write (default: .cocoon-provider)."),
+        typer.Option("--folder", metavar="DIR", help="Where to write (default: .cocoon-provider "
+                     "in the checkout)."),
     ] = None,
     network: Annotated[
         str | None, typer.Option(metavar="URL|DIR", help="A gateway, or a folder of `./cocoon up`.")
@@ -120,6 +125,16 @@ def _check_can_ask(answers: Answers) -> None:
         )
 
 
+def _again(what: str, default: str | None, take: Callable[[str], T]) -> T:
+    """Ask until an answer can be taken: whoever mistypes a price need not begin anew."""
+    for _ in range(MAX_ASKED):
+        try:
+            return take(str(typer.prompt(f"   {what}", default=default)).strip())
+        except (BadRequest, ConfigurationError, Unavailable) as error:
+            print(f"   {error.message}")
+    raise BadRequest("no answer could be taken; nothing was written")
+
+
 # ---- question 1 ----
 
 
@@ -141,7 +156,11 @@ def _network(answers: Answers) -> NetworkFacts:
             "1. Which network? A gateway's address (https://...), or the folder of a network that "
             "`./cocoon up` runs on this machine."
         )
-        asked = str(typer.prompt("   network", default=default))
+        return _again("network", default, lambda said: _reach(said, answers))
+    return _reach(asked, answers)
+
+
+def _reach(asked: str, answers: Answers) -> NetworkFacts:
     if urlsplit(asked).scheme in ("http", "https"):
         facts = networks.from_gateway(asked, answers.trust, answers.ca)
     elif answers.trust is not None or answers.ca is not None:
@@ -195,10 +214,13 @@ def _engine(answers: Answers) -> Engine:
     print("2. What to serve? Found on this machine:")
     for number, one in enumerate(found, 1):
         print(f"   {number}) {one.told}")
-    number = int(typer.prompt("   number", default=1, type=int))
-    if not 1 <= number <= len(found):
-        raise BadRequest(f"there is no {number} in the list")
-    return found[number - 1]
+    return _again("number", "1", lambda said: _in_list(found, said))
+
+
+def _in_list(found: list[Engine], said: str) -> Engine:
+    if not (said.isascii() and said.isdigit() and len(said) < 4 and 1 <= int(said) <= len(found)):
+        raise BadRequest(f"there is no {said} in the list; it ends with {len(found)}")
+    return found[int(said) - 1]
 
 
 def _named_engine(engine: str, model: str | None) -> Engine:
@@ -247,11 +269,17 @@ def _price(answers: Answers, facts: NetworkFacts, engine: Engine) -> Prices:
             else "nobody else offers it yet"
         )  # fmt: skip
         print(f"3. Which price? TON per million tokens of the answer; {market}.")
-        asked = str(typer.prompt("   price", default=format_ton(middle.output)))
+        return _again("price", format_ton(middle.output), lambda said: _prices(said, middle))
+    return _prices(asked, middle)
+
+
+def _prices(asked: str, middle: Prices) -> Prices:
     try:
         output = parse_ton(asked)
     except ValueError as error:
         raise BadRequest(f"the price: {error}") from None
+    if output > MOST_NANOTON:
+        raise BadRequest(f"the price: at most {format_ton(MOST_NANOTON)} TON per million tokens")
     if output == middle.output:
         return middle
     # the prompt's prices in the proportion that the market has
@@ -366,7 +394,8 @@ def _tell(place: Path, config: AgentConfig, facts: NetworkFacts) -> None:
 {place / FILE_NAME}
   provider  {provider_id_of(config)}
   network   {facts.gateway}
-  serves    {model.name} ({model.engine}), {format_ton(model.price.output)} TON per million tokens
+  serves    {model.name} ({model.engine})
+  price     {format_ton(model.price.output)} TON per million tokens of the answer
   tier      {tiers[config.tee.kind]}
   key       {config.agent.seed_file} (keep it: whoever has it is this provider)
 

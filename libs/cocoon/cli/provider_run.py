@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shlex
 import signal
 import sys
 from datetime import UTC, datetime
@@ -14,7 +13,9 @@ from typing import TYPE_CHECKING, Any, Final
 import typer
 
 from cocoon.cli.provider_session import Config, config_path, read, running_agent
+from cocoon.cli.provider_status import takes_jobs
 from cocoon.kernel.errors import CocoonError, ConfigurationError, Conflict, NotFound
+from cocoon.kernel.money import format_ton
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,7 +92,12 @@ def _ended(code: int, last_words: str) -> int:
     if code == 0:
         _say("the agent has ended")
         return 0
-    print(f"cocoon: the agent ended (exit code {code}):\n{last_words}", file=sys.stderr)
+    how = f"was killed by signal {-code}" if code < 0 else f"ended (exit code {code})"
+    print(
+        f"cocoon: the agent {how}; finished answers are kept, `./cocoon provider run` starts it "
+        f"again. Its last words:\n{last_words}",
+        file=sys.stderr,
+    )
     return 1
 
 
@@ -125,7 +131,8 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
     stood = was.get("attested") and until == was.get("evidence_valid_until_ms")
     if standing.get("attested") and until and not stood:
         when = datetime.fromtimestamp(until / 1000, UTC)
-        yield f"attested until {when:%H:%M:%S} UTC; it is renewed before"
+        word = "in the open tier" if now.get("tier") == "open" else "attested"
+        yield f"{word} until {when:%H:%M:%S} UTC; it is renewed before"
     if standing.get("revoked") and standing.get("revoked") != was.get("revoked"):
         told = standing["revoked"]
         yield f"DROPPED by the network: {told.get('reason')}; {told.get('message')}"
@@ -136,19 +143,18 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
     for model in now.get("models") or ():
         takes = takes_jobs(model)
         if model["name"] not in old or takes_jobs(old[model["name"]]) != takes:
-            price = shlex.quote(str((model.get("price") or {}).get("output", "?")))
+            price = format_ton(int((model.get("price") or {}).get("output", 0)))
             yield (
-                f"{model['name']} takes jobs, {price} nanoTON per million tokens"
+                f"{model['name']} takes jobs, {price} TON per million tokens of the answer"
                 if takes
                 else f"{model['name']} takes no jobs now: {_why_not(model)}"
             )
     connected = (now.get("bus") or {}).get("connected")
     if before and connected != (before.get("bus") or {}).get("connected"):
-        yield "the bus is back" if connected else "the bus is away; finished answers are kept"
-
-
-def takes_jobs(model: dict[str, Any]) -> bool:
-    return bool(model.get("enabled") and model.get("healthy"))
+        yield (
+            "the bus is back" if connected
+            else "the bus is away, so no jobs come; finished answers are kept"
+        )  # fmt: skip
 
 
 def _why_not(model: dict[str, Any]) -> str:

@@ -36,7 +36,7 @@ Config = Annotated[
     Path | None,
     typer.Option(
         "--config", metavar="FILE",
-        help="The provider's file (default: .cocoon-provider/provider.toml).",
+        help="The provider's file (default: .cocoon-provider/provider.toml in the checkout).",
     ),
 ]  # fmt: skip
 

@@ -86,9 +86,10 @@ def lines(found: dict[str, Any], money: dict[str, Any]) -> list[str]:
     standing = found.get("standing") or {}
     bus = found.get("bus") or {}
     shown = [
-        f"{found['provider_id']}   tier {found.get('tier') or 'none yet'}   "
-        f"{'DRAINING' if found.get('draining') else 'taking jobs'}",
-        f"  bus       {'connected' if bus.get('connected') else 'AWAY'}  {bus.get('url') or ''}",
+        f"{found['provider_id']}   tier {found.get('tier') or 'none yet'}   {_doing(found)}",
+        f"  bus       connected  {bus.get('url') or ''}"
+        if bus.get("connected")
+        else "  bus       AWAY: it is tried again; `./cocoon provider doctor` says more",
         f"  evidence  {_left(standing)}",
     ]
     if standing.get("revoked"):
@@ -120,6 +121,20 @@ def lines(found: dict[str, Any], money: dict[str, Any]) -> list[str]:
             f" {float(model['tokens_per_s']):>9.1f}"
         )
     return shown
+
+
+def _doing(found: dict[str, Any]) -> str:
+    if found.get("draining"):
+        return "DRAINING"
+    if not (found.get("bus") or {}).get("connected"):
+        return "NO JOBS: the bus is away"
+    if not any(takes_jobs(model) for model in found.get("models") or ()):
+        return "NO JOBS: no model can serve"
+    return "taking jobs"
+
+
+def takes_jobs(model: dict[str, Any]) -> bool:
+    return bool(model.get("enabled") and model.get("healthy"))
 
 
 def _left(standing: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ from cocoon.kernel.errors import ConfigurationError
 
 # What a network makes in its folder; beside the lock, only these are ever removed.
 _MADE = re.compile(
-    r"account_shards|bus-ca\.pem|logs|nats|policy\.json|postgres|(processes|running)\.(json|new)"
+    r"account_shards|bus_port|bus-ca\.pem|logs|nats|policy\.json|postgres|(processes|running)\.(json|new)"
     r"|provider(-\d+)?|open-\d+|secrets|sidecar|trust\.json"
 )
 _LOCK = "lock"
@@ -68,6 +68,7 @@ class DataFolder:
         self.running = self.root / "running.json"
         self.processes = self.root / "processes.json"
         self._shards = self.root / "account_shards"
+        self._bus_port = self.root / "bus_port"
         self._lock_file = self.root / _LOCK
 
     def seed(self, name: str) -> Path:
@@ -125,6 +126,20 @@ class DataFolder:
     def keep_account_shards(self, count: int) -> None:
         """Write down with how many account shards this network is made."""
         self._shards.write_text(f"{count}\n", encoding="ascii")
+
+    def bus_port(self) -> int:
+        """The port that the bus had at the last start without other doors; 0 if there was none.
+
+        Providers on this machine have it in their files.
+        """
+        try:
+            return int(self._bus_port.read_text(encoding="ascii"))
+        except (FileNotFoundError, ValueError):
+            return 0
+
+    def keep_bus_port(self, port: int) -> None:
+        """Write down where the bus listens, for the next start."""
+        self._bus_port.write_text(f"{port}\n", encoding="ascii")
 
     def _not_made(self, error: OSError) -> ConfigurationError:
         return ConfigurationError(

@@ -136,10 +136,14 @@ class Network:
         )  # fmt: skip
         self._folder.keep_account_shards(len(self._matchers))
         entry = self._options.entry
+        former = self._folder.bus_port()
         self._nats = NatsServer(
-            self._folder.nats, users=identity.nats_users, issuer=identity.nats_issuer,
+            self._folder.nats, former if former and is_free(former) else 0,
+            users=identity.nats_users, issuer=identity.nats_issuer,
             doors=open_doors(self._folder, entry) if entry else None, follows=True,
         )  # fmt: skip
+        if entry is None:
+            self._keep_bus_port(former, self._nats.port)
         starts = [self._postgres.start, self._nats.start]
         if self._triton is not None:
             starts.append(self._triton.start)
@@ -179,6 +183,15 @@ class Network:
         if self._triton is not None:
             pids["triton"] = self._triton.pid
         self._folder.write_processes(pids)
+
+    def _keep_bus_port(self, former: int, port: int) -> None:
+        """Providers on this machine have it in their files, so the next start takes it again."""
+        if former and former != port:
+            self._say(
+                f"port {former} of the bus is taken; it listens on {port}, so providers that were "
+                "made before must be told: `./cocoon provider doctor` says how"
+            )
+        self._folder.keep_bus_port(port)
 
     async def _prepare_database(self) -> None:
         superuser = self._postgres.dsn(DATABASE)

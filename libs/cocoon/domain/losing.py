@@ -63,7 +63,7 @@ def _lost(
     if not own:
         if model_id not in models:
             return None
-        told = "the client sealed this job to others"
+        told = "the client sealed this job to others, or did not find this provider then"
         return Lost(command.job_id, command.now_ms, model_id, NOT_SEALED, None, told)
     all_told = standings(seeking, command)
     mine = [one for one in all_told if one.provider_id == provider_id]

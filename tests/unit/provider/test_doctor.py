@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import resource
 import socket
 import stat
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,7 @@ import pytest
 
 from cocoon.agent.config import AgentConfig, ModelConfig
 from cocoon.agent.market import Prices
+from cocoon.bus.keys import seed_file
 from cocoon.kernel.clock import SystemRandomness
 from services.provider import doctor, doctor_machine, doctor_models, doctor_network
 from services.provider.backends.onnx import OnnxBackend
@@ -285,6 +290,53 @@ async def test_a_bus_that_is_away_or_a_key_that_is_missing_fails(tmp_path: Path)
     (missing,) = await doctor_network.bus(asked)
     assert states(missing) == ["fail"]
     assert "init" in missing.remedy
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({"urls": ["wss://bus.example:443", "tls://bus.example:444"], "ca_pem": "PEM"},
+         'set [network] bus to ["wss://bus.example:443"] and ca_file to'),
+        ({"urls": ["nats://127.0.0.1:2"], "ca_pem": None},
+         'set [network] bus to ["nats://127.0.0.1:2"], and start'),
+        ({"urls": ["nats://127.0.0.1:1"], "ca_pem": None}, "a firewall"),
+        (None, "a firewall"),
+    ],
+)  # fmt: skip
+async def test_a_bus_that_has_moved_is_where_the_gateway_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: dict[str, Any] | None, said: str
+) -> None:
+    seed_file(tmp_path / "identity.seed", bytes(32))
+    monkeypatch.setattr(doctor_network, "CONNECT_S", 0.2)
+    with gateway_that_tells({"bus": told}) as url:
+        plain = config(tmp_path)
+        asked = plain.model_copy(update={
+            "network": plain.network.model_copy(update={"gateway": url}),
+        })  # fmt: skip
+        (away,) = await doctor_network.bus(asked)
+    assert away.state == "fail"
+    assert said in away.remedy
+
+
+@contextlib.contextmanager
+def gateway_that_tells(document: dict[str, Any]) -> Iterator[str]:
+    class Door(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = json.dumps(document).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - its name there
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Door) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join(5)
 
 
 def test_a_trust_file_that_is_missing_fails(tmp_path: Path) -> None:
