@@ -114,7 +114,7 @@ def answered(command: list[str], answers: list[tuple[str, str]]) -> str:
             except OSError:  # the terminal is closed: it has ended
                 break
             said += data.decode().replace("\r", "")
-            if left and f"   {left[0][0]}" in said[seen:] and said.rstrip(" ").endswith(":"):
+            if left and f"   {left[0][0]}" in said[seen:] and said.endswith(": "):
                 seen = len(said)
                 os.write(ours, f"{left.pop(0)[1]}\n".encode())
     finally:
