@@ -11,6 +11,7 @@ import typer
 from cocoon import __version__
 from cocoon.cli import (
     balance,
+    ban,
     canary,
     connect,
     explain,
@@ -51,6 +52,7 @@ app.add_typer(matching.app, name="matching")
 model.app.command("show")(model_show.show)
 app.add_typer(model.app, name="model")
 app.add_typer(provider.app, name="provider")
+app.command("ban")(ban.ban)
 app.command("unpark")(unpark.unpark)
 app.add_typer(keys.app, name="keys")
 app.command("replay")(replay.replay)

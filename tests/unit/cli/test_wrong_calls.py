@@ -24,6 +24,7 @@ WRONG = [
     (("unpark", "1", "foo"), "a stream is job/<id> or account/<id>"),
     (("unpark", "1", "job/"), "a stream is job/<id> or account/<id>"),
     (("unpark", "1", ""), "a stream is job/<id> or account/<id>"),
+    (("ban", "prov_1"), "a provider's id is prov_ and 32 digits"),
     (("keys", "revoke"), "Missing argument"),
     (("nope",), "nope"),
 ]
