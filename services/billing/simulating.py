@@ -129,16 +129,25 @@ async def _latest(conn: Connection, shard: int, model_id: str, since_us: int) ->
 
 
 def _told(model_id: str, found: Estimate, others: int) -> Simulated:
-    hours = found.span_ms / HOUR_MS
     if not found.enough:
         told = f"too little demand in the log: {found.jobs} jobs; {MIN_JOBS} are needed"
     else:
         told = (
-            f"of {found.jobs} jobs in {hours:.1f} hours it would have had {found.won}, as fast as "
-            "the middle one of the others and with their history"
+            f"of {found.jobs} jobs in {span_text(found.span_ms)} it would have had {found.won}, as "
+            "fast as the middle one of the others and with their history"
         )
+        if found.span_ms < HOUR_MS:
+            told += "; an hour is more than the log has seen"
     return Simulated(
         model_id=model_id, enough=found.enough, told=told, jobs=found.jobs,
         hours_ms=found.span_ms, won=found.won, per_hour_nanoton=found.per_hour,
         low_nanoton=found.low, high_nanoton=found.high, others=others,
     )  # fmt: skip
+
+
+def span_text(span_ms: int) -> str:
+    """In the unit that a person would use; never 0."""
+    for unit_ms, name in ((HOUR_MS, "hours"), (HOUR_MS // 60, "minutes"), (1000, "seconds")):
+        if span_ms >= 2 * unit_ms:
+            return f"{span_ms / unit_ms:.0f} {name}"
+    return f"{max(1, span_ms // 1000)} s"
