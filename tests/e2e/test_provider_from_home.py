@@ -150,7 +150,7 @@ def test_from_an_empty_home_behind_a_router_to_money(
         agent.send_signal(signal.SIGINT)
         said, _ = agent.communicate(timeout=60)
     assert agent.returncode == 0, said
-    assert "attested until" in said
+    assert "in the open tier until" in said
     assert "stopped" in said
 
 

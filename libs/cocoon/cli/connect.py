@@ -155,6 +155,6 @@ def _wrong(error: ValidationError) -> str:
     """Each wrong option by its name, and what it may be. Never the value: it may be a key."""
     return "; ".join(
         f"{_OPTIONS.get(str(e['loc'][0]), str(e['loc'][0]))}"
-        f"{''.join(f' {name}' for name in e['loc'][1:])} cannot be this: {e['msg']}"
+        f"{''.join(f' {n}' for n in e['loc'][1:] if isinstance(n, str))} cannot be this: {e['msg']}"
         for e in error.errors(include_input=False)
     )
