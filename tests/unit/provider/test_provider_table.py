@@ -12,6 +12,7 @@ from cocoon.agent import AgentConfig, ModelConfig, ModelPrice, write_config
 from cocoon.agent.config import Agent, Network
 from cocoon.chat import Capabilities, Embedded
 from cocoon.kernel.errors import Unavailable
+from cocoon.models.manifest import describe_server
 from cocoon.sealing import Status
 from services.provider.models import ServedModel
 from services.provider.queueing import Engine
@@ -68,7 +69,9 @@ def config(name: str, **fields: Any) -> ModelConfig:
 
 def served(of: ModelConfig, clock: Clock) -> ServedModel:
     model_id = of.name.encode().hex().ljust(64, "0")
-    return ServedModel(of, model_id, Engine(Embeds, of.concurrency), clock)
+    manifest = describe_server(of.name, {"model": of.name})
+    engine = Engine(Embeds, of.concurrency)
+    return ServedModel(of, model_id, engine, clock, manifest=manifest)
 
 
 class World:
