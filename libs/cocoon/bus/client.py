@@ -90,8 +90,12 @@ class BusClient(Client):
     # ---- nats-py's own methods ----
 
     async def _connect_to_server(self, s: Any) -> None:
-        """As nats-py does, but a WebSocket has deadlines; see `BusWebSocket`."""
+        """As nats-py does, but a WebSocket has deadlines; see `BusWebSocket`.
+
+        And the line of an attempt that came to nothing is closed, not left to the collector.
+        """
         if s.uri.scheme not in ("ws", "wss"):
+            self._cut()
             await super()._connect_to_server(s)
             return
         from cocoon.bus.websocket import BusWebSocket  # aiohttp: only who uses it loads it
