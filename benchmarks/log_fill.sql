@@ -44,7 +44,23 @@ BEGIN
     EXECUTE v_index.definition;
   END LOOP;
   DELETE FROM ledger.earnings;
-  INSERT INTO ledger.earnings SELECT * FROM ledger.earnings_again;
+  -- As services.billing.earning adds them up: a result stands right before its payment.
+  INSERT INTO ledger.earnings
+  SELECT s.provider_id, s.shard, (paid.recorded_at / 86400000000)::int AS day,
+         coalesce(substr(r.receipt, 89, 64), '') AS model_id, count(*) AS jobs,
+         coalesce(sum(r.input_tokens), 0)::bigint AS input_tokens,
+         coalesce(sum(r.cached_input_tokens), 0)::bigint AS cached_input_tokens,
+         coalesce(sum(r.output_tokens), 0)::bigint AS output_tokens,
+         coalesce(sum(r.reasoning_tokens), 0)::bigint AS reasoning_tokens,
+         sum(s.provider_part)::bigint AS earned
+    FROM ledger.settlements s
+    JOIN log.events paid ON paid.shard = s.shard AND paid.position = s.position
+    LEFT JOIN log.events sealed ON sealed.shard = s.shard AND sealed.position = s.position - 1
+     AND sealed.type = 'ResultSealed' AND sealed.stream = paid.stream
+    LEFT JOIN LATERAL json_to_record(sealed.data::json) AS r(
+         receipt text, input_tokens bigint, cached_input_tokens bigint, output_tokens bigint,
+         reasoning_tokens bigint) ON sealed.data IS NOT NULL
+   GROUP BY 1, 2, 3, 4;
 END $$;
 
 CREATE FUNCTION bench.job(p_number bigint) RETURNS text LANGUAGE sql IMMUTABLE AS $$

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from cocoon.contracts.envelope import StoredEvent
 from cocoon.contracts.events import EventData, PaymentSettled, ResultRejected, ResultSealed
@@ -23,6 +23,23 @@ class Share(NamedTuple):
     shard: int
     day: int
     model_id: str
+
+
+class Counts(Protocol):
+    """What of a result is added up: ResultSealed, or its fields as they were read."""
+
+    @property
+    def job_id(self) -> str: ...
+    @property
+    def receipt(self) -> str: ...
+    @property
+    def input_tokens(self) -> int: ...
+    @property
+    def cached_input_tokens(self) -> int: ...
+    @property
+    def output_tokens(self) -> int: ...
+    @property
+    def reasoning_tokens(self) -> int: ...
 
 
 @dataclass(slots=True)
@@ -42,20 +59,24 @@ class Earnings:
                  event.reason)
             )  # fmt: skip
         elif isinstance(event, PaymentSettled):
-            result = results.get(stored.position - 1)
-            if result is not None and result.job_id != event.job_id:
-                result = None
-            share = Share(
-                event.provider_id, stored.shard, stored.recorded_at_us // DAY_US,
-                result.receipt[MODEL_AT] if result else "",
-            )  # fmt: skip
-            sums = self.by_share.setdefault(share, [0, 0, 0, 0, 0, 0])
-            counts = (
-                (result.input_tokens, result.cached_input_tokens, result.output_tokens,
-                 result.reasoning_tokens) if result else (0, 0, 0, 0)
-            )  # fmt: skip
-            for index, more in enumerate((1, *counts, event.provider_nanoton)):
-                sums[index] += more
+            day = stored.recorded_at_us // DAY_US
+            self.pay(stored.shard, day, event, results.get(stored.position - 1))
+
+    def pay(self, shard: int, day: int, paid: PaymentSettled, result: Counts | None) -> None:
+        """`result`: what stands right before the payment in the log, whose ever it is."""
+        if result is not None and result.job_id != paid.job_id:
+            result = None
+        model_id = result.receipt[MODEL_AT] if result is not None else ""
+        sums = self.by_share.setdefault(
+            Share(paid.provider_id, shard, day, model_id), [0, 0, 0, 0, 0, 0]
+        )
+        sums[0] += 1
+        if result is not None:
+            sums[1] += result.input_tokens
+            sums[2] += result.cached_input_tokens
+            sums[3] += result.output_tokens
+            sums[4] += result.reasoning_tokens
+        sums[5] += paid.provider_nanoton
 
 
 def earned(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from services.billing.earning import Share
 from services.billing.posting import Posting
 
 if TYPE_CHECKING:
@@ -179,20 +180,14 @@ async def refusal_lines(conn: Connection, shard: int, first: int, last: int) -> 
     )  # fmt: skip
 
 
-async def earnings_difference(conn: Connection, shard: int) -> str | None:
-    """A provider, day and model whose row is not what payments and results give; None if equal."""
-    differs = await conn.fetchval(
-        "SELECT provider_id || ' on day ' || day || ' with model ' || coalesce(model_id, '')"
-        " FROM (SELECT * FROM ledger.earnings WHERE shard = $1) kept"
-        " FULL JOIN (SELECT * FROM ledger.earnings_again WHERE shard = $1) again"
-        " USING (provider_id, shard, day, model_id)"
-        " WHERE (kept.jobs, kept.input_tokens, kept.cached_input_tokens, kept.output_tokens,"
-        " kept.reasoning_tokens, kept.earned) IS DISTINCT FROM (again.jobs, again.input_tokens,"
-        " again.cached_input_tokens, again.output_tokens, again.reasoning_tokens, again.earned)"
-        " ORDER BY 1 LIMIT 1",
+async def all_earnings(conn: Connection, shard: int) -> dict[Share, list[int]]:
+    """Every row of what providers earned on a shard, as `services.billing.earning` adds it up."""
+    rows = await conn.fetch(
+        "SELECT provider_id, shard, day, model_id, jobs, input_tokens, cached_input_tokens,"
+        " output_tokens, reasoning_tokens, earned FROM ledger.earnings WHERE shard = $1",
         shard,
     )
-    return None if differs is None else str(differs)
+    return {Share(*row[:4]): list(row[4:]) for row in rows}
 
 
 async def row_outside(conn: Connection, shard: int, applied: int) -> int | None:

@@ -12,21 +12,22 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice, zip_longest
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from cocoon.contracts.envelope import GENESIS_HASH, StoredEvent
-from cocoon.contracts.events import EventData, ResultRejected, decoder
-from cocoon.contracts.shapes import checker
+from cocoon.contracts.events import EventData, PaymentSettled, ResultRejected, ResultSealed, decoder
+from cocoon.contracts.shapes import checker, reader
 from cocoon.domain import ledger
 from cocoon.domain.ledger import Entry, OutOfBounds, postings
 from cocoon.eventlog import scan as log
 from cocoon.eventlog.read import StoredCommand, checkpoint, hash_at, head, stream_events
-from cocoon.eventlog.scan import DATA, SCHEMA_VERSION, STREAM, TYPE, Scan
+from cocoon.eventlog.scan import DATA, RECORDED_AT, SCHEMA_VERSION, STREAM, TYPE, Scan
 from cocoon.kernel.errors import LogCorrupt
 from services.billing import snapshots, store
 from services.billing.books import Books
 from services.billing.draws import Draws
 from services.billing.draws import stream as seeds_stream
+from services.billing.earning import DAY_US, Counts, Earnings
 from services.billing.ledger import LEDGER_CONSUMER
 from services.billing.posting import BEHIND_PARKED, FREEZES
 from services.billing.redecide import Decisions, Report
@@ -38,9 +39,10 @@ BATCH: Final = 2048  # events of a fetch: about 2 MB
 SLICE: Final = 128  # events folded before the event loop has a turn
 POSITIONS_SHOWN: Final = 20
 _REJECTED: Final = ResultRejected.event_type.encode()
+_SEALED: Final = ResultSealed.event_type.encode()
 
 
-Read = Callable[[bytes], EventData | None]
+Read = Callable[[bytes], Any]  # an event, its fields, or None where nobody asks for them
 
 
 @lru_cache(maxsize=256)
@@ -51,9 +53,13 @@ def whole(event_type: bytes, schema_version: bytes) -> Read:
 
 @lru_cache(maxsize=256)
 def if_it_posts(event_type: bytes, schema_version: bytes) -> Read:
-    """The same, but an event of a type that posts nothing is checked only: None."""
+    """The same, but an event of a type that posts nothing is checked only: None. Of a result the
+    counts are read: a payment follows.
+    """
     name, version = event_type.decode(), int(schema_version)
-    return decoder(name, version) if name in ledger.POSTED else checker(name, version)
+    if name in ledger.POSTED:
+        return decoder(name, version)
+    return reader(name, version) if event_type == _SEALED else checker(name, version)
 
 
 Learn = Callable[[StoredEvent], Awaitable[list[StoredEvent]]]
@@ -90,6 +96,8 @@ class Fold:
         """
         self.books, self.hash = books, prev_hash
         self.live = Books()  # the digest of the tables' lines
+        self.earnings = Earnings()  # since the fold began
+        self._sealed: tuple[int, Counts | None] = (0, None)  # the last result's position, and it
         self._report, self._parked, self._marks, self._learn = report, parked, marks, learn
         self._decisions = Decisions(report, Draws(draws)) if learn else None
         self._pending: list[StoredEvent] = []
@@ -137,6 +145,7 @@ class Fold:
         """Read these rows' events and, where the ledger has passed them, post them into `lines`."""
         read = whole if self._decisions else if_it_posts
         books, parked, events = self.books if posted else None, self._parked, []
+        sealed_at, sealed = self._sealed
         for position, fields in enumerate(rows, first):
             try:
                 event = read(fields[TYPE], fields[SCHEMA_VERSION])(fields[DATA])
@@ -160,6 +169,13 @@ class Fold:
                     # balances differ in the end.
                     self._report.note(f"position {position} was not covered when it came: {error}")
                     lines.append(books.post(position, event, entries, bounded=False))
+                if type(event) is PaymentSettled:
+                    result = sealed if sealed_at == position - 1 else None
+                    day = int(fields[RECORDED_AT]) // DAY_US
+                    self.earnings.pay(self._report.shard, day, event, result)
+            if fields[TYPE] == _SEALED:
+                sealed_at, sealed = position, event
+        self._sealed = sealed_at, sealed
         return events
 
     def _hold(
@@ -290,7 +306,7 @@ async def replay_shard(
         if stop >= applied:
             await _compare_tables(conn, applied, fold, report)
             if first == 1:
-                await _compare_earnings(conn, report)
+                await _compare_earnings(conn, fold.earnings, report)
     return report, fold
 
 
@@ -301,13 +317,16 @@ def _refusal_line(position: int, fields: Sequence[bytes]) -> str:
     return f"{position} {event.provider_id} {event.job_id} {event.epoch} {event.reason}\n"
 
 
-async def _compare_earnings(conn: Connection, report: Report) -> None:
-    """The sums by provider, day and model, against the payments and the log that were just read."""
-    differs = await store.earnings_difference(conn, report.shard)
-    if differs is not None:
-        report.say(
-            f"what {differs} earned is not what its payments say; ledger.earnings is wrong there"
-        )
+async def _compare_earnings(conn: Connection, earnings: Earnings, report: Report) -> None:
+    """The sums by provider, day and model, and the first that is not the log's."""
+    want, have = earnings.by_share, await store.all_earnings(conn, report.shard)
+    if want == have:
+        return
+    first = min(s for s in want.keys() | have.keys() if want.get(s) != have.get(s))
+    report.say(
+        f"what {first.provider_id} on day {first.day} with model {first.model_id} earned is not "
+        "what its payments say; ledger.earnings is wrong there"
+    )
 
 
 async def _batches(

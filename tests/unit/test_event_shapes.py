@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from cocoon.contracts.events import EventData, decoder
-from cocoon.contracts.shapes import MAX_KNOWN, checker
+from cocoon.contracts.shapes import MAX_KNOWN, checker, reader
 from tests.support.event_examples import EXAMPLES
 
 ODD = b'gG09af" \\-+.{}[]:,\n\x00\xc3'  # letters beyond hex, signs, JSON's own, no ASCII
@@ -42,6 +43,16 @@ def test_a_check_refuses_what_the_decoder_refuses(event: EventData) -> None:
     check(data)
 
 
+@pytest.mark.parametrize("event", EXAMPLES, ids=lambda event: event.event_type)
+def test_what_is_read_has_the_events_fields(event: EventData) -> None:
+    read, data = reader(event.event_type, event.schema_version), event.to_canonical()
+    assert read(data) == event  # by its own decoder; from now on its frame is known
+    found = read(data)
+    for name, value in json.loads(data).items():
+        if isinstance(value, str | int):
+            assert str(getattr(found, name)) == str(value), name
+
+
 HELD = b'{"account_id":"acct_1","amount_nanoton":"%s","job_id":"%s"}'
 
 
@@ -65,7 +76,7 @@ def test_a_known_frame_excuses_nothing(amount: bytes, job_id: bytes) -> None:
 
 
 def test_many_names_do_not_grow_what_is_known() -> None:
-    check = checker("FundsHeld", 1)
+    check = reader("FundsHeld", 1)
     for number in range(MAX_KNOWN + 10):
         name = "".join(chr(ord("g") + int(digit)) for digit in str(number))
         check(HELD.replace(b"acct_1", name.encode()) % (b"1", b"0f" * 16))

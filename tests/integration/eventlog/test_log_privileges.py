@@ -34,14 +34,10 @@ ALLOWED: dict[tuple[str, str], set[str]] = {
     ("cocoon_billing", "ledger.snapshots"): {"SELECT", "INSERT", "UPDATE", "DELETE"},
     ("cocoon_billing", "ledger.earnings"): {"SELECT", "INSERT", "UPDATE"},
     ("cocoon_billing", "ledger.refusals"): {"SELECT", "INSERT"},
-    ("cocoon_billing", "ledger.earnings_again"): {"SELECT"},
     ("cocoon_billing", "ledger.balances"): {"SELECT", "INSERT", "UPDATE", "DELETE"},
     **{
         ("cocoon_reader", f"ledger.{t}"): {"SELECT"}
-        for t in (
-            "entries", "balances", "settlements", "snapshots", "earnings", "refusals",
-            "earnings_again",
-        )
+        for t in ("entries", "balances", "settlements", "snapshots", "earnings", "refusals")
     },
     ("cocoon_gateway", "gateway.api_keys"): {"SELECT", "INSERT", "UPDATE revoked_at"},
     ("cocoon_attestation", "attestation.evidence"): {"SELECT", "INSERT", "UPDATE", "DELETE"},
