@@ -37,8 +37,9 @@ def checker(event_type: str, schema_version: int) -> Callable[[bytes], None]:
 
 
 def reader(event_type: str, schema_version: int) -> Callable[[bytes], Any]:
-    """The same, but it answers: the event, or an object with its fields as JSON has them (an amount may
-    be digits).
+    """The same, but it answers: the event, or an object with its fields as JSON has them.
+
+    An amount may be digits there.
     """
     decode = decoder(event_type, schema_version)
     fits = _shape(_MODELS[event_type, schema_version])
